@@ -1,0 +1,152 @@
+//! BootConfig: what an instance is told at boot, as JSON in its user data.
+//!
+//! It names things and holds no secret: anything on the instance that reaches the metadata service can read it.
+
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::model::{FleetName, GroupName, Label, Organization, Registration, RunnerVersion};
+
+/// The version of the document that this build writes and reads.
+pub const VERSION: u32 = 1;
+
+/// EC2 allows user data 16 KiB before base64; CloudFormation a parameter value 4,096 bytes, which is the tighter bound.
+///
+/// Source: <https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/cloudformation-limits.html>
+pub const MAX_BYTES: usize = 4096;
+
+/// Everything an instance needs to become a runner, beside its own identity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootConfig {
+    /// The document's version, [`VERSION`].
+    pub version: u32,
+    /// The organization the runner registers with.
+    pub organization: Organization,
+    /// The fleet it belongs to; the first part of the runner's name.
+    pub fleet: FleetName,
+    /// Where GitHub is.
+    pub github: GitHub,
+    /// Which App signs.
+    pub app: App,
+    /// Where that App's key is.
+    pub key: KeySource,
+    /// Persistent or ephemeral.
+    pub registration: Registration,
+    /// Labels beside the ones GitHub adds to every self-hosted runner.
+    pub labels: Vec<Label>,
+    /// The runner group's name.
+    pub runner_group: String,
+    /// The runner installed in the image.
+    pub runner: Runner,
+    /// The Auto Scaling group and how to leave it. Absent: the instance belongs to no group and nobody asks it to leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lifecycle: Option<Lifecycle>,
+}
+
+/// GitHub's endpoints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GitHub {
+    /// The REST API's base, `https://api.github.com` or `https://HOST/api/v3`.
+    pub api_url: Url,
+    /// The web address a runner is configured with, `https://github.com` or `https://HOST`.
+    pub url: Url,
+}
+
+/// The GitHub App.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct App {
+    /// The JWT's `iss`: the client id, or the app id in decimal.
+    pub issuer: String,
+    /// The installation in the organization; looked up when absent, which costs a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installation_id: Option<u64>,
+}
+
+/// Where the App's private key is, by reference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum KeySource {
+    /// A KMS key's alias, `alias/…`; signed by `kms:Sign`.
+    Kms(String),
+    /// A secret's name; its `AWSCURRENT` value is the PEM.
+    SecretsManager(String),
+    /// A PEM file on the instance (GHES appliances and tests).
+    File(String),
+}
+
+/// The runner in the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runner {
+    /// The version the image was baked with.
+    pub version: RunnerVersion,
+    /// The unprivileged user it runs as.
+    pub user: String,
+    /// Where its tarball was unpacked.
+    pub directory: String,
+}
+
+/// The Auto Scaling group the instance belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lifecycle {
+    /// The group's name.
+    pub group: GroupName,
+    /// The hook that holds a new instance in `Pending:Wait` until its runner is registered.
+    pub launch_hook: String,
+    /// The hook that holds a leaving instance in `Terminating:Wait` until its job is done.
+    pub termination_hook: String,
+    /// The termination hook's heartbeat timeout, 30 to 7,200 s.
+    pub heartbeat_secs: u32,
+    /// How long a running job may delay the instance's end, at most 172,800 s (48 h, Auto Scaling's own bound).
+    pub drain_limit_secs: u32,
+}
+
+/// Why a document is no BootConfig.
+#[derive(Debug, thiserror::Error)]
+pub enum BootConfigError {
+    /// Not JSON, or not of this shape.
+    #[error("the user data is not a BootConfig: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Written by another version of Kiln.
+    #[error("BootConfig version {found} is not supported: this image reads version {VERSION}; bake a new image")]
+    Version {
+        /// The version found.
+        found: u64,
+    },
+    /// Longer than [`MAX_BYTES`].
+    #[error("BootConfig is {bytes} bytes long, more than the {MAX_BYTES} a CloudFormation parameter can hold")]
+    TooLong {
+        /// The length found.
+        bytes: usize,
+    },
+}
+
+impl BootConfig {
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// [`BootConfigError`], a foreign version before any complaint about its shape.
+    pub fn from_json(text: &str) -> Result<Self, BootConfigError> {
+        let value: serde_json::Value = serde_json::from_str(text)?;
+        match value.get("version").and_then(serde_json::Value::as_u64) {
+            Some(found) if found != u64::from(VERSION) => Err(BootConfigError::Version { found }),
+            _ => Ok(serde_json::from_value(value)?),
+        }
+    }
+
+    /// Writes the document, compact and with a fixed order of keys: equal configurations give equal launch templates.
+    ///
+    /// # Errors
+    /// [`BootConfigError::TooLong`].
+    pub fn to_json(&self) -> Result<String, BootConfigError> {
+        let text = serde_json::to_string(self)?;
+        if text.len() > MAX_BYTES {
+            return Err(BootConfigError::TooLong { bytes: text.len() });
+        }
+        Ok(text)
+    }
+}

@@ -1,0 +1,230 @@
+//! `kiln.toml`: parsed to a raw form, validated to [`Config`].
+
+use std::collections::BTreeMap;
+
+use url::Url;
+
+use crate::boot;
+use crate::model::{
+    Architecture, BaseImage, FleetName, GroupName, InstanceType, KeyStore, Label, Organization, Region, Registration,
+    RunnerVersion, Sha256, SubnetId,
+};
+
+/// A validated `kiln.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The GitHub organization.
+    pub organization: Organization,
+    /// The AWS region.
+    pub region: Region,
+    /// The GitHub App.
+    pub app: App,
+    /// GitHub's endpoints.
+    pub github: boot::GitHub,
+    /// The pinned actions/runner.
+    pub runner: RunnerPin,
+    /// At least one fleet, by name.
+    pub fleets: BTreeMap<FleetName, Fleet>,
+}
+
+/// The App as kiln.toml names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct App {
+    /// Client id or app id.
+    pub id: AppId,
+    /// The installation in the organization, if written down; saves each boot a request.
+    pub installation_id: Option<u64>,
+}
+
+/// One of the two names an App has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AppId {
+    /// `Iv23…`, the one GitHub recommends as a JWT's issuer.
+    Client(String),
+    /// The number.
+    App(u64),
+}
+
+impl AppId {
+    /// The JWT's `iss`.
+    pub fn issuer(&self) -> String {
+        match self {
+            Self::Client(id) => id.clone(),
+            Self::App(id) => id.to_string(),
+        }
+    }
+}
+
+/// The pinned runner: one version, one digest for each architecture in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunnerPin {
+    /// The release.
+    pub version: RunnerVersion,
+    /// Digests of `actions-runner-linux-ARCH-VERSION.tar.gz`.
+    pub sha256: BTreeMap<Architecture, Sha256>,
+    /// Where releases are downloaded from; `https://github.com/actions/runner/releases/download` unless mirrored.
+    pub release_url: Url,
+}
+
+/// One `[fleet.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fleet {
+    /// Its name.
+    pub name: FleetName,
+    /// Labels beside the ones GitHub adds.
+    pub labels: Vec<Label>,
+    /// The runner group's name; `Default` is the one every organization has.
+    pub runner_group: String,
+    /// Persistent or ephemeral.
+    pub registration: Registration,
+    /// The image's operating system.
+    pub base_image: BaseImage,
+    /// The image's architecture.
+    pub architecture: Architecture,
+    /// In order of preference; never empty.
+    pub instance_types: Vec<InstanceType>,
+    /// The least number of instances.
+    pub min: u32,
+    /// The largest number of instances.
+    pub max: u32,
+    /// Where instances live.
+    pub network: Network,
+    /// Where the App's key is.
+    pub key_store: KeyStore,
+    /// The termination hook's heartbeat timeout, in seconds.
+    pub heartbeat_secs: u32,
+    /// How long a running job may delay an instance's end, in seconds.
+    pub drain_limit_secs: u32,
+}
+
+/// Where a fleet's instances live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Network {
+    /// The stack makes a VPC of its own.
+    NewVpc,
+    /// Subnets that exist, all of one VPC.
+    Subnets {
+        /// The VPC.
+        vpc: String,
+        /// At least one.
+        subnets: Vec<SubnetId>,
+    },
+}
+
+/// What identifies an image to be shared between fleets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageVariant {
+    /// The operating system.
+    pub base: BaseImage,
+    /// The architecture.
+    pub architecture: Architecture,
+}
+
+impl std::fmt::Display for ImageVariant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.base.short_name(), self.architecture)
+    }
+}
+
+impl Fleet {
+    /// The image the fleet runs.
+    pub fn image(&self) -> ImageVariant {
+        ImageVariant { base: self.base_image, architecture: self.architecture }
+    }
+}
+
+/// The hook that holds a new instance until its runner is registered.
+pub const LAUNCH_HOOK: &str = "kiln-launch";
+/// The hook that holds a leaving instance until its job is done.
+pub const TERMINATION_HOOK: &str = "kiln-terminate";
+/// The user the runner runs as; made by the image.
+pub const RUNNER_USER: &str = "runner";
+/// Where the image keeps the runner.
+pub const RUNNER_DIRECTORY: &str = "/opt/actions-runner";
+
+impl Config {
+    /// The organization's login as AWS resource names want it.
+    fn prefix(&self) -> String {
+        format!("kiln-{}", self.organization.as_str().to_ascii_lowercase())
+    }
+
+    /// The stack with Image Builder's role, profile, bucket and log group; one for the organization.
+    pub fn bake_stack(&self) -> String {
+        format!("{}-bake", self.prefix())
+    }
+
+    /// A fleet's stack.
+    pub fn fleet_stack(&self, fleet: &FleetName) -> String {
+        format!("{}-fleet-{fleet}", self.prefix())
+    }
+
+    /// A fleet's Auto Scaling group; the stack's name, so that BootConfig can hold it before the stack exists.
+    pub fn group(&self, fleet: &FleetName) -> GroupName {
+        self.fleet_stack(fleet).parse().expect("a stack name of letters, digits and hyphens is a group name")
+    }
+
+    /// The KMS alias of the App's key.
+    pub fn key_alias(&self) -> String {
+        format!("alias/{}-app-key", self.prefix())
+    }
+
+    /// The secret with the App's key.
+    pub fn key_secret(&self) -> String {
+        format!("{}/app-key", self.prefix())
+    }
+
+    /// The SSM parameter that records the newest tested AMI of a variant.
+    pub fn image_parameter(&self, variant: ImageVariant) -> String {
+        format!("/{}/image/{variant}", self.prefix())
+    }
+
+    /// The name every Image Builder resource of a variant begins with.
+    pub fn image_name(&self, variant: ImageVariant) -> String {
+        format!("{}-{variant}", self.prefix())
+    }
+
+    /// The distinct images the fleets run.
+    pub fn images(&self) -> std::collections::BTreeSet<ImageVariant> {
+        self.fleets.values().map(Fleet::image).collect()
+    }
+
+    /// The distinct key stores the fleets use.
+    pub fn key_stores(&self) -> std::collections::BTreeSet<KeyStore> {
+        self.fleets.values().map(|fleet| fleet.key_store).collect()
+    }
+
+    /// The key's reference as an instance of the fleet is told it.
+    pub fn key_source(&self, store: KeyStore) -> boot::KeySource {
+        match store {
+            KeyStore::Kms => boot::KeySource::Kms(self.key_alias()),
+            KeyStore::SecretsManager => boot::KeySource::SecretsManager(self.key_secret()),
+        }
+    }
+
+    /// What an instance of the fleet is told at boot.
+    pub fn boot_config(&self, fleet: &Fleet) -> boot::BootConfig {
+        boot::BootConfig {
+            version: boot::VERSION,
+            organization: self.organization.clone(),
+            fleet: fleet.name.clone(),
+            github: self.github.clone(),
+            app: boot::App { issuer: self.app.id.issuer(), installation_id: self.app.installation_id },
+            key: self.key_source(fleet.key_store),
+            registration: fleet.registration,
+            labels: fleet.labels.clone(),
+            runner_group: fleet.runner_group.clone(),
+            runner: boot::Runner {
+                version: self.runner.version.clone(),
+                user: RUNNER_USER.to_owned(),
+                directory: RUNNER_DIRECTORY.to_owned(),
+            },
+            lifecycle: Some(boot::Lifecycle {
+                group: self.group(&fleet.name),
+                launch_hook: LAUNCH_HOOK.to_owned(),
+                termination_hook: TERMINATION_HOOK.to_owned(),
+                heartbeat_secs: fleet.heartbeat_secs,
+                drain_limit_secs: fleet.drain_limit_secs,
+            }),
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Names and numbers shared by the operator's side and the instance. Each is a type of its own, so that a fleet's
+//! name can't be passed where a group's is wanted.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A string that does not have the form its type asks for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{value}` is not {expected}")]
+pub struct Malformed {
+    /// What was given.
+    pub value: String,
+    /// What was expected, with its article: "a runner version such as 2.338.0".
+    pub expected: &'static str,
+}
+
+/// Declares a string newtype whose only constructor checks its form.
+macro_rules! checked_string {
+    ($(#[$doc:meta])* $name:ident, $expected:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// What a value of this type looks like, with its article, for messages.
+            pub const EXPECTED: &'static str = $expected;
+
+            /// The value as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Malformed;
+            fn from_str(value: &str) -> Result<Self, Malformed> {
+                let check: fn(&str) -> bool = $check;
+                if check(value) {
+                    Ok(Self(value.to_owned()))
+                } else {
+                    Err(Malformed { value: value.to_owned(), expected: $expected })
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Malformed;
+            fn try_from(value: String) -> Result<Self, Malformed> {
+                value.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> String {
+                value.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+fn all(value: &str, ok: fn(u8) -> bool) -> bool {
+    !value.is_empty() && value.bytes().all(ok)
+}
+
+fn lower_hyphenated(value: &str) -> bool {
+    value.as_bytes().first().is_some_and(u8::is_ascii_lowercase)
+        && !value.ends_with('-')
+        && all(value, |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+fn aws_id(value: &str, prefix: &str) -> bool {
+    value.strip_prefix(prefix).is_some_and(|rest| {
+        (8..=17).contains(&rest.len()) && rest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    })
+}
+
+checked_string! {
+    /// A GitHub organization's login.
+    Organization, "an organization's login: letters, digits and single hyphens, at most 39 characters",
+    |v| v.len() <= 39 && all(v, |b| b.is_ascii_alphanumeric() || b == b'-')
+        && !v.starts_with('-') && !v.ends_with('-') && !v.contains("--")
+}
+checked_string! {
+    /// A fleet's name, the `NAME` of `[fleet.NAME]`. It becomes part of stack, group and runner names: GitHub allows a
+    /// runner name 64 characters, of which the instance id takes 20 and an ephemeral boot's suffix 9.
+    FleetName, "a fleet's name: a lower-case letter, then lower-case letters, digits or hyphens, at most 24 characters",
+    |v| v.len() <= 24 && lower_hyphenated(v)
+}
+checked_string! {
+    /// An AWS region's code.
+    Region, "an AWS region's code such as eu-central-1",
+    |v| { let parts: Vec<&str> = v.split('-').collect();
+          parts.len() >= 3 && parts.iter().all(|p| all(p, |b| b.is_ascii_lowercase() || b.is_ascii_digit()))
+          && parts.last().is_some_and(|p| all(p, |b| b.is_ascii_digit())) }
+}
+checked_string! {
+    /// An Auto Scaling group's name.
+    GroupName, "an Auto Scaling group's name of at most 255 characters, without a colon",
+    |v| v.len() <= 255 && !v.is_empty() && !v.contains(':')
+}
+checked_string! {
+    /// An EC2 instance id.
+    InstanceId, "an instance id such as i-0123456789abcdef0", |v| aws_id(v, "i-")
+}
+checked_string! {
+    /// An Amazon Machine Image id.
+    AmiId, "an AMI id such as ami-0123456789abcdef0", |v| aws_id(v, "ami-")
+}
+checked_string! {
+    /// A VPC subnet id.
+    SubnetId, "a subnet id such as subnet-0123456789abcdef0", |v| aws_id(v, "subnet-")
+}
+checked_string! {
+    /// A release of actions/runner, without the tag's leading `v`.
+    RunnerVersion, "a runner version such as 2.338.0",
+    |v| v.split('.').count() == 3 && v.split('.').all(|p| p.len() <= 6 && all(p, |b| b.is_ascii_digit()))
+}
+checked_string! {
+    /// A SHA-256 digest as 64 lower-case hexadecimal digits.
+    Sha256, "a SHA-256 digest: 64 lower-case hexadecimal digits",
+    |v| v.len() == 64 && all(v, |b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+checked_string! {
+    /// A runner label. GitHub allows 256 characters; a comma would split it in two in config.sh's list.
+    Label, "a label of at most 256 letters, digits, and . _ - characters",
+    |v| v.len() <= 256 && all(v, |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+checked_string! {
+    /// An EC2 instance type.
+    InstanceType, "an instance type such as m6i.large",
+    |v| v.split('.').count() == 2 && v.split('.').all(|p| all(p, |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))
+}
+
+/// A processor architecture, by its Rust target's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// 64-bit x86; `x64` in actions/runner's asset names.
+    #[serde(rename = "x86_64")]
+    X86_64,
+    /// 64-bit Arm; `arm64` to AWS and actions/runner.
+    Aarch64,
+}
+
+impl Architecture {
+    /// Every architecture Kiln builds for.
+    pub const ALL: [Self; 2] = [Self::X86_64, Self::Aarch64];
+
+    /// As Rust's targets name it.
+    pub fn rust_name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+        }
+    }
+
+    /// As EC2 and its public parameters name it.
+    pub fn aws_name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+
+    /// As actions/runner's release assets name it.
+    pub fn runner_name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+
+    /// The target the bootstrap binary is built for.
+    pub fn musl_target(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64-unknown-linux-musl",
+            Self::Aarch64 => "aarch64-unknown-linux-musl",
+        }
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.rust_name())
+    }
+}
+
+/// The operating system an image is built on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
+pub enum BaseImage {
+    /// Amazon Linux 2. Its support ended on 2026-06-30.
+    #[serde(rename = "amazon-linux-2")]
+    AmazonLinux2,
+    /// Amazon Linux 2023.
+    #[serde(rename = "amazon-linux-2023")]
+    AmazonLinux2023,
+}
+
+impl BaseImage {
+    /// The name in kiln.toml.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AmazonLinux2 => "amazon-linux-2",
+            Self::AmazonLinux2023 => "amazon-linux-2023",
+        }
+    }
+
+    /// A short form for resource names: `al2`, `al2023`.
+    pub fn short_name(self) -> &'static str {
+        match self {
+            Self::AmazonLinux2 => "al2",
+            Self::AmazonLinux2023 => "al2023",
+        }
+    }
+
+    /// The public SSM parameter that holds the newest AMI id.
+    ///
+    /// Source: <https://docs.aws.amazon.com/linux/al2/ug/ec2.html> and
+    /// <https://docs.aws.amazon.com/linux/al2023/ug/ec2.html>.
+    pub fn parameter(self, architecture: Architecture) -> String {
+        let arch = architecture.aws_name();
+        match self {
+            Self::AmazonLinux2 => format!("/aws/service/ami-amazon-linux-latest/amzn2-ami-kernel-5.10-hvm-{arch}-gp2"),
+            Self::AmazonLinux2023 => {
+                format!("/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{arch}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for BaseImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a runner registers at GitHub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Registration {
+    /// A registration token and `config.sh`; the runner takes job after job.
+    Persistent,
+    /// A just-in-time configuration; the runner takes one job, then the instance is replaced.
+    Ephemeral,
+}
+
+/// Where the GitHub App's private key is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyStore {
+    /// AWS KMS: the key is imported once and only ever signs; no instance can read it.
+    Kms,
+    /// AWS Secrets Manager: instances read the PEM and sign themselves.
+    SecretsManager,
+}
+
+impl fmt::Display for KeyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kms => "kms",
+            Self::SecretsManager => "secrets-manager",
+        })
+    }
+}
