@@ -1,1 +1,107 @@
-fn main() {}
+//! Kiln's commands. Flags and dispatch; what they do is in the crates.
+
+mod ami;
+mod ci;
+mod cloud;
+mod deploy;
+mod musl;
+mod rehearse;
+mod rotate_key;
+mod schema;
+mod tools;
+mod ui;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::ui::{Failure, Ui};
+
+/// GitHub Actions self-hosted runners for an organization, on its own AWS account.
+///
+/// `ami` bakes the image, `deploy` rolls it out, `rotate-key` installs or replaces the GitHub App's private key.
+/// `rehearse` runs all of it on this machine, without an account: start there.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Cli {
+    /// The configuration file.
+    #[arg(long, global = true, default_value = "kiln.toml", value_name = "FILE", env = "KILN_CONFIG")]
+    config: PathBuf,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, or nothing to do
+  1  AWS or GitHub could not be reached, or anything unforeseen
+  2  wrong usage of the command line
+  3  kiln.toml, a flag's value or a file is wrong
+  4  AWS or GitHub refused the credentials, or they lack a permission
+  5  something has to be done first, named in the hint
+  6  the bake, the stack or the roll-out ended in failure; what served before still serves
+  7  a bound was reached; the same command again goes on from there
+  130  interrupted; the same command again goes on from there
+
+Output meant for machines goes to stdout, everything else to stderr.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bake and test the image, and record its AMI.
+    Ami(ami::Args),
+    /// Bring a fleet's infrastructure to the wanted state and roll it to the recorded image.
+    Deploy(deploy::Args),
+    /// Install or replace the GitHub App's private key.
+    RotateKey(rotate_key::Args),
+    /// Run all of the above on this machine, against a local AWS and GitHub.
+    Rehearse(rehearse::Args),
+    /// Run every check that the project has.
+    Ci(ci::Args),
+    /// Write kiln.toml's JSON schema, for editors.
+    Schema(schema::Args),
+    /// Install the tools that `rehearse` and `ci` use, under target/tools.
+    Setup,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ui = Ui::new();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return ui.fail(&Failure::from(anyhow::Error::new(error).context("start the async runtime"))),
+    };
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = run(&cli, &ui) => result,
+            () = interrupted(&cli.command) => Err(Failure::Interrupted),
+        }
+    });
+    // A blocking read of a terminal must not hold up the exit.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => ui.fail(&failure),
+    }
+}
+
+async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Ami(args) => Box::pin(ami::run(args, &cli.config, ui)).await,
+        Command::Deploy(args) => Box::pin(deploy::run(args, &cli.config, ui)).await,
+        Command::RotateKey(args) => Box::pin(rotate_key::run(args, &cli.config, ui)).await,
+        Command::Rehearse(args) => Box::pin(rehearse::run(args, ui)).await,
+        Command::Ci(args) => Ok(ci::run(args, ui)?),
+        Command::Schema(args) => Ok(schema::run(args)?),
+        Command::Setup => Ok(tools::setup().map(drop)?),
+    }
+}
+
+/// Ctrl-C and a pipeline's cancel. `rehearse` handles them itself, since it has processes to end.
+async fn interrupted(command: &Command) {
+    if matches!(command, Command::Rehearse(_)) {
+        return std::future::pending().await;
+    }
+    ui::interrupt().await;
+}

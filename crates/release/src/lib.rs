@@ -3,6 +3,15 @@
 //! The outside world is reached through [`ports`], which the `kiln-aws` crate implements on the AWS SDK, and through
 //! `kiln-github`. No type of an SDK appears here.
 
+pub mod ami;
 pub mod components;
+pub mod deploy;
+pub mod error;
 pub mod payload;
+pub mod plan;
 pub mod ports;
+pub mod rotate_key;
+pub mod stacks;
+pub mod wait;
+
+pub use error::{Error, Kind, Result};

@@ -1,0 +1,518 @@
+//! `cargo xtask ami`: brings the recorded AMI of a variant to what kiln.toml and this checkout say.
+//!
+//! The digest of all inputs (documents, payload, pins, base image) is the recipe's version and a tag on the AMI. That
+//! makes the command idempotent without a file of its own: whatever an interrupted run left is found by its name.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use kiln_fleet::config::{Config, ImageVariant};
+use kiln_fleet::model::{AmiId, BaseImage, Sha256};
+use sha2::{Digest, Sha256 as Hasher};
+
+use crate::components;
+use crate::error::{Error, Kind, Result};
+use crate::plan::Plan;
+use crate::ports::{
+    Ami, Blobs, Build, BuildStatus, Caller, Cloud, Component, ComponentUse, Distribution, Images, Infrastructure,
+    Progress, Recipe, StackRequest, Versioned,
+};
+use crate::stacks::{self, StackStep};
+use crate::wait::{Pace, human};
+
+/// A bake takes 20 to 30 minutes; Image Builder's own steps may be retried. Three hours is beyond any bake that ends.
+const BAKE_BOUND: Duration = Duration::from_secs(3 * 3600);
+
+/// Tag on an AMI: the digest of the inputs it was baked from.
+pub const INPUTS_TAG: &str = "kiln:inputs";
+
+/// The bake stack's template, as it stands in `infra/`.
+const BAKE_TEMPLATE: &str = include_str!("../../../infra/bake.yaml");
+
+/// What is to be baked.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The validated kiln.toml.
+    pub config: &'a Config,
+    /// Which of its images.
+    pub variant: ImageVariant,
+    /// The packed payload.
+    pub payload: &'a [u8],
+    /// Its digest.
+    pub payload_sha256: Sha256,
+}
+
+/// Everything to be made for an image, all names derived from the inputs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The bake stack.
+    pub stack: StackRequest,
+    /// The payload's bucket.
+    pub bucket: String,
+    /// The payload's key.
+    pub key: String,
+    /// The components, in order.
+    pub components: Vec<Component>,
+    /// The recipe, whose version is [`Wanted::inputs`], shortened.
+    pub recipe: Recipe,
+    /// Where it is built.
+    pub infrastructure: Infrastructure,
+    /// What the AMI is called.
+    pub distribution: Distribution,
+    /// The digest of all inputs.
+    pub inputs: Sha256,
+    /// The parameter that records the AMI.
+    pub parameter: String,
+}
+
+/// The world as `ami` found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// The bake stack's difference from the wanted one.
+    pub stack: Option<stacks::Difference>,
+    /// The payload is in its bucket.
+    pub payload: bool,
+    /// For each wanted component: it exists.
+    pub components: Vec<bool>,
+    /// The recipe exists.
+    pub recipe: bool,
+    /// The infrastructure configuration as it stands.
+    pub infrastructure: Option<Infrastructure>,
+    /// The distribution configuration as it stands.
+    pub distribution: Option<Distribution>,
+    /// The newest build of the wanted recipe.
+    pub build: Option<Build>,
+    /// The AMI of that build, if it is there and still exists.
+    pub built: Option<Ami>,
+    /// The recorded AMI, if it still exists.
+    pub recorded: Option<Ami>,
+}
+
+/// A step of the plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Create or update the bake stack.
+    Stack(StackStep),
+    /// Put the payload into its bucket.
+    Upload {
+        /// The bucket.
+        bucket: String,
+        /// The key.
+        key: String,
+        /// The payload's length.
+        bytes: usize,
+    },
+    /// Make a component.
+    Component(Component),
+    /// Make the recipe.
+    Recipe(Recipe),
+    /// Create or update the infrastructure configuration.
+    Infrastructure(Infrastructure),
+    /// Create or update the distribution configuration.
+    Distribution(Distribution),
+    /// Start a build.
+    Start {
+        /// Makes a repeated start the same one.
+        token: String,
+    },
+    /// Wait for the build, started just now or by an earlier run.
+    Await {
+        /// The running build, when it is an earlier run's.
+        resumed: Option<String>,
+    },
+    /// Tag the AMI with its inputs and record it in the parameter.
+    Record {
+        /// The AMI, when it is an earlier run's.
+        built: Option<AmiId>,
+        /// The parameter.
+        parameter: String,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stack(step) => step.fmt(f),
+            Self::Upload { bucket, key, bytes } => write!(f, "upload the payload, {bytes} bytes, to s3://{bucket}/{key}"),
+            Self::Component(component) => write!(f, "create component {}", component.id),
+            Self::Recipe(recipe) => {
+                write!(f, "create recipe {} on {}", recipe.id, recipe.base)?;
+                for used in &recipe.components {
+                    write!(f, "\n+ {}", used.id)?;
+                }
+                Ok(())
+            }
+            Self::Infrastructure(infrastructure) => {
+                write!(f, "put infrastructure configuration {}", infrastructure.name)
+            }
+            Self::Distribution(distribution) => write!(f, "put distribution configuration {}", distribution.name),
+            Self::Start { .. } => f.write_str("start the build"),
+            Self::Await { resumed: None } => f.write_str("wait until the AMI is built and tested"),
+            Self::Await { resumed: Some(arn) } => {
+                write!(f, "wait until the running build {arn} is built and tested")
+            }
+            Self::Record { built: None, parameter } => write!(f, "tag the AMI and record it in {parameter}"),
+            Self::Record { built: Some(ami), parameter } => write!(f, "tag {ami} and record it in {parameter}"),
+        }
+    }
+}
+
+/// The digest of text, as 64 hexadecimal digits.
+fn sha256(parts: &[&str]) -> Sha256 {
+    let mut hasher = Hasher::new();
+    for part in parts {
+        // Lengths keep ["ab", "c"] and ["a", "bc"] apart.
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    let hex = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    hex.parse().expect("32 bytes are 64 hexadecimal digits")
+}
+
+/// Image Builder's versions are three numbers below 2^30; two of them hold 60 bits of a digest.
+fn version_of(digest: &Sha256) -> String {
+    let node = |range: std::ops::Range<usize>| {
+        u32::from_str_radix(&digest.as_str()[range], 16).expect("eight hexadecimal digits") & ((1 << 30) - 1)
+    };
+    format!("1.{}.{}", node(0..8), node(8..16))
+}
+
+/// A bucket's name has at most 63 characters; 30 of an organization's 39 leave room for account and region.
+fn bucket_name(config: &Config, caller: &Caller) -> String {
+    let organization: String = config.organization.as_str().to_ascii_lowercase().chars().take(30).collect();
+    format!("kiln-{organization}-{}-{}", caller.account, config.region)
+}
+
+/// Derives all that has to exist.
+///
+/// # Errors
+/// [`Kind::Configuration`] when kiln.toml has no digest for the architecture.
+pub fn wanted(request: &Request<'_>, caller: &Caller, base: AmiId) -> Result<Wanted> {
+    let Request { config, variant, payload_sha256, .. } = request;
+    let bucket = bucket_name(config, caller);
+    let key = format!("payload/{payload_sha256}.tar.gz");
+    let stack = StackRequest {
+        name: config.bake_stack(),
+        template: BAKE_TEMPLATE.to_owned(),
+        parameters: BTreeMap::from([("BucketName".to_owned(), bucket.clone())]),
+        tags: BTreeMap::from([("kiln:managed".to_owned(), "true".to_owned())]),
+    };
+    let values = component_values(request, &format!("s3://{bucket}/{key}"))?;
+    let components = components();
+    let uses = components.iter().map(|component| component_use(component, &values)).collect();
+    let mut recipe = Recipe {
+        id: Versioned { name: config.image_name(*variant), version: String::new() },
+        base,
+        components: uses,
+        volume_gib: 30,
+        root_device: "/dev/xvda".to_owned(),
+        uninstall_ssm_agent: false,
+    };
+    let inputs = sha256(&[&format!("{recipe:?}")]);
+    recipe.id.version = version_of(&inputs);
+    Ok(Wanted {
+        infrastructure: Infrastructure {
+            name: config.image_name(*variant),
+            instance_profile: config.bake_stack(),
+            instance_types: vec![build_instance_type(*variant).to_owned()],
+            log_bucket: bucket.clone(),
+        },
+        distribution: Distribution {
+            name: config.image_name(*variant),
+            ami_name: format!("{} {{{{ imagebuilder:buildDate }}}}", config.image_name(*variant)),
+            ami_tags: BTreeMap::from([
+                ("kiln:managed".to_owned(), "true".to_owned()),
+                ("kiln:image".to_owned(), config.image_name(*variant)),
+            ]),
+        },
+        parameter: config.image_parameter(*variant),
+        stack,
+        bucket,
+        key,
+        components,
+        recipe,
+        inputs,
+    })
+}
+
+fn build_instance_type(variant: ImageVariant) -> &'static str {
+    match variant.architecture {
+        kiln_fleet::model::Architecture::X86_64 => "m5.large",
+        kiln_fleet::model::Architecture::Aarch64 => "m6g.large",
+    }
+}
+
+/// The documents of `ami/components` as components, each with a version of its own content.
+fn components() -> Vec<Component> {
+    components::COMPONENTS
+        .iter()
+        .map(|(name, document)| Component {
+            id: Versioned { name: format!("kiln-{name}"), version: version_of(&sha256(&[document])) },
+            document: (*document).to_owned(),
+            supported_os: vec!["Amazon Linux 2".to_owned(), "Amazon Linux 2023".to_owned()],
+        })
+        .collect()
+}
+
+/// Every value that the documents may ask for.
+fn component_values(request: &Request<'_>, payload_uri: &str) -> Result<BTreeMap<&'static str, String>> {
+    let Request { config, variant, payload_sha256, .. } = request;
+    let pin = &config.runner;
+    let Some(runner_sha256) = pin.sha256.get(&variant.architecture) else {
+        return Err(Error::new(
+            Kind::Configuration,
+            format!("kiln.toml pins no sha256 of runner {} for {}", pin.version, variant.architecture),
+        )
+        .hint(format!("add `{} = \"…\"` to [runner.sha256]", variant.architecture)));
+    };
+    let file = format!("actions-runner-linux-{}-{}.tar.gz", variant.architecture.runner_name(), pin.version);
+    let base = pin.release_url.as_str().trim_end_matches('/');
+    Ok(BTreeMap::from([
+        ("RunnerVersion", pin.version.to_string()),
+        ("RunnerUrl", format!("{base}/v{}/{file}", pin.version)),
+        ("RunnerSha256", runner_sha256.to_string()),
+        ("PayloadUri", payload_uri.to_owned()),
+        ("PayloadSha256", payload_sha256.to_string()),
+    ]))
+}
+
+fn component_use(component: &Component, values: &BTreeMap<&'static str, String>) -> ComponentUse {
+    let document = components::Document::parse(&component.document).expect("the committed documents are tested");
+    let parameters = values
+        .iter()
+        .filter(|(name, _)| document.parameters.contains_key(**name))
+        .map(|(name, value)| ((*name).to_owned(), value.clone()))
+        .collect();
+    ComponentUse { id: component.id.clone(), parameters }
+}
+
+/// What the plan is made from.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What has to exist.
+    pub wanted: Wanted,
+    /// What does.
+    pub observed: Observed,
+}
+
+/// Looks at the world. Makes no mutating call.
+///
+/// # Errors
+/// What AWS answers, and [`wanted`]'s.
+pub async fn observe(request: &Request<'_>, cloud: &impl Cloud, progress: &dyn Progress) -> Result<Prepared> {
+    let caller = cloud.caller().await?;
+    let base = cloud.newest_base(request.variant.base, request.variant.architecture).await?;
+    let wanted = wanted(request, &caller, base)?;
+    let stack = stacks::settled_stack(cloud, &wanted.stack.name, progress).await?;
+    let difference = stacks::difference(stack.as_ref(), &wanted.stack);
+    // The bucket exists with the stack; a look at a bucket that does not exist would be a permission error.
+    let payload = stack.is_some_and(|s| s.outputs.contains_key("Bucket"))
+        && cloud.has_blob(&wanted.bucket, &wanted.key).await?;
+    let mut components = Vec::new();
+    for component in &wanted.components {
+        components.push(cloud.has_component(&component.id).await?);
+    }
+    let recipe = cloud.has_recipe(&wanted.recipe.id).await?;
+    let build = if recipe { cloud.newest_build(&wanted.recipe.id).await? } else { None };
+    let built = match &build {
+        Some(Build { status: BuildStatus::Available(ami), .. }) => existing(cloud, ami).await?,
+        _ => None,
+    };
+    let recorded = match cloud.recorded(&wanted.parameter).await? {
+        Some(ami) => existing(cloud, &ami).await?,
+        None => None,
+    };
+    let infrastructure = cloud.infrastructure(&wanted.infrastructure.name).await?;
+    let distribution = cloud.distribution(&wanted.distribution.name).await?;
+    let observed = Observed {
+        stack: difference,
+        payload,
+        components,
+        recipe,
+        infrastructure,
+        distribution,
+        build,
+        built,
+        recorded,
+    };
+    Ok(Prepared { wanted, observed })
+}
+
+async fn existing(cloud: &impl Images, ami: &AmiId) -> Result<Option<Ami>> {
+    Ok(cloud.ami(ami).await?.filter(|ami| matches!(ami.state.as_str(), "available" | "pending")))
+}
+
+/// What has to be done; pure.
+pub fn plan(variant: ImageVariant, bytes: usize, prepared: &Prepared) -> Plan<Step> {
+    let Prepared { wanted, observed } = prepared;
+    let mut plan = Plan { subject: format!("image {variant}"), steps: Vec::new(), settled: String::new() };
+    let is_current = |ami: &Ami| ami.tags.get(INPUTS_TAG).map(String::as_str) == Some(wanted.inputs.as_str());
+    if let Some(ami) = observed.recorded.as_ref().filter(|ami| is_current(ami)) {
+        plan.settled = format!("{} holds these inputs already", ami.id);
+        return plan;
+    }
+    let record = |built| Step::Record { built, parameter: wanted.parameter.clone() };
+    if let Some(ami) = &observed.built {
+        plan.steps.push(record(Some(ami.id.clone())));
+        return plan;
+    }
+    if let Some(Build { arn, status: BuildStatus::Running(_), .. }) = &observed.build {
+        plan.steps.push(Step::Await { resumed: Some(arn.clone()) });
+        plan.steps.push(record(None));
+        return plan;
+    }
+    plan.steps.extend(prerequisites(wanted, observed, bytes));
+    // A repeated start with the same token is the same build; a failed or removed one asks for a new token.
+    let last = observed.build.as_ref().map_or("", |build| build.arn.as_str());
+    plan.steps.push(Step::Start { token: sha256(&[wanted.inputs.as_str(), last]).to_string() });
+    plan.steps.push(Step::Await { resumed: None });
+    plan.steps.push(record(None));
+    plan
+}
+
+fn prerequisites(wanted: &Wanted, observed: &Observed, bytes: usize) -> Vec<Step> {
+    let mut steps = Vec::new();
+    if let Some(difference) = &observed.stack {
+        steps.push(Step::Stack(StackStep { request: wanted.stack.clone(), difference: difference.clone() }));
+    }
+    if !observed.payload {
+        steps.push(Step::Upload { bucket: wanted.bucket.clone(), key: wanted.key.clone(), bytes });
+    }
+    for (component, exists) in wanted.components.iter().zip(&observed.components) {
+        if !exists {
+            steps.push(Step::Component(component.clone()));
+        }
+    }
+    if !observed.recipe {
+        steps.push(Step::Recipe(wanted.recipe.clone()));
+    }
+    if observed.infrastructure.as_ref() != Some(&wanted.infrastructure) {
+        steps.push(Step::Infrastructure(wanted.infrastructure.clone()));
+    }
+    if observed.distribution.as_ref() != Some(&wanted.distribution) {
+        steps.push(Step::Distribution(wanted.distribution.clone()));
+    }
+    steps
+}
+
+/// Carries the plan out; the AMI's id is the result.
+///
+/// # Errors
+/// The first step that fails, with the steps done before it.
+pub async fn apply(
+    request: &Request<'_>,
+    prepared: &Prepared,
+    plan: &Plan<Step>,
+    cloud: &impl Cloud,
+    progress: &dyn Progress,
+) -> Result<AmiId> {
+    if plan.is_empty() {
+        let recorded = prepared.observed.recorded.as_ref();
+        return Ok(recorded.expect("an empty plan means a recorded AMI").id.clone());
+    }
+    let mut run = Run { request, wanted: &prepared.wanted, build: None, ami: None };
+    let mut done = Vec::new();
+    for step in &plan.steps {
+        progress.say(&step.to_string());
+        run.step(step, cloud, progress).await.map_err(|error| error.after(&done))?;
+        done.push(step.to_string().lines().next().unwrap_or_default().to_owned());
+    }
+    Ok(run.ami.expect("every plan ends by recording an AMI"))
+}
+
+struct Run<'a> {
+    request: &'a Request<'a>,
+    wanted: &'a Wanted,
+    build: Option<String>,
+    ami: Option<AmiId>,
+}
+
+impl Run<'_> {
+    async fn step(&mut self, step: &Step, cloud: &impl Cloud, progress: &dyn Progress) -> Result<()> {
+        match step {
+            Step::Stack(step) => stacks::apply(cloud, step, progress).await?,
+            Step::Upload { bucket, key, .. } => self.upload(bucket, key, cloud).await?,
+            Step::Component(component) => cloud.create_component(component).await?,
+            Step::Recipe(recipe) => cloud.create_recipe(recipe).await?,
+            Step::Infrastructure(infrastructure) => cloud.put_infrastructure(infrastructure).await?,
+            Step::Distribution(distribution) => cloud.put_distribution(distribution).await?,
+            Step::Start { token } => self.start(token, cloud).await?,
+            Step::Await { resumed } => {
+                let arn = resumed.clone().or_else(|| self.build.clone()).expect("a wait follows a start or resumes");
+                self.ami = Some(wait(&arn, cloud, progress).await?);
+            }
+            Step::Record { built, parameter } => {
+                let ami = built.clone().or_else(|| self.ami.clone()).expect("a record follows a build");
+                cloud.tag_ami(&ami, &self.tags()).await?;
+                cloud.record(parameter, &ami).await?;
+                self.ami = Some(ami);
+            }
+        }
+        Ok(())
+    }
+
+    async fn upload(&self, bucket: &str, key: &str, cloud: &impl Blobs) -> Result<()> {
+        let Request { payload, payload_sha256, .. } = self.request;
+        Ok(cloud.put_blob(bucket, key, payload.to_vec(), payload_sha256).await?)
+    }
+
+    async fn start(&mut self, token: &str, cloud: &impl Images) -> Result<()> {
+        let Wanted { recipe, infrastructure, distribution, .. } = self.wanted;
+        let build = cloud.start_build(&recipe.id, &infrastructure.name, &distribution.name, token).await?;
+        self.build = Some(build.arn);
+        Ok(())
+    }
+
+    fn tags(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            (INPUTS_TAG.to_owned(), self.wanted.inputs.to_string()),
+            ("kiln:base-image".to_owned(), self.wanted.recipe.base.to_string()),
+            ("kiln:runner-version".to_owned(), self.request.config.runner.version.to_string()),
+            ("kiln:payload".to_owned(), self.request.payload_sha256.to_string()),
+        ])
+    }
+}
+
+/// Waits for a build, saying each step of its workflows as it begins and ends.
+async fn wait(arn: &str, cloud: &impl Images, progress: &dyn Progress) -> Result<AmiId> {
+    let mut pace = Pace::new(BAKE_BOUND);
+    let mut told: BTreeMap<String, String> = BTreeMap::new();
+    loop {
+        let build = cloud.build(arn).await?;
+        for step in &build.steps {
+            if told.insert(step.name.clone(), step.status.clone()).as_ref() != Some(&step.status) {
+                progress.say(&format!("{:<10} {}", step.status.to_ascii_lowercase(), step.name));
+                pace.quicken();
+            }
+        }
+        match build.status {
+            BuildStatus::Available(ami) => return Ok(ami),
+            BuildStatus::Failed { state, reason } => {
+                return Err(Error::new(Kind::Failed, format!("build {arn} ended in {state}: {reason}")).hint(
+                    "no AMI was recorded, the one before still serves; mend what is named and run this again: it starts \
+                     a new build",
+                ));
+            }
+            BuildStatus::Running(state) => {
+                progress.state(&format!("build is {state}"));
+                if pace.pause().await.is_err() {
+                    let bound = human(BAKE_BOUND);
+                    return Err(Error::new(Kind::Timeout, format!("build {arn} was still {state} after {bound}"))
+                        .hint("run the same command again: it waits for this very build"));
+                }
+            }
+        }
+    }
+}
+
+/// What is said once about a base image that should not be chosen anew.
+pub fn notice(variant: ImageVariant) -> Option<&'static str> {
+    match variant.base {
+        BaseImage::AmazonLinux2 => Some(
+            "Amazon Linux 2 is out of support since 2026-06-30: no more security updates; base_image = \
+             \"amazon-linux-2023\" is the way on",
+        ),
+        BaseImage::AmazonLinux2023 => None,
+    }
+}

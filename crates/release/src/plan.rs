@@ -1,0 +1,39 @@
+//! A plan: what a command would do, as data. The dry run prints it, and the real run prints and applies the same one.
+
+use std::fmt;
+
+/// Steps in order. None of them is needed when the world is as wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan<S> {
+    /// What the plan is about: "image al2-x86_64", "fleet linux".
+    pub subject: String,
+    /// In order.
+    pub steps: Vec<S>,
+    /// What an empty plan means here, in a sentence: "ami-… holds these inputs already".
+    pub settled: String,
+}
+
+impl<S> Plan<S> {
+    /// Is there nothing to do?
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+}
+
+impl<S: fmt::Display> fmt::Display for Plan<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return write!(f, "{}: nothing to do: {}", self.subject, self.settled);
+        }
+        write!(f, "{}:", self.subject)?;
+        for (index, step) in self.steps.iter().enumerate() {
+            let text = step.to_string();
+            let mut lines = text.lines();
+            write!(f, "\n  {}. {}", index + 1, lines.next().unwrap_or_default())?;
+            for line in lines {
+                write!(f, "\n     {line}")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,249 @@
+//! Bringing a CloudFormation stack to a wanted state: compared first, so that an equal one costs no mutating call.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use crate::error::{Error, Kind, Result};
+use crate::ports::{ChangeSet, Progress, ResourceChange, Stack, StackRequest, Stacks};
+use crate::wait::{Pace, human};
+
+/// A NAT gateway and an Auto Scaling group with its first instances are up within minutes; an hour is CloudFormation's
+/// own default for a resource that must stabilise.
+pub const STACK_BOUND: Duration = Duration::from_secs(3600);
+
+/// The one way a stack is brought to its wanted state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StackStep {
+    /// The wanted state.
+    pub request: StackRequest,
+    /// What differs from it now.
+    pub difference: Difference,
+}
+
+/// What differs between a stack and its wanted state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// There is no stack.
+    Absent,
+    /// Template or parameters differ.
+    Changed {
+        /// The template's text differs.
+        template: bool,
+        /// Name, value now (if any), value wanted (if any).
+        parameters: Vec<(String, Option<String>, Option<String>)>,
+    },
+}
+
+impl Difference {
+    /// Would this change the named parameter, or the template?
+    pub fn touches(&self, names: &[&str]) -> bool {
+        match self {
+            Self::Absent => true,
+            Self::Changed { template, parameters } => {
+                *template || parameters.iter().any(|(name, _, _)| names.contains(&name.as_str()))
+            }
+        }
+    }
+}
+
+impl fmt::Display for StackStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.request.name;
+        match &self.difference {
+            Difference::Absent => {
+                write!(f, "create stack {name}")?;
+                for (parameter, value) in &self.request.parameters {
+                    write!(f, "\n+ {parameter} = {}", shown(value))?;
+                }
+                Ok(())
+            }
+            Difference::Changed { template, parameters } => {
+                write!(f, "update stack {name}")?;
+                if *template {
+                    f.write_str("\n~ template")?;
+                }
+                for (parameter, now, wanted) in parameters {
+                    match (now, wanted) {
+                        (Some(now), Some(wanted)) => {
+                            write!(f, "\n~ {parameter} = {} -> {}", shown(now), shown(wanted))?;
+                        }
+                        (None, Some(wanted)) => write!(f, "\n+ {parameter} = {}", shown(wanted))?,
+                        (Some(now), None) => write!(f, "\n- {parameter} = {}", shown(now))?,
+                        (None, None) => {}
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn shown(value: &str) -> String {
+    if value.is_empty() { "\"\"".to_owned() } else { value.to_owned() }
+}
+
+/// Compares a stack with its wanted state; `None` when equal.
+pub fn difference(stack: Option<&Stack>, wanted: &StackRequest) -> Option<Difference> {
+    // A stack that was created by a change set which was never executed holds nothing yet.
+    let Some(stack) = stack.filter(|s| s.status != "REVIEW_IN_PROGRESS") else {
+        return Some(Difference::Absent);
+    };
+    let template = stack.template.as_deref() != Some(wanted.template.as_str());
+    let names: BTreeSet<&String> = stack.parameters.keys().chain(wanted.parameters.keys()).collect();
+    let value = |from: &BTreeMap<String, String>, name: &String| from.get(name).cloned();
+    let parameters: Vec<_> = names
+        .into_iter()
+        .map(|name| (name.clone(), value(&stack.parameters, name), value(&wanted.parameters, name)))
+        .filter(|(_, now, wanted)| now != wanted)
+        .collect();
+    (template || !parameters.is_empty()).then_some(Difference::Changed { template, parameters })
+}
+
+/// Reads a stack, waiting for an operation that is under way on it, and refuses one that can't be updated.
+///
+/// # Errors
+/// [`Kind::Precondition`] for a stack that must be mended by hand, [`Kind::Timeout`] for one that stays in progress.
+pub async fn settled_stack(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<Option<Stack>> {
+    let mut pace = Pace::new(STACK_BOUND);
+    loop {
+        let Some(stack) = cloud.stack(name).await? else { return Ok(None) };
+        match stack.status.as_str() {
+            "REVIEW_IN_PROGRESS" => return Ok(Some(stack)),
+            status if status.ends_with("_IN_PROGRESS") => {
+                progress.state(&format!("stack {name} is {status}: waiting for it"));
+                if pace.pause().await.is_err() {
+                    return Err(still_busy(name, status));
+                }
+            }
+            status if can_be_updated(status) => return Ok(Some(stack)),
+            _ => return Err(broken(cloud, &stack).await),
+        }
+    }
+}
+
+fn can_be_updated(status: &str) -> bool {
+    // Source: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/view-stack-events.html
+    matches!(
+        status,
+        "CREATE_COMPLETE"
+            | "UPDATE_COMPLETE"
+            | "UPDATE_ROLLBACK_COMPLETE"
+            | "IMPORT_COMPLETE"
+            | "IMPORT_ROLLBACK_COMPLETE"
+            | "UPDATE_FAILED"
+            | "CREATE_FAILED"
+    )
+}
+
+fn still_busy(name: &str, status: &str) -> Error {
+    Error::new(Kind::Timeout, format!("stack `{name}` was still {status} after {}", human(STACK_BOUND)))
+        .hint("run the same command again: it waits on, and goes on from there")
+}
+
+async fn broken(cloud: &impl Stacks, stack: &Stack) -> Error {
+    let name = &stack.name;
+    let reason = match first_failure(cloud, name).await {
+        Some(reason) => reason,
+        None => stack.reason.clone().unwrap_or_else(|| "CloudFormation gives no reason".to_owned()),
+    };
+    let hint = match stack.status.as_str() {
+        "UPDATE_ROLLBACK_FAILED" => {
+            format!("mend what is named, then `aws cloudformation continue-update-rollback --stack-name {name}`")
+        }
+        _ => format!(
+            "it holds nothing that serves: mend what is named, `aws cloudformation delete-stack --stack-name {name}`, \
+             then run this again"
+        ),
+    };
+    Error::new(Kind::Precondition, format!("stack `{name}` is in {} and can't be updated: {reason}", stack.status))
+        .hint(hint)
+}
+
+/// The reason of the first resource that failed in the newest operation; what follows it is only consequence.
+async fn first_failure(cloud: &impl Stacks, name: &str) -> Option<String> {
+    let events = cloud.events(name).await.ok()?;
+    let begin = events
+        .iter()
+        .rposition(|e| {
+            e.kind == "AWS::CloudFormation::Stack"
+                && matches!(e.status.as_str(), "CREATE_IN_PROGRESS" | "UPDATE_IN_PROGRESS")
+        })
+        .unwrap_or(0);
+    events[begin..].iter().find(|e| e.status.ends_with("_FAILED")).map(|e| {
+        format!("{} ({}): {}", e.resource, e.kind, e.reason.as_deref().unwrap_or("no reason given"))
+    })
+}
+
+/// Carries out a [`StackStep`]: change set, shown; executed; events streamed until the end.
+///
+/// # Errors
+/// [`Kind::Failed`] with the first failed resource's reason; [`Kind::Timeout`].
+pub async fn apply(cloud: &impl Stacks, step: &StackStep, progress: &dyn Progress) -> Result<()> {
+    let name = &step.request.name;
+    let before: BTreeSet<String> = match step.difference {
+        Difference::Absent => BTreeSet::new(),
+        Difference::Changed { .. } => cloud.events(name).await?.into_iter().map(|e| e.id).collect(),
+    };
+    let change_set = cloud.change_set(&step.request).await?;
+    show(&change_set, progress);
+    if change_set.changes.is_empty() {
+        cloud.discard(&change_set).await?;
+        return Ok(());
+    }
+    cloud.execute(&change_set).await?;
+    follow(cloud, name, before, progress).await
+}
+
+fn show(change_set: &ChangeSet, progress: &dyn Progress) {
+    if change_set.changes.is_empty() {
+        progress.say(&format!("stack {}: CloudFormation sees no change", change_set.stack));
+    }
+    for ResourceChange { action, resource, kind, replacement, details } in &change_set.changes {
+        let sign = match action.as_str() {
+            "Add" => '+',
+            "Remove" => '-',
+            _ => '~',
+        };
+        let replaced = if *replacement { " (REPLACED)" } else { "" };
+        let details = if details.is_empty() { String::new() } else { format!(": {}", details.join(", ")) };
+        progress.say(&format!("{sign} {resource} ({kind}){replaced}{details}"));
+    }
+}
+
+async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, progress: &dyn Progress) -> Result<()> {
+    let mut pace = Pace::new(STACK_BOUND);
+    // Right after the call the stack may still show the state before it: the end is one that a new event tells of.
+    let mut told = String::new();
+    loop {
+        // The state is read before the events, so that the last round prints the last ones.
+        let Some(stack) = cloud.stack(name).await? else {
+            return Err(Error::new(Kind::Failed, format!("stack `{name}` was deleted while it was being changed")));
+        };
+        for event in cloud.events(name).await? {
+            if seen.insert(event.id.clone()) {
+                pace.quicken();
+                if event.kind == "AWS::CloudFormation::Stack" && event.resource == name {
+                    told.clone_from(&event.status);
+                }
+                let reason = event.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+                progress.say(&format!("{} {} ({}){reason}", event.status, event.resource, event.kind));
+            }
+        }
+        let status = stack.status.as_str();
+        let ended = status == told && !status.ends_with("_IN_PROGRESS");
+        if ended && matches!(status, "CREATE_COMPLETE" | "UPDATE_COMPLETE") {
+            return Ok(());
+        }
+        if ended {
+            let reason = first_failure(cloud, name).await.or(stack.reason).unwrap_or_else(|| "no reason given".into());
+            return Err(Error::new(Kind::Failed, format!("stack `{name}` ended in {status}: {reason}")).hint(
+                "CloudFormation went back to the state before, which still serves; mend what is named and run this again",
+            ));
+        }
+        progress.state(&format!("stack {name} is {status}"));
+        if pace.pause().await.is_err() {
+            return Err(still_busy(name, status));
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! `cargo xtask ami`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use kiln_fleet::config::{Config, ImageVariant};
+use kiln_fleet::model::{Architecture, FleetName};
+use kiln_release::ami::{self, Request};
+use kiln_release::payload::{self, Payload};
+use kiln_release::{Error, Kind};
+
+use crate::ui::{Failure, Ui};
+use crate::{cloud, musl};
+
+/// Bake and test the image, and record its AMI.
+///
+/// Builds the bootstrap binary static for musl, packs it, and bakes through EC2 Image Builder. Nothing is done when the
+/// recorded AMI was baked from the same inputs; a bake that is running already is waited for.
+///
+/// Prints the AMI's id alone on stdout; one a line when the fleets need several images.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask ami --dry-run
+  cargo xtask ami --fleet linux")]
+pub(crate) struct Args {
+    /// Bake the image of this fleet only; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    fleet: Vec<FleetName>,
+
+    /// Print the plan and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Use this bootstrap binary instead of building one; it must be static.
+    #[arg(long, value_name = "FILE")]
+    bootstrap: Option<PathBuf>,
+}
+
+pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failure> {
+    let config = cloud::read_config(config)?;
+    let images: BTreeSet<ImageVariant> =
+        cloud::fleets(&config, &args.fleet)?.into_iter().map(|fleet| fleet.image()).collect();
+    let aws = cloud::aws(&config).await;
+    // Missing credentials are told before minutes of compiling, not after.
+    kiln_release::ports::Identity::caller(&aws).await.map_err(Error::from)?;
+    for variant in images {
+        let payload = packed(args, variant.architecture, ui)?;
+        bake(args, &config, variant, &payload, &aws, ui).await?;
+    }
+    Ok(())
+}
+
+async fn bake(
+    args: &Args,
+    config: &Config,
+    variant: ImageVariant,
+    payload: &Payload,
+    aws: &kiln_aws::Aws,
+    ui: &Ui,
+) -> Result<(), Failure> {
+    let request = Request { config, variant, payload: &payload.bytes, payload_sha256: payload.sha256.clone() };
+    let prepared = ami::observe(&request, aws, ui).await?;
+    let plan = ami::plan(variant, payload.bytes.len(), &prepared);
+    ui.talk(&plan.to_string());
+    if let Some(notice) = ami::notice(variant).filter(|_| !plan.is_empty()) {
+        ui.talk(&format!("warning: {notice}"));
+    }
+    if args.dry_run {
+        return Ok(());
+    }
+    let id = ami::apply(&request, &prepared, &plan, aws, ui).await?;
+    ui.clear();
+    println!("{id}");
+    Ok(())
+}
+
+/// Builds the binary, or takes the given one; proves that it is static; packs it.
+fn packed(args: &Args, architecture: Architecture, ui: &Ui) -> Result<Payload, Failure> {
+    let path = match &args.bootstrap {
+        Some(path) => path.clone(),
+        None => {
+            ui.talk(&format!("building the bootstrap binary for {}", architecture.musl_target()));
+            let shell = xshell::Shell::new().map_err(anyhow::Error::new)?;
+            musl::build_bootstrap(&shell, architecture, musl::Fallback::Refuse)?.path
+        }
+    };
+    let binary = std::fs::read(&path).map_err(|error| {
+        Error::new(Kind::Configuration, format!("can't read the bootstrap binary `{}`", path.display()))
+            .caused_by(error)
+    })?;
+    payload::prove_static(&binary, architecture).map_err(|error| {
+        Error::new(Kind::Configuration, format!("`{}` can't go into the image", path.display()))
+            .caused_by(error)
+            .hint("leave out --bootstrap to have it built")
+    })?;
+    Ok(Payload::of_bootstrap(&binary))
+}

@@ -1,0 +1,122 @@
+//! `cargo xtask ci`: every check that the project has, in the order in which they fail fastest.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use kiln_fleet::model::Architecture;
+use xshell::{Shell, cmd};
+
+use crate::musl::{self, Fallback};
+use crate::tools;
+use crate::ui::Ui;
+
+/// Run every check that the project has.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask ci
+  cargo xtask ci --only clippy --only test")]
+pub(crate) struct Args {
+    /// Run this check only; may be repeated.
+    #[arg(long, value_name = "CHECK")]
+    only: Vec<Check>,
+}
+
+/// One check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Check {
+    /// The formatter has nothing to change.
+    Fmt,
+    /// Licences, banned crates, sources.
+    Deny,
+    /// The CloudFormation templates.
+    CfnLint,
+    /// The linter has nothing to say.
+    Clippy,
+    /// The documentation builds without a warning.
+    Doc,
+    /// The tests.
+    Test,
+    /// The bootstrap binary builds static for musl, for every architecture, twice alike.
+    Musl,
+    /// The whole of it, once.
+    Rehearse,
+}
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> anyhow::Result<()> {
+    let shell = Shell::new()?;
+    shell.change_dir(tools::workspace_root());
+    let tools = tools::setup()?;
+    let checks = if args.only.is_empty() { Check::value_variants() } else { &args.only };
+    let mut times = Vec::new();
+    for check in checks {
+        let begin = Instant::now();
+        ui.talk(&format!("\n=== {}", name(*check)));
+        one(*check, &shell, &tools).with_context(|| format!("check `{}` failed", name(*check)))?;
+        times.push(format!("{:>7.1} s  {}", begin.elapsed().as_secs_f64(), name(*check)));
+    }
+    ui.talk(&format!("\nall checks passed\n{}", times.join("\n")));
+    Ok(())
+}
+
+fn name(check: Check) -> String {
+    check.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+fn one(check: Check, shell: &Shell, tools: &tools::Tools) -> anyhow::Result<()> {
+    match check {
+        Check::Fmt => cmd!(shell, "cargo fmt --all --check").run()?,
+        Check::Deny => {
+            let deny = tools.cargo_deny()?;
+            cmd!(shell, "{deny} --workspace check bans licenses sources").run()?;
+        }
+        Check::CfnLint => {
+            let cfn_lint = tools.cfn_lint();
+            cmd!(shell, "{cfn_lint} --non-zero-exit-code informational infra/bake.yaml infra/fleet.yaml").run()?;
+        }
+        Check::Clippy => {
+            cmd!(shell, "cargo clippy --locked --workspace --all-targets -- -D warnings").run()?;
+        }
+        Check::Doc => {
+            cmd!(shell, "cargo doc --locked --workspace --no-deps --document-private-items")
+                .env("RUSTDOCFLAGS", "-D warnings")
+                .run()?;
+        }
+        Check::Test => cmd!(shell, "cargo test --locked --workspace").run()?,
+        Check::Musl => musl_builds(shell)?,
+        Check::Rehearse => {
+            let xtask = std::env::current_exe()?;
+            cmd!(shell, "{xtask} rehearse").run()?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds for every architecture, and for the first once more from another directory: the digests must be equal.
+fn musl_builds(shell: &Shell) -> anyhow::Result<()> {
+    for architecture in Architecture::ALL {
+        let built = musl::build_bootstrap(shell, architecture, Fallback::Refuse)?;
+        let path = &built.path;
+        cmd!(shell, "file {path}").run()?;
+    }
+    let first = digest_here(shell, Path::new("."))?;
+    let copy = tempfile::tempdir().context("make a directory for the second build")?;
+    let target = copy.path().join("kiln");
+    cmd!(shell, "git clone --quiet --shared . {target}").run()?;
+    let second = digest_here(shell, &target)?;
+    if first != second {
+        bail!("the bootstrap binary differs between two directories: {first} here, {second} in {}", target.display());
+    }
+    eprintln!("bootstrap binary, the same from two directories: sha256 {first}");
+    Ok(())
+}
+
+fn digest_here(shell: &Shell, root: &Path) -> anyhow::Result<String> {
+    let _there = shell.push_dir(root);
+    let built = musl::build_bootstrap(shell, Architecture::X86_64, Fallback::Refuse)?;
+    let path = &built.path;
+    let sum = cmd!(shell, "sha256sum --binary {path}").read()?;
+    Ok(sum.split_whitespace().next().unwrap_or_default().to_owned())
+}
