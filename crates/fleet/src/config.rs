@@ -153,6 +153,11 @@ impl Config {
         format!("{}-bake", self.prefix())
     }
 
+    /// The stack with the VPC, for fleets that have no network of their own; one for the organization.
+    pub fn network_stack(&self) -> String {
+        format!("{}-network", self.prefix())
+    }
+
     /// A fleet's stack.
     pub fn fleet_stack(&self, fleet: &FleetName) -> String {
         format!("{}-fleet-{fleet}", self.prefix())

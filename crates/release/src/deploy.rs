@@ -26,6 +26,12 @@ use crate::wait::{Pace, human};
 /// The fleet stack's template, as it stands in `infra/`.
 const FLEET_TEMPLATE: &str = include_str!("../../../infra/fleet.yaml");
 
+/// The network stack's template, for fleets with `network = "create-vpc"`.
+const NETWORK_TEMPLATE: &str = include_str!("../../../infra/network.yaml");
+
+/// A parameter's value that is another stack's output, known once that stack exists: `output:STACK:KEY`.
+const OUTPUT: &str = "output:";
+
 /// The parameter that holds the group at the version that serves.
 pub const SERVING: &str = "ServingLaunchTemplateVersion";
 
@@ -53,6 +59,8 @@ pub struct Request<'a> {
 pub struct Observed {
     /// The recorded image, which exists.
     pub ami: AmiId,
+    /// The network's stack, where the fleet asks for one and it is there.
+    pub network: Option<Stack>,
     /// The stack, if there is one that holds anything.
     pub stack: Option<Stack>,
     /// The group, if there is one.
@@ -120,13 +128,17 @@ pub async fn observe(
 ) -> Result<Observed> {
     let Request { config, fleet } = request;
     let ami = recorded_image(request, cloud).await?;
+    let network = match &fleet.network {
+        Network::NewVpc => stacks::settled_stack(cloud, &config.network_stack(), progress).await?,
+        Network::Subnets { .. } => None,
+    };
     let stack = stacks::settled_stack(cloud, &config.fleet_stack(&fleet.name), progress).await?;
     let stack = stack.filter(|stack| stack.status != "REVIEW_IN_PROGRESS");
     let name = config.group(&fleet.name);
     let group = cloud.group(&name).await?;
     let refresh = if group.is_some() { cloud.newest_refresh(&name).await? } else { None };
     let runners = fleet_runners(fleet, github).await?;
-    Ok(Observed { ami, stack, group, refresh, runners })
+    Ok(Observed { ami, network, stack, group, refresh, runners })
 }
 
 /// Refuses to go on without a key: instances could not register.
@@ -174,7 +186,15 @@ async fn fleet_runners(fleet: &Fleet, github: &OrgClient) -> Result<Vec<Runner>>
 }
 
 /// The stack's wanted state, with the group held at a version or (`""`) following the newest.
-pub fn stack_request(request: &Request<'_>, ami: &AmiId, serving: &str) -> Result<StackRequest> {
+///
+/// # Errors
+/// [`Kind::Configuration`] when the fleet can't be described to its instances.
+pub fn stack_request(
+    request: &Request<'_>,
+    ami: &AmiId,
+    network: Option<&Stack>,
+    serving: &str,
+) -> Result<StackRequest> {
     let Request { config, fleet } = request;
     let boot_config = config.boot_config(fleet).to_json().map_err(|error| {
         Error::new(Kind::Configuration, format!("fleet `{}` can't be described to its instances", fleet.name))
@@ -187,6 +207,7 @@ pub fn stack_request(request: &Request<'_>, ami: &AmiId, serving: &str) -> Resul
         ("MinSize".to_owned(), fleet.min.to_string()),
         ("MaxSize".to_owned(), fleet.max.to_string()),
         ("TerminationHeartbeatSecs".to_owned(), fleet.heartbeat_secs.to_string()),
+        ("LaunchTimeoutSecs".to_owned(), LAUNCH_TIMEOUT_SECS.to_string()),
         (SERVING.to_owned(), serving.to_owned()),
     ]);
     for index in 0..MAX_INSTANCE_TYPES {
@@ -200,7 +221,7 @@ pub fn stack_request(request: &Request<'_>, ami: &AmiId, serving: &str) -> Resul
     parameters.insert("KeyAlias".to_owned(), alias);
     parameters.insert("SecretName".to_owned(), secret);
     let (vpc, subnets) = match &fleet.network {
-        Network::NewVpc => (String::new(), String::new()),
+        Network::NewVpc => (output(config, network, "VpcId"), output(config, network, "SubnetIds")),
         Network::Subnets { vpc, subnets } => {
             (vpc.clone(), subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
         }
@@ -216,6 +237,38 @@ pub fn stack_request(request: &Request<'_>, ami: &AmiId, serving: &str) -> Resul
             ("kiln:fleet".to_owned(), fleet.name.to_string()),
         ]),
     })
+}
+
+/// How long an instance may take to register, in seconds. Measured boots take well under a minute; ten leave room for
+/// GitHub's and AWS's own bad minutes, which the bootstrap binary rides out with retries.
+const LAUNCH_TIMEOUT_SECS: u32 = 600;
+
+/// The organization's network, shared by the fleets that ask for one.
+pub fn network_request(config: &Config) -> StackRequest {
+    StackRequest {
+        name: config.network_stack(),
+        template: NETWORK_TEMPLATE.to_owned(),
+        parameters: BTreeMap::new(),
+        tags: BTreeMap::from([("kiln:managed".to_owned(), "true".to_owned())]),
+    }
+}
+
+/// An output of the network's stack, or a reference to it while there is none.
+fn output(config: &Config, network: Option<&Stack>, key: &str) -> String {
+    network
+        .and_then(|stack| stack.outputs.get(key).cloned())
+        .unwrap_or_else(|| format!("{OUTPUT}{}:{key}", config.network_stack()))
+}
+
+/// Puts the outputs in the place of references to them.
+async fn resolved(cloud: &impl Cloud, request: &StackRequest) -> Result<StackRequest> {
+    let mut request = request.clone();
+    for value in request.parameters.values_mut() {
+        let Some((stack, key)) = value.strip_prefix(OUTPUT).and_then(|rest| rest.split_once(':')) else { continue };
+        let found = cloud.stack(stack).await?.and_then(|stack| stack.outputs.get(key).cloned());
+        *value = found.ok_or_else(|| Error::new(Kind::Failed, format!("stack `{stack}` has no output `{key}`")))?;
+    }
+    Ok(request)
 }
 
 /// The template declares as many parameters for instance types.
@@ -238,7 +291,13 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Result<Plan<Step>> {
     let group_name = request.config.group(&fleet.name);
     let mut plan = Plan { subject: format!("fleet {}", fleet.name), steps: Vec::new(), settled: String::new() };
     let verify = Step::Verify { group: group_name.clone() };
-    let settled = stack_request(request, &observed.ami, "")?;
+    if request.fleet.network == Network::NewVpc {
+        let network = network_request(request.config);
+        if let Some(difference) = stacks::difference(observed.network.as_ref(), &network) {
+            plan.steps.push(Step::Stack(StackStep { request: network, difference }));
+        }
+    }
+    let settled = stack_request(request, &observed.ami, observed.network.as_ref(), "")?;
     let (Some(stack), Some(group)) = (&observed.stack, &observed.group) else {
         let difference = stacks::difference(observed.stack.as_ref(), &settled);
         if let Some(difference) = difference {
@@ -250,6 +309,7 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Result<Plan<Step>> {
     if let Some(Refresh { id, status: RefreshStatus::Running(_), .. }) = &observed.refresh {
         plan.steps.push(Step::AwaitRefresh { group: group_name.clone(), id: id.clone() });
     }
+    let refreshing = matches!(observed.refresh, Some(Refresh { status: RefreshStatus::Running(_), .. }));
     let held_at = stack.parameters.get(SERVING).cloned().unwrap_or_default();
     let live = group.launch_template.as_ref().map(|live| live.version.clone()).unwrap_or_default();
     let launches_anew = stacks::difference(Some(stack), &StackRequest {
@@ -257,7 +317,7 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Result<Plan<Step>> {
         ..settled.clone()
     })
     .is_some_and(|difference| difference.touches(LAUNCH_PARAMETERS));
-    let roll = launches_anew || !all_on(group, newest_version(stack).as_ref()) || !plan.is_empty();
+    let roll = launches_anew || !all_on(group, newest_version(stack).as_ref()) || refreshing;
     if roll {
         let held = StackRequest { parameters: with_serving(&settled.parameters, &live), ..settled.clone() };
         if let Some(difference) = stacks::difference(Some(stack), &held).filter(|_| launches_anew) {
@@ -282,7 +342,7 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Result<Plan<Step>> {
         plan.steps.push(verify);
     } else if missing(group, newest_version(stack).as_ref(), &observed.runners).is_some() {
         plan.steps.push(verify);
-    } else {
+    } else if plan.is_empty() {
         plan.settled = format!("{} serves {} instance(s) with {}", group.name, group.desired, observed.ami);
     }
     Ok(plan)
@@ -356,7 +416,10 @@ async fn apply_step(
     match step {
         // How it ends is no concern of this plan: the roll that follows brings the group to the wanted version.
         Step::AwaitRefresh { group, id } => follow(request, group, id, cloud, progress).await.map(drop),
-        Step::Stack(step) => stacks::apply(cloud, step, progress).await,
+        Step::Stack(step) => {
+            let request = resolved(cloud, &step.request).await?;
+            stacks::apply(cloud, &StackStep { request, difference: step.difference.clone() }, progress).await
+        }
         Step::Settle(wanted) => {
             let stack = cloud.stack(&wanted.name).await?;
             match stacks::difference(stack.as_ref(), wanted) {
