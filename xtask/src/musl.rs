@@ -1,0 +1,148 @@
+//! Building the bootstrap binary: static, for musl, the same bytes from any directory.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use kiln_fleet::model::Architecture;
+use kiln_release::payload;
+use xshell::{Cmd, Shell, cmd};
+
+use crate::tools;
+
+/// May a build for the machine at hand stand in where no musl build is possible?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fallback {
+    /// No: what goes into an image is built for musl.
+    Refuse,
+    /// Yes, statically linked with glibc, and said so: a rehearsal's instances run on this very machine.
+    StaticGlibc,
+}
+
+/// A binary, proved to be static.
+#[derive(Debug)]
+pub(crate) struct Built {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+}
+
+/// A way to the standard library of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Way {
+    /// The toolchain has it.
+    Installed,
+    /// It is built from source by this cargo, with the rustc beside it, which has the source to match.
+    FromSource {
+        /// The cargo.
+        cargo: PathBuf,
+    },
+}
+
+/// Builds the binary from the workspace in the shell's current directory.
+///
+/// # Errors
+/// The target's standard library can be had in no way; the build fails; the result is not static.
+pub(crate) fn build_bootstrap(shell: &Shell, architecture: Architecture, fallback: Fallback) -> anyhow::Result<Built> {
+    let root = shell.current_dir();
+    let target = architecture.musl_target();
+    let path = match way(shell, target) {
+        Some(way) => build_musl(shell, &root, target, &way)?,
+        None if fallback == Fallback::StaticGlibc => {
+            eprintln!("no standard library for {target}: this rehearsal's binary is linked statically with glibc instead");
+            build_glibc(shell, &root)?
+        }
+        None => bail!(
+            "no standard library for {target}, and rustup could not add it\n\nhint: `rustup target add {target}`; where \
+             rustup can't, install a rustc with its source (Debian: apt install rustc-web cargo-web rust-web-src), from \
+             which it is built"
+        ),
+    };
+    let binary = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    payload::prove_static(&binary, architecture).with_context(|| format!("{} is not fit", path.display()))?;
+    Ok(Built { path })
+}
+
+fn way(shell: &Shell, target: &str) -> Option<Way> {
+    let has = |shell: &Shell| {
+        let sysroot = cmd!(shell, "rustc --print sysroot").quiet().ignore_stderr().read().ok()?;
+        Path::new(&sysroot).join("lib/rustlib").join(target).join("lib").is_dir().then_some(Way::Installed)
+    };
+    has(shell)
+        .or_else(|| {
+            cmd!(shell, "rustup target add {target}").quiet().ignore_stdout().ignore_stderr().run().ok()?;
+            has(shell)
+        })
+        .or_else(|| from_source(shell))
+}
+
+/// A distribution's own toolchain whose package of the source goes with its compiler.
+fn from_source(shell: &Shell) -> Option<Way> {
+    let (rustc, cargo) = (Path::new("/usr/bin/rustc"), Path::new("/usr/bin/cargo"));
+    if !rustc.exists() || !cargo.exists() {
+        return None;
+    }
+    let sysroot = cmd!(shell, "{rustc} --print sysroot").quiet().ignore_stderr().read().ok()?;
+    let source = Path::new(&sysroot).join("lib/rustlib/src/rust/library/std/Cargo.toml");
+    source.exists().then(|| Way::FromSource { cargo: cargo.to_owned() })
+}
+
+fn build_musl(shell: &Shell, root: &Path, target: &str, way: &Way) -> anyhow::Result<PathBuf> {
+    // zig is the C compiler for musl, on every machine the same one: aws-lc compiles C.
+    let zigbuild = tools::setup()?.bin().join("cargo-zigbuild");
+    // Of its own, since another toolchain's artifacts in the common one would have both rebuilt in turns.
+    let target_dir = root.join("target/instance");
+    let mut build = cmd!(shell, "{zigbuild} zigbuild --locked --profile instance --package kiln-bootstrap")
+        .args(["--target", target])
+        .arg("--target-dir")
+        .arg(&target_dir);
+    let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
+    let mut path = std::env::var("PATH").unwrap_or_default();
+    path = format!("{}:{path}", tools::setup()?.bin().display());
+    if let Way::FromSource { cargo } = way {
+        // zig brings musl's own start files, so that rustc's are not looked for.
+        flags.push("-Clink-self-contained=no".to_owned());
+        path = format!("/usr/bin:{path}");
+        build = build.arg("-Zbuild-std=std,panic_abort").env("RUSTC_BOOTSTRAP", "1").env("CARGO", cargo);
+    }
+    run_reproducibly(build.env("PATH", path), root, flags)?;
+    Ok(target_dir.join(target).join("instance/kiln-bootstrap"))
+}
+
+fn build_glibc(shell: &Shell, root: &Path) -> anyhow::Result<PathBuf> {
+    let target_dir = root.join("target/instance-glibc");
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    // With --target, so that the flags don't reach build scripts, which load dynamic libraries.
+    let build = cmd!(shell, "cargo build --locked --profile instance --package kiln-bootstrap")
+        .args(["--target", &host])
+        .arg("--target-dir")
+        .arg(&target_dir);
+    run_reproducibly(build, root, vec!["-Ctarget-feature=+crt-static".to_owned()])?;
+    Ok(target_dir.join(host).join("instance/kiln-bootstrap"))
+}
+
+/// Directories of this machine are taken out of what the compilers write down.
+fn run_reproducibly(build: Cmd<'_>, root: &Path, mut flags: Vec<String>) -> anyhow::Result<()> {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(home()?.join(".cargo")));
+    let mut c_flags = Vec::new();
+    let places = [(Some(root.to_owned()), "/kiln"), (cargo_home, "/cargo")];
+    for (place, name) in places {
+        let Some(place) = place else { continue };
+        flags.push(format!("--remap-path-prefix={}={name}", place.display()));
+        c_flags.push(format!("-ffile-prefix-map={}={name}", place.display()));
+    }
+    build
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .env("CFLAGS", c_flags.join(" "))
+        .env("SOURCE_DATE_EPOCH", "0")
+        // A test or an xtask that runs under cargo must not hand its own settings on.
+        .env_remove("CARGO_TARGET_DIR")
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_MANIFEST_DIR")
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .quiet()
+        .run()
+        .context("build the bootstrap binary")
+}
+
+fn home() -> Option<PathBuf> {
+    std::env::var_os("HOME").map(PathBuf::from)
+}

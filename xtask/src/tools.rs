@@ -1,0 +1,92 @@
+//! Tools that are no crates of the workspace, installed under `target/tools` in pinned versions.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use xshell::{Shell, cmd};
+
+/// The Python tools and their versions.
+const REQUIREMENTS: &str = include_str!("../requirements.txt");
+
+/// It is on no package index for Python, so it is built once; this takes minutes.
+const CARGO_DENY_VERSION: &str = "0.20.2";
+
+/// Where the tools are.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    directory: PathBuf,
+}
+
+/// The workspace's root, from which every relative path of the project is meant.
+pub(crate) fn workspace_root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
+}
+
+/// Installs the Python tools unless they are there in the pinned versions. Costs nothing when they are.
+pub(crate) fn setup() -> anyhow::Result<Tools> {
+    let directory = workspace_root().join("target/tools");
+    let tools = Tools { directory };
+    let stamp = tools.directory.join("venv/requirements.txt");
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENTS) {
+        return Ok(tools);
+    }
+    eprintln!("installing tools into {}", tools.directory.join("venv").display());
+    let shell = Shell::new()?;
+    let venv = tools.directory.join("venv");
+    // Not in place: a half-made environment from an interrupted run must not be built upon.
+    shell.remove_path(&venv)?;
+    cmd!(shell, "python3 -m venv {venv}").quiet().run().context(
+        "make a Python virtual environment; Python 3 with its venv module is needed (Debian: apt install python3-venv)",
+    )?;
+    let python = venv.join("bin/python");
+    let requirements = workspace_root().join("xtask/requirements.txt");
+    cmd!(shell, "{python} -m pip install --quiet --disable-pip-version-check --requirement {requirements}")
+        .quiet()
+        .run()
+        .context("install the tools named in xtask/requirements.txt")?;
+    // Written last: it says that all of it is there.
+    std::fs::write(&stamp, REQUIREMENTS).with_context(|| format!("write {}", stamp.display()))?;
+    Ok(tools)
+}
+
+impl Tools {
+    fn python_tool(&self, name: &str) -> PathBuf {
+        self.directory.join("venv/bin").join(name)
+    }
+
+    /// The AWS emulator.
+    pub(crate) fn ministack(&self) -> PathBuf {
+        self.python_tool("ministack")
+    }
+
+    /// The linter of CloudFormation templates.
+    pub(crate) fn cfn_lint(&self) -> PathBuf {
+        self.python_tool("cfn-lint")
+    }
+
+    /// The folder with `cargo-zigbuild` and `python-zig`, to be put on the PATH.
+    pub(crate) fn bin(&self) -> PathBuf {
+        self.directory.join("venv/bin")
+    }
+
+    /// The checker of licences, bans and sources; built on first use.
+    pub(crate) fn cargo_deny(&self) -> anyhow::Result<PathBuf> {
+        let path = self.directory.join("bin/cargo-deny");
+        let shell = Shell::new()?;
+        let wanted = format!("cargo-deny {CARGO_DENY_VERSION}");
+        if path.exists() && cmd!(shell, "{path} --version").quiet().read().is_ok_and(|found| found == wanted) {
+            return Ok(path);
+        }
+        eprintln!("building {wanted}; this takes a few minutes, once");
+        let root = &self.directory;
+        let version = CARGO_DENY_VERSION;
+        cmd!(shell, "cargo install --quiet --locked --force cargo-deny --version {version} --root {root}")
+            .quiet()
+            .run()
+            .context("build cargo-deny")?;
+        if !path.exists() {
+            bail!("cargo install left no {}", path.display());
+        }
+        Ok(path)
+    }
+}
