@@ -10,7 +10,7 @@ use kiln_release::payload::{self, Payload};
 use kiln_release::{Error, Kind};
 
 use crate::ui::{Failure, Ui};
-use crate::{cloud, musl};
+use crate::{cloud, musl, tools};
 
 /// Bake and test the image, and record its AMI.
 ///
@@ -82,6 +82,7 @@ fn packed(args: &Args, architecture: Architecture, ui: &Ui) -> Result<Payload, F
         None => {
             ui.talk(&format!("building the bootstrap binary for {}", architecture.musl_target()));
             let shell = xshell::Shell::new().map_err(anyhow::Error::new)?;
+            shell.change_dir(tools::workspace_root());
             musl::build_bootstrap(&shell, architecture, musl::Fallback::Refuse)?.path
         }
     };

@@ -63,6 +63,8 @@ enum Command {
     Schema(schema::Args),
     /// Install the tools that `rehearse` and `ci` use, under target/tools.
     Setup,
+    /// Build the static bootstrap binary for this machine and print its path.
+    Bootstrap,
 }
 
 fn main() -> ExitCode {
@@ -95,6 +97,10 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
         Command::Ci(args) => Ok(ci::run(args, ui)?),
         Command::Schema(args) => Ok(schema::run(args)?),
         Command::Setup => Ok(tools::setup().map(drop)?),
+        Command::Bootstrap => {
+            println!("{}", rehearse::bootstrap(ui)?.display());
+            Ok(())
+        }
     }
 }
 

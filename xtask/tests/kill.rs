@@ -1,0 +1,70 @@
+//! Every command is killed with SIGKILL at every mutating call it makes, before the call takes effect and after, and run
+//! again each time, until a run gets through: it must resume or start cleanly, and end right.
+
+mod support;
+
+use kiln_rehearsal::aws::When;
+use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use support::{World, quiet};
+
+/// More than any command's mutating calls, twice over: one that makes no progress is found out.
+const MOST_RUNS: usize = 150;
+
+/// Runs a command that dies at its first mutating call, in turns before and after it took effect, until there is none
+/// left. Each pair of runs thus gets one call further. Gives the number of kills.
+async fn die_all_the_way(world: &World, arguments: &[&str]) -> usize {
+    for kills in 0..MOST_RUNS {
+        let when = if kills % 2 == 0 { When::Before } else { When::After };
+        let mut reached = std::pin::pin!(world.aws.on_mutation(1, when));
+        let mut command = world.spawn(arguments, quiet).unwrap();
+        let died = tokio::select! {
+            () = &mut reached => { command.kill().await.unwrap(); true }
+            () = command.exited() => false,
+        };
+        if !died {
+            command.end().await.unwrap().success().unwrap();
+            return kills;
+        }
+    }
+    panic!("{arguments:?} makes no progress: killed {MOST_RUNS} times");
+}
+
+/// The world serves: each fleet has as many runners online as wanted, with this version, and nothing is left to do.
+async fn serves(world: &World, version: &str, pem: &str) {
+    for arguments in [&["rotate-key", "--pem", pem][..], &["ami"], &["deploy"]] {
+        let before = world.aws.mutations();
+        let outcome = world.run(arguments, quiet).await.unwrap().success().unwrap();
+        assert!(outcome.stderr.contains("nothing to do"), "{arguments:?}:\n{}", outcome.stderr);
+        assert_eq!(world.aws.mutations(), before, "{arguments:?} with nothing to do made a mutating call");
+    }
+    for fleet in ["linux-", "once-"] {
+        let runners = world.github.runners();
+        let online = runners.iter().filter(|runner| {
+            runner.name.starts_with(fleet) && runner.online && runner.version.as_deref() == Some(version)
+        });
+        assert_eq!(online.count(), 1, "{runners:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_survives_being_killed_at_every_call() {
+    let world = support::world().await;
+    world.write_config(VERSIONS[0], FLEETS).unwrap();
+    let first = world.download_key("first.pem").unwrap();
+    let first = first.to_str().unwrap();
+    for (arguments, least) in [(&["rotate-key", "--pem", first][..], 8), (&["ami"], 14), (&["deploy"], 4)] {
+        let kills = die_all_the_way(&world, arguments).await;
+        assert!(kills >= least, "{arguments:?} was killed only {kills} times: are its calls seen?");
+    }
+    serves(&world, VERSIONS[0], first).await;
+
+    world.write_config(VERSIONS[1], FLEETS).unwrap();
+    let second = world.download_key("second.pem").unwrap();
+    let second = second.to_str().unwrap();
+    for (arguments, least) in [(&["ami"][..], 6), (&["deploy"], 8), (&["rotate-key", "--pem", second], 8)] {
+        let kills = die_all_the_way(&world, arguments).await;
+        assert!(kills >= least, "{arguments:?} was killed only {kills} times: are its calls seen?");
+    }
+    serves(&world, VERSIONS[1], second).await;
+    world.shutdown().await.unwrap();
+}
