@@ -1,0 +1,157 @@
+//! What the App itself asks, with a JWT.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use reqwest::Method;
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use url::Url;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::http::{Call, Http};
+use crate::jwt::{AppSigner, jwt};
+
+/// The App, as it sees itself.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct App {
+    /// The app id.
+    pub id: u64,
+    /// Its name in addresses.
+    pub slug: String,
+    /// The client id.
+    pub client_id: Option<String>,
+    /// The App's page.
+    pub html_url: Option<String>,
+}
+
+/// The App's installation in an organization.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Installation {
+    /// Its id.
+    pub id: u64,
+    /// What was granted, by name: `organization_self_hosted_runners` → `write`.
+    #[serde(default)]
+    pub permissions: BTreeMap<String, String>,
+    /// When it was suspended, if it is.
+    pub suspended_at: Option<String>,
+}
+
+/// An installation token. Opaque: GitHub has changed its length and shape before.
+#[derive(Debug, Clone, Deserialize)]
+pub struct InstallationToken {
+    /// The token.
+    pub token: SecretString,
+    /// When it ends, RFC 3339; an hour after it was made.
+    pub expires_at: String,
+}
+
+/// The App's client. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AppClient {
+    http: Http,
+    issuer: String,
+    signer: Arc<dyn AppSigner>,
+    /// How far this machine's clock is ahead of GitHub's, in seconds, as learnt from a refusal.
+    clock_error: Arc<AtomicI64>,
+}
+
+impl AppClient {
+    /// A client that signs with `signer` as `issuer`, the client id or the app id. Makes no call.
+    ///
+    /// # Errors
+    /// HTTPS can't be set up.
+    pub fn new(api_url: &Url, user_agent: &str, issuer: String, signer: Arc<dyn AppSigner>) -> Result<Self> {
+        let http = Http::new(api_url, user_agent)?;
+        Ok(Self { http, issuer, signer, clock_error: Arc::default() })
+    }
+
+    pub(crate) fn http(&self) -> &Http {
+        &self.http
+    }
+
+    /// By how many seconds this machine's clock was found to be ahead of GitHub's; 0 if it was never refused.
+    pub fn clock_error_secs(&self) -> i64 {
+        self.clock_error.load(Ordering::Relaxed)
+    }
+
+    /// `GET /app`: who am I?
+    ///
+    /// # Errors
+    /// As [`crate::ErrorKind`] lists them.
+    pub async fn app(&self) -> Result<App> {
+        self.ask(Method::GET, "/app".to_owned(), None).await
+    }
+
+    /// `GET /orgs/{org}/installation`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotInstalled`] where there is none.
+    pub async fn org_installation(&self, organization: &str) -> Result<Installation> {
+        let path = format!("/orgs/{organization}/installation");
+        self.ask(Method::GET, path, None).await.map_err(not_installed)
+    }
+
+    /// `POST /app/installations/{id}/access_tokens` with the one permission Kiln needs, whatever more the App has.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotInstalled`], [`ErrorKind::Suspended`], and [`ErrorKind::MissingPermission`] where the App was not
+    /// granted it.
+    pub async fn installation_token(&self, installation: u64) -> Result<InstallationToken> {
+        let path = format!("/app/installations/{installation}/access_tokens");
+        let body = json!({ "permissions": { PERMISSION: "write" } });
+        self.ask(Method::POST, path, Some(body)).await.map_err(|error| match error.kind {
+            // GitHub answers 422 when more is asked for than was granted.
+            ErrorKind::Unprocessable => {
+                Error { kind: ErrorKind::MissingPermission { accepted: format!("{PERMISSION}=write") }, ..error }
+            }
+            _ => not_installed(error),
+        })
+    }
+
+    /// Asks with a fresh JWT; once more by GitHub's clock where this machine's is off.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: String,
+        body: Option<serde_json::Value>,
+    ) -> Result<T> {
+        let first = self.ask_once(&method, &path, body.clone()).await;
+        match first {
+            Err(Error { kind: ErrorKind::ClockSkew { seconds }, .. }) if seconds != self.clock_error_secs() => {
+                self.clock_error.store(seconds, Ordering::Relaxed);
+                self.ask_once(&method, &path, body).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn ask_once<T: DeserializeOwned>(
+        &self,
+        method: &Method,
+        path: &str,
+        body: Option<serde_json::Value>,
+    ) -> Result<T> {
+        let error = self.clock_error_secs();
+        let ahead = Duration::from_secs(error.unsigned_abs());
+        let now = if error >= 0 { SystemTime::now() - ahead } else { SystemTime::now() + ahead };
+        let token = jwt(&self.issuer, self.signer.as_ref(), now)
+            .await
+            .map_err(|error| Error::signing(&format!("{method} {path}"), error))?;
+        self.http.json(&Call { method: method.clone(), path: path.to_owned(), token: &token, body }).await
+    }
+}
+
+/// The one permission: it lets the App register and remove the organization's runners.
+const PERMISSION: &str = "organization_self_hosted_runners";
+
+fn not_installed(error: Error) -> Error {
+    match error.kind {
+        ErrorKind::NotFound => Error { kind: ErrorKind::NotInstalled, ..error },
+        _ => error,
+    }
+}

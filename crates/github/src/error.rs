@@ -1,0 +1,152 @@
+//! What GitHub refuses, by type: each kind says whether the same call is worth another try, and what a person can do.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::jwt::SignError;
+
+/// The clients return this.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A call that did not succeed.
+#[derive(Debug)]
+pub struct Error {
+    /// What was asked: `POST /orgs/acme/actions/runners/registration-token`. Never a token.
+    pub operation: String,
+    /// What kind of failure it was.
+    pub kind: ErrorKind,
+    /// GitHub's own message.
+    pub message: String,
+    /// `x-github-request-id`, which GitHub's support asks for.
+    pub request_id: Option<String>,
+    /// A cause below HTTP.
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Kinds of failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// 401: the signature is no key's of this App.
+    BadKey,
+    /// 401: the clock of this machine is off by this much, positive when ahead.
+    ClockSkew {
+        /// In seconds.
+        seconds: i64,
+    },
+    /// 404 `Integration not found`: no App of that id.
+    UnknownApp,
+    /// 404 on the installation or the organization.
+    NotInstalled,
+    /// 403: the installation is suspended.
+    Suspended,
+    /// 403: the App's permission is missing.
+    MissingPermission {
+        /// From `x-accepted-github-permissions`.
+        accepted: String,
+    },
+    /// 403 or 429 of a primary or secondary limit.
+    RateLimited {
+        /// How long GitHub asks to wait.
+        retry_after: Duration,
+    },
+    /// 401 on an installation token: expired or revoked.
+    BadToken,
+    /// 404 on anything else.
+    NotFound,
+    /// 409: a runner of that name exists.
+    NameTaken,
+    /// 422: the runner runs a job, or the request is invalid.
+    Unprocessable,
+    /// 5xx.
+    Server(u16),
+    /// No connection: refused, DNS, network.
+    Connect,
+    /// TLS: a certificate that is not trusted.
+    Tls,
+    /// No answer in time.
+    Timeout,
+    /// The answer broke off, or is not what the API promises.
+    Body,
+    /// The signer failed; the flag is its own word on trying again.
+    Sign {
+        /// Worth another try?
+        retryable: bool,
+    },
+    /// Any other status.
+    Status(u16),
+}
+
+impl Error {
+    /// Is the same call worth another try?
+    pub fn is_retryable(&self) -> bool {
+        match self.kind {
+            ErrorKind::RateLimited { .. }
+            | ErrorKind::Server(_)
+            | ErrorKind::Connect
+            | ErrorKind::Timeout
+            | ErrorKind::Body => true,
+            ErrorKind::Sign { retryable } => retryable,
+            _ => false,
+        }
+    }
+
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match &self.kind {
+            ErrorKind::BadKey => {
+                "the key is not, or no longer, one of this App's: compare its fingerprint with those in the App's \
+                 settings, and install one of them with `cargo xtask rotate-key`"
+                    .to_owned()
+            }
+            ErrorKind::ClockSkew { seconds } => format!(
+                "this machine's clock is {} s {}: synchronise it (chrony, systemd-timesyncd)",
+                seconds.abs(),
+                if *seconds > 0 { "ahead" } else { "behind" }
+            ),
+            ErrorKind::UnknownApp => "GitHub knows no App of that id: compare [app] in kiln.toml with the App's settings".into(),
+            ErrorKind::NotInstalled => {
+                "install the App in the organization, and compare `organization` in kiln.toml with its login".to_owned()
+            }
+            ErrorKind::Suspended => "an owner of the organization can lift the suspension in its settings".to_owned(),
+            ErrorKind::MissingPermission { accepted } => format!(
+                "give the App the permission (one of: {accepted}) in its settings, and accept it in the organization"
+            ),
+            ErrorKind::Connect | ErrorKind::Timeout => {
+                "is there a way out to GitHub from here (proxy, firewall), and does `[github]` in kiln.toml name the host?"
+                    .to_owned()
+            }
+            ErrorKind::Tls => "the certificate of GitHub's host is not trusted by this machine".to_owned(),
+            ErrorKind::RateLimited { retry_after } => {
+                format!("GitHub's limit for the App is used up; try again in {} s", retry_after.as_secs())
+            }
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn signing(operation: &str, error: SignError) -> Self {
+        Self {
+            operation: operation.to_owned(),
+            kind: ErrorKind::Sign { retryable: error.retryable },
+            message: "no signature".to_owned(),
+            request_id: None,
+            source: Some(Box::new(error)),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GitHub: {}: {}", self.operation, self.message)?;
+        match &self.request_id {
+            Some(id) => write!(f, " (request {id})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

@@ -1,0 +1,173 @@
+//! The App's private key.
+
+use std::fmt;
+use std::str::FromStr;
+
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::KeyPair;
+use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::SecretString;
+use zeroize::{Zeroize as _, Zeroizing};
+
+use crate::jwt::{AppSigner, BoxFuture, SignError};
+
+/// A key's fingerprint as GitHub's App settings show it: `SHA256:` and the base64 of the SHA-256 of the public half's
+/// SubjectPublicKeyInfo.
+///
+/// Source: <https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/managing-private-keys-for-github-apps#verifying-private-keys>
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint(String);
+
+/// Text that is no fingerprint.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a key's fingerprint such as SHA256:4Nj…=")]
+pub struct MalformedFingerprint(String);
+
+impl Fingerprint {
+    const PREFIX: &str = "SHA256:";
+
+    /// Of a public key's SubjectPublicKeyInfo in DER.
+    pub fn of_spki_der(der: &[u8]) -> Self {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
+        Self(format!("{}{}", Self::PREFIX, STANDARD.encode(digest)))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = MalformedFingerprint;
+    fn from_str(text: &str) -> Result<Self, MalformedFingerprint> {
+        let digest = text.strip_prefix(Self::PREFIX).and_then(|rest| STANDARD.decode(rest).ok());
+        match digest {
+            Some(digest) if digest.len() == 32 => Ok(Self(text.to_owned())),
+            _ => Err(MalformedFingerprint(text.to_owned())),
+        }
+    }
+}
+
+/// Why a file is no key of a GitHub App.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// No PEM block.
+    #[error("it is not a PEM file: there is no `-----BEGIN …-----` block that ends")]
+    NotPem,
+    /// A public key, or a certificate.
+    #[error("it holds a `{0}`, not a private key")]
+    NotPrivate(String),
+    /// A passphrase protects it; GitHub's are not.
+    #[error("its private key is encrypted, GitHub's are not")]
+    Encrypted,
+    /// A private key of another algorithm.
+    #[error("its private key is not an RSA key, which GitHub's are")]
+    NotRsa,
+    /// RSA, of a size that the stores don't take.
+    #[error("its RSA key has {0} bits; 2048, 3072 or 4096 were expected")]
+    Size(usize),
+    /// Truncated or garbled.
+    #[error("its private key is damaged: {0}")]
+    Damaged(String),
+}
+
+/// The App's private key, in memory. Nothing of it is ever printed.
+pub struct AppKey {
+    pair: KeyPair,
+    fingerprint: Fingerprint,
+}
+
+impl fmt::Debug for AppKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppKey").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+    }
+}
+
+impl AppKey {
+    /// Parses a PEM file with an RSA private key, PKCS#1 (as GitHub gives it) or PKCS#8.
+    ///
+    /// # Errors
+    /// [`KeyError`], which tells what the file is instead.
+    pub fn from_pem(text: &[u8]) -> Result<Self, KeyError> {
+        let block = pem::parse(text).map_err(|_| KeyError::NotPem)?;
+        let tag = block.tag().to_owned();
+        let der = Zeroizing::new(block.into_contents());
+        let damaged = |error: aws_lc_rs::error::KeyRejected| KeyError::Damaged(error.to_string());
+        let pair = match tag.as_str() {
+            "RSA PRIVATE KEY" => KeyPair::from_der(&der).map_err(damaged)?,
+            // An EC or Ed25519 key has an OID other than rsaEncryption in its header.
+            "PRIVATE KEY" if !holds_rsa(&der) => return Err(KeyError::NotRsa),
+            "PRIVATE KEY" => KeyPair::from_pkcs8(&der).map_err(damaged)?,
+            "ENCRYPTED PRIVATE KEY" => return Err(KeyError::Encrypted),
+            tag if tag.ends_with("PRIVATE KEY") => return Err(KeyError::NotRsa),
+            tag => return Err(KeyError::NotPrivate(tag.to_owned())),
+        };
+        let bits = pair.public_modulus_len() * 8;
+        if !matches!(bits, 2048 | 3072 | 4096) {
+            return Err(KeyError::Size(bits));
+        }
+        let spki: PublicKeyX509Der<'_> =
+            pair.public_key().as_der().map_err(|_| KeyError::Damaged("no public half".to_owned()))?;
+        let fingerprint = Fingerprint::of_spki_der(spki.as_ref());
+        Ok(Self { pair, fingerprint })
+    }
+
+    /// Of its public half.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint.clone()
+    }
+
+    /// The size of its modulus: 2048, 3072 or 4096.
+    pub fn bits(&self) -> usize {
+        self.pair.public_modulus_len() * 8
+    }
+
+    /// PKCS#8 in DER, for KMS. Wiped when dropped.
+    pub fn pkcs8_der(&self) -> Zeroizing<Vec<u8>> {
+        let der: Pkcs8V1Der<'_> = self.pair.as_der().expect("a key that was parsed can be written");
+        Zeroizing::new(der.as_ref().to_vec())
+    }
+
+    /// PKCS#8 in PEM, for Secrets Manager. Wiped when dropped.
+    pub fn pkcs8_pem(&self) -> SecretString {
+        let mut base64 = STANDARD.encode(self.pkcs8_der());
+        let mut text = String::with_capacity(base64.len() + base64.len() / 64 + 64);
+        text.push_str("-----BEGIN PRIVATE KEY-----\n");
+        for line in base64.as_bytes().chunks(64) {
+            text.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
+            text.push('\n');
+        }
+        text.push_str("-----END PRIVATE KEY-----\n");
+        base64.zeroize();
+        SecretString::from(text)
+    }
+}
+
+/// rsaEncryption, 1.2.840.113549.1.1.1, in the first bytes of a PKCS#8 document.
+fn holds_rsa(pkcs8: &[u8]) -> bool {
+    const OID: [u8; 11] = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+    pkcs8.windows(OID.len()).take(32).any(|window| window == OID)
+}
+
+impl AppSigner for AppKey {
+    fn sign<'a>(&'a self, signing_input: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, SignError>> {
+        let mut signature = vec![0; self.pair.public_modulus_len()];
+        let signed = self
+            .pair
+            .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), signing_input, &mut signature)
+            .map(|()| signature)
+            .map_err(|_| SignError { what: "sign with the private key".to_owned(), retryable: false, source: None });
+        Box::pin(std::future::ready(signed))
+    }
+}
