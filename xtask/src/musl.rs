@@ -87,7 +87,8 @@ fn from_source(shell: &Shell) -> Option<Way> {
 
 fn build_musl(shell: &Shell, root: &Path, target: &str, way: &Way) -> anyhow::Result<PathBuf> {
     // zig is the C compiler for musl, on every machine the same one: aws-lc compiles C.
-    let zigbuild = tools::setup()?.bin().join("cargo-zigbuild");
+    let tools = tools::setup()?.bin();
+    let zigbuild = tools.join("cargo-zigbuild");
     // Of its own, since another toolchain's artifacts in the common one would have both rebuilt in turns.
     let target_dir = root.join("target/instance");
     let mut build = cmd!(shell, "{zigbuild} zigbuild --locked --profile instance --package kiln-bootstrap")
@@ -96,13 +97,14 @@ fn build_musl(shell: &Shell, root: &Path, target: &str, way: &Way) -> anyhow::Re
         .arg(&target_dir);
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     let mut path = std::env::var("PATH").unwrap_or_default();
-    path = format!("{}:{path}", tools::setup()?.bin().display());
     if let Way::FromSource { cargo } = way {
         // zig brings musl's own start files, so that rustc's are not looked for.
         flags.push("-Clink-self-contained=no".to_owned());
         path = format!("/usr/bin:{path}");
         build = build.arg("-Zbuild-std=std,panic_abort").env("RUSTC_BOOTSTRAP", "1").env("CARGO", cargo);
     }
+    // First, since cargo-zigbuild asks the first Python it finds for zig.
+    let path = format!("{}:{path}", tools.display());
     run_reproducibly(build.env("PATH", path), root, flags)?;
     Ok(target_dir.join(target).join("instance/kiln-bootstrap"))
 }
