@@ -1,0 +1,239 @@
+//! A stand-in GitHub at the wire: the App, its installation, runners and jobs, as far as Kiln and a runner see them.
+//!
+//! It holds state, verifies signatures for real, answers with GitHub's own statuses and messages, and can be told to
+//! fail. Below `/_runner` it speaks to the stand-in runner, in a protocol of its own: the real one is private.
+
+mod api;
+mod release;
+mod runners;
+mod state;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+pub use release::{Release, listener_path};
+pub use state::{Answer, Conclusion, Fault, Job, JobId, JobSpec, JobState, KnownRunner, Recorded, Step};
+use state::State;
+
+/// Where things are, and whose.
+#[derive(Debug, Clone)]
+pub struct GitHubOptions {
+    /// The organization's login.
+    pub organization: String,
+}
+
+impl GitHubOptions {
+    /// For an organization.
+    pub fn new(organization: &str) -> Self {
+        Self { organization: organization.to_owned() }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    address: SocketAddr,
+    organization: String,
+    state: Mutex<State>,
+    /// Jobs or runners changed.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Serving(JoinHandle<()>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The handle of a running stand-in; it ends with the last clone.
+#[derive(Debug, Clone)]
+pub struct GitHub {
+    shared: Arc<Shared>,
+    _serving: Arc<Serving>,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl GitHub {
+    /// Starts it on a free port of this machine.
+    ///
+    /// # Errors
+    /// No port could be had.
+    pub async fn start(options: GitHubOptions) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("open a port for the stand-in GitHub")?;
+        let shared = Arc::new(Shared {
+            address: listener.local_addr()?,
+            organization: options.organization,
+            state: Mutex::new(State::new()),
+            changed: Notify::new(),
+        });
+        let app = Router::new().fallback(api::handle).with_state(Arc::clone(&shared));
+        let serving = tokio::spawn(async move {
+            // Ends only with the task.
+            let _ = axum::serve(listener, app).await;
+        });
+        Ok(Self { shared, _serving: Arc::new(Serving(serving)) })
+    }
+
+    /// The web address, as a runner is configured with it.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.shared.address)
+    }
+
+    /// The REST API's base.
+    pub fn api_url(&self) -> String {
+        format!("{}/api/v3", self.url())
+    }
+
+    /// Where releases of the runner are downloaded from.
+    pub fn releases_url(&self) -> String {
+        format!("{}/actions/runner/releases/download", self.url())
+    }
+
+    /// The App's client id.
+    pub fn client_id(&self) -> String {
+        state::CLIENT_ID.to_owned()
+    }
+
+    /// The App's id.
+    pub fn app_id(&self) -> u64 {
+        state::APP_ID
+    }
+
+    /// The installation in the organization.
+    pub fn installation_id(&self) -> u64 {
+        state::INSTALLATION_ID
+    }
+
+    /// "Generate a private key" in the App's settings: the PEM a browser would download.
+    pub fn generate_key(&self) -> String {
+        self.shared.state().generate_key()
+    }
+
+    /// A private key of another App, of which this one knows nothing.
+    pub fn other_apps_key(&self) -> String {
+        state::generate_pem().0
+    }
+
+    /// Fingerprints in the App's settings.
+    pub fn keys(&self) -> Vec<String> {
+        self.shared.state().keys.iter().map(|key| key.fingerprint.clone()).collect()
+    }
+
+    /// "Delete" beside a key in the App's settings.
+    pub fn revoke_key(&self, fingerprint: &str) {
+        self.shared.state().keys.retain(|key| key.fingerprint != fingerprint);
+    }
+
+    /// Suspends the installation, or lifts that.
+    pub fn suspend(&self, suspended: bool) {
+        self.shared.state().suspended = suspended;
+    }
+
+    /// Grants the App's permission in the organization, or takes it away.
+    pub fn grant(&self, granted: bool) {
+        self.shared.state().granted = granted;
+    }
+
+    /// Installs the App in the organization, or removes it.
+    pub fn install(&self, installed: bool) {
+        self.shared.state().installed = installed;
+    }
+
+    /// From now on a runner of this version gets no session.
+    pub fn deprecate(&self, version: &str) {
+        self.shared.state().deprecated.insert(version.to_owned());
+    }
+
+    /// Sets GitHub's clock ahead of this machine's by seconds (behind, when negative).
+    pub fn skew_clock(&self, seconds: i64) {
+        self.shared.state().skew = seconds;
+    }
+
+    /// The next calls that match fail.
+    pub fn inject(&self, fault: Fault) {
+        self.shared.state().faults.push(fault);
+    }
+
+    /// Every call so far.
+    pub fn requests(&self) -> Vec<Recorded> {
+        self.shared.state().requests.clone()
+    }
+
+    /// The runners it knows.
+    pub fn runners(&self) -> Vec<KnownRunner> {
+        self.shared.state().runners.values().map(KnownRunner::of).collect()
+    }
+
+    /// Removes a runner, as an owner can in the organization's settings.
+    pub fn remove_runner(&self, name: &str) {
+        self.shared.state().runners.retain(|_, runner| runner.name != name);
+        self.shared.changed.notify_waiters();
+    }
+
+    /// A workflow run that wants a runner.
+    pub fn queue_job(&self, spec: JobSpec) -> JobId {
+        let id = self.shared.state().queue(spec);
+        self.shared.changed.notify_waiters();
+        id
+    }
+
+    /// Lets a job go on that holds.
+    pub fn release_job(&self, id: JobId) {
+        self.shared.state().release(id);
+        self.shared.changed.notify_waiters();
+    }
+
+    /// A job as it stands.
+    ///
+    /// # Panics
+    /// There is no such job.
+    pub fn job(&self, id: JobId) -> Job {
+        self.shared.state().jobs.get(&id).cloned().expect("a job's id comes from queue_job")
+    }
+
+    /// Waits until what is looked for is there.
+    ///
+    /// # Errors
+    /// It was not within the bound.
+    pub async fn until<T>(&self, bound: Duration, what: &str, look: impl Fn(&Self) -> Option<T>) -> anyhow::Result<T> {
+        let wait = async {
+            loop {
+                let changed = self.shared.changed.notified();
+                if let Some(found) = look(self) {
+                    return found;
+                }
+                // A runner goes offline without a word.
+                let _ = tokio::time::timeout(Duration::from_millis(200), changed).await;
+            }
+        };
+        let found = tokio::time::timeout(bound, wait).await;
+        found.with_context(|| format!("waited {} s for {what}; runners: {:?}", bound.as_secs(), self.runners()))
+    }
+
+    /// Packs a release of the runner, the same bytes for a version each time.
+    ///
+    /// # Errors
+    /// The stand-in runner's executable can't be had.
+    pub fn runner_release(&self, version: &str) -> anyhow::Result<Release> {
+        if let Some(release) = self.shared.state().releases.get(version) {
+            return Ok(release.clone());
+        }
+        let release = release::pack(version)?;
+        self.shared.state().releases.insert(version.to_owned(), release.clone());
+        Ok(release)
+    }
+}
