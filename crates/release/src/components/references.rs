@@ -39,7 +39,7 @@ impl Check<'_> {
                 LoopOver::For { .. } => {}
                 LoopOver::Each(items) => items.iter().for_each(|item| self.text(&path, item, None)),
                 LoopOver::Split { list, delimiter } => {
-                    [list, delimiter].iter().for_each(|text| self.text(&path, text, None))
+                    [list, delimiter].iter().for_each(|text| self.text(&path, text, None));
                 }
             }
             own = Some(r#loop.name.as_str());

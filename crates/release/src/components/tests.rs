@@ -1,1 +1,299 @@
+use super::*;
 
+/// A document with nothing wrong, which each test spoils in one place.
+const GOOD: &str = "
+name: example
+description: An example.
+schemaVersion: 1.0
+parameters:
+  - Source:
+      type: string
+      description: Where from.
+  - Sum:
+      type: string
+      default: '00'
+      description: What it must be.
+phases:
+  - name: build
+    steps:
+      - name: Fetch
+        action: WebDownload
+        maxAttempts: 3
+        inputs:
+          - source: '{{ Source }}'
+            destination: /tmp/file
+            checksum: '{{Sum}}'
+            algorithm: SHA256
+      - name: Look
+        action: ExecuteBash
+        onFailure: Continue
+        timeoutSeconds: 60
+        loop:
+          name: turn
+          for: { start: 1, end: 3, updateBy: 1 }
+        inputs:
+          commands:
+            - 'echo {{ turn.index }}; cat {{ build.Fetch.outputs.destination }}'
+  - name: test
+    steps:
+      - name: Look
+        action: Assert
+        inputs:
+          stringEquals: a
+          value: a
+";
+
+fn problems(yaml: &str) -> Vec<String> {
+    Document::parse(yaml)
+        .map(|_| Vec::new())
+        .unwrap_or_else(|problems| problems.iter().map(ToString::to_string).collect())
+}
+
+/// The problems of the good document with one text in it replaced by another.
+fn spoiled(text: &str, by: &str) -> Vec<String> {
+    assert_eq!(GOOD.matches(text).count(), 1, "{text:?} is not in the example exactly once");
+    problems(&GOOD.replace(text, by))
+}
+
+#[test]
+fn a_good_document_is_read_whole() {
+    let document = Document::parse(GOOD).unwrap();
+    assert_eq!(document.parameters["Source"].default, None);
+    assert_eq!(document.parameters["Sum"].default.as_deref(), Some("00"));
+    let [build, test] = document.phases.as_slice() else { panic!("two phases") };
+    assert_eq!((build.name, test.name), (PhaseName::Build, PhaseName::Test));
+    let [fetch, look] = build.steps.as_slice() else { panic!("two steps") };
+    assert_eq!((fetch.action, fetch.on_failure), (Action::WebDownload, OnFailure::Abort));
+    assert_eq!((fetch.max_attempts, fetch.timeout_seconds), (3, 7200));
+    assert_eq!((look.on_failure, look.timeout_seconds), (OnFailure::Continue, 60));
+    assert_eq!(look.r#loop.as_ref().unwrap().over, LoopOver::For { start: 1, end: 3, update_by: 1 });
+}
+
+#[test]
+fn every_document_of_ours_is_good_and_every_file_is_listed() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ami/components");
+    let mut listed: Vec<String> = COMPONENTS.iter().map(|(name, _)| format!("{name}.yml")).collect();
+    let mut found: Vec<String> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    listed.sort();
+    found.sort();
+    assert_eq!(listed, found);
+    for (name, text) in COMPONENTS {
+        assert_eq!(problems(text), Vec::<String>::new(), "{name}");
+        assert_eq!(Document::parse(text).unwrap().name, format!("kiln-{name}"));
+    }
+}
+
+#[test]
+fn the_components_that_lay_files_down_say_so() {
+    let only_files = COMPONENTS.map(|(name, text)| (name, Document::parse(text).unwrap().lays_files_down_only()));
+    assert_eq!(only_files, [("os", false), ("runner", true), ("bootstrap", true), ("cleanup", false)]);
+}
+
+#[test]
+fn scripts_stop_at_their_first_failure() {
+    for (name, text) in COMPONENTS {
+        for phase in Document::parse(text).unwrap().phases {
+            for step in phase.steps.iter().filter(|step| step.action == Action::ExecuteBash) {
+                let script = step.inputs["commands"][0].as_str().unwrap();
+                assert!(script.starts_with("set -euo pipefail\n"), "{name}, {}, {}", phase.name, step.name);
+                assert_eq!(step.inputs["commands"].as_sequence().unwrap().len(), 1, "{name}, {}", step.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_good_document_has_no_problem() {
+    assert_eq!(problems(GOOD), Vec::<String>::new());
+}
+
+#[test]
+fn unknown_action() {
+    assert_eq!(
+        spoiled("action: ExecuteBash", "action: ExecuteBsh"),
+        [
+            "phases[build].steps[1].action: unknown: `ExecuteBsh`; known are ExecuteBash, S3Download, WebDownload, CreateFile, \
+          UpdateOS, Reboot, Assert"
+        ]
+    );
+}
+
+#[test]
+fn missing_input() {
+    assert_eq!(
+        spoiled("            destination: /tmp/file\n", ""),
+        ["phases[build].steps[0].inputs[0].destination: missing: WebDownload wants it"]
+    );
+    assert_eq!(
+        spoiled("        inputs:\n          stringEquals: a\n          value: a\n", ""),
+        ["phases[test].steps[0].inputs: missing: Assert can't do without"]
+    );
+}
+
+#[test]
+fn unknown_input() {
+    assert_eq!(
+        spoiled("destination: /tmp/file", "destination: /tmp/file\n            ignoreCertificateErrors: true"),
+        [
+            "phases[build].steps[0].inputs[0].ignoreCertificateErrors: unknown key; known are source, destination, checksum, \
+          algorithm, overwrite"
+        ]
+    );
+}
+
+#[test]
+fn download_without_checksum_or_algorithm() {
+    assert_eq!(
+        spoiled("            checksum: '{{Sum}}'\n", ""),
+        [
+            "phases[build].steps[0].inputs[0].checksum: missing: WebDownload wants it",
+            "parameters[Sum]: declared but never used",
+        ]
+    );
+    assert_eq!(
+        spoiled("            algorithm: SHA256\n", ""),
+        ["phases[build].steps[0].inputs[0].algorithm: missing: WebDownload wants it"]
+    );
+    assert_eq!(
+        spoiled("algorithm: SHA256", "algorithm: MD5"),
+        ["phases[build].steps[0].inputs[0].algorithm: expected one of SHA256, SHA512"]
+    );
+}
+
+#[test]
+fn undeclared_reference() {
+    let unknown = "is neither a declared parameter, nor an earlier step's, nor its loop's";
+    assert_eq!(
+        spoiled("'{{ Source }}'", "'{{ Source }}{{ Other }}'"),
+        [format!("phases[build].steps[0].inputs[0].source: `{{{{ Other }}}}` {unknown}")]
+    );
+    // A step that comes later, and the loop of another step.
+    assert_eq!(
+        spoiled("'{{ Source }}'", "'{{ Source }}{{ build.Look.outputs.stdout }}'"),
+        [format!("phases[build].steps[0].inputs[0].source: `{{{{ build.Look.outputs.stdout }}}}` {unknown}")]
+    );
+    assert_eq!(
+        spoiled("'{{ Source }}'", "'{{ Source }}{{ turn.index }}'"),
+        [format!("phases[build].steps[0].inputs[0].source: `{{{{ turn.index }}}}` {unknown}")]
+    );
+    assert_eq!(
+        spoiled("'{{ Source }}'", "'{{ Source }}{{ aws:ssm:/name }}'").len(),
+        1,
+        "a value looked up on the build machine"
+    );
+    assert_eq!(
+        spoiled("'{{ Source }}'", "'{{ Source }}{{ oh'"),
+        ["phases[build].steps[0].inputs[0].source: `{{` without `}}`"]
+    );
+}
+
+#[test]
+fn unused_parameter() {
+    assert_eq!(spoiled("'{{ Source }}'", "https://example.com"), ["parameters[Source]: declared but never used"]);
+}
+
+#[test]
+fn wrong_parameter() {
+    assert_eq!(
+        spoiled("      type: string\n      default: '00'\n", "      type: number\n      default: 0\n"),
+        [
+            "parameters[Sum].type: not `string`, the only type there is",
+            "parameters[Sum].default: not a string: put it in quotes",
+        ]
+    );
+    assert_eq!(problems(&GOOD.replace("Sum", "S!")), ["parameters[S!]: not 3 to 128 letters, digits, - and _"]);
+    assert_eq!(problems(&GOOD.replace("Sum", "Source")), ["parameters[Source]: declared twice"]);
+}
+
+#[test]
+fn too_long() {
+    let long = format!("{GOOD}# {}\n", "é".repeat(MAX_CHARACTERS));
+    let characters = long.chars().count();
+    assert_eq!(
+        problems(&long),
+        [format!(".: {characters} characters, more than the 16000 a component may have inline")]
+    );
+    let bytes_do_not_count = format!("{GOOD}# {}\n", "é".repeat(MAX_CHARACTERS - GOOD.len() - 3));
+    assert_eq!(problems(&bytes_do_not_count), Vec::<String>::new());
+}
+
+#[test]
+fn duplicate_step_name() {
+    assert_eq!(
+        problems(&GOOD.replacen("name: Look", "name: Fetch", 1)),
+        ["phases[build].steps[1].name: `Fetch` names another step of this phase already"]
+    );
+}
+
+#[test]
+fn wrong_schema_version() {
+    for version in ["2.0", "1", "'1'", "[1.0]"] {
+        assert_eq!(
+            spoiled("schemaVersion: 1.0", &format!("schemaVersion: {version}")),
+            ["schemaVersion: not 1.0, the only one there is"]
+        );
+    }
+    assert_eq!(spoiled("schemaVersion: 1.0\n", ""), ["schemaVersion: missing: 1.0 is the only one there is"]);
+    assert_eq!(spoiled("schemaVersion: 1.0", "schemaVersion: '1.0'"), Vec::<String>::new());
+}
+
+#[test]
+fn unknown_keys() {
+    assert_eq!(
+        spoiled("description: An example.", "description: An example.\nowner: me"),
+        ["owner: unknown key; known are name, description, schemaVersion, parameters, phases"]
+    );
+    assert_eq!(
+        spoiled("onFailure: Continue", "onfailure: Continue"),
+        [
+            "phases[build].steps[1].onfailure: unknown key; known are name, action, onFailure, maxAttempts, timeoutSeconds, \
+          inputs, loop"
+        ]
+    );
+}
+
+#[test]
+fn wrong_phases() {
+    assert_eq!(
+        spoiled("name: test", "name: tests"),
+        ["phases[1].name: unknown: `tests`; known are build, validate, test"]
+    );
+    assert_eq!(spoiled("name: test", "name: build"), ["phases[build]: there twice"]);
+    assert_eq!(problems("name: a\ndescription: b\nschemaVersion: 1.0\n"), ["phases: missing"]);
+}
+
+#[test]
+fn steps_without_an_end() {
+    assert_eq!(
+        spoiled("timeoutSeconds: 60", "timeoutSeconds: -1"),
+        ["phases[build].steps[1].timeoutSeconds: expected a whole number of at least 1"]
+    );
+    assert_eq!(spoiled("updateBy: 1", "updateBy: 0"), ["phases[build].steps[1].loop.for.updateBy: 0 never ends"]);
+}
+
+#[test]
+fn what_is_no_document() {
+    assert!(problems("a: [")[0].starts_with(".: not YAML: "));
+    assert!(problems("name: a\nname: b\n")[0].contains("duplicate"));
+    assert_eq!(problems("[]"), [".: expected a mapping"]);
+}
+
+#[test]
+fn every_problem_is_told_at_once() {
+    let all = problems("name: ''\nphases:\n  - name: build\n    steps:\n      - action: Nothing\n      - {}\n");
+    assert_eq!(all.len(), 7, "{all:#?}");
+}
+
+#[test]
+fn the_committed_schema_is_this_one() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ami/component.schema.json");
+    if std::env::var_os("KILN_UPDATE").is_some() {
+        std::fs::write(&path, format!("{:#}\n", schema())).unwrap();
+    }
+    let committed: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert!(
+        committed == schema(),
+        "ami/component.schema.json is not up to date: run this test once with KILN_UPDATE=1"
+    );
+}
