@@ -115,3 +115,21 @@ impl From<CloudError> for Error {
         Self { message: error.to_string(), kind, hint, done: Vec::new(), source: error.source.map(|e| e as _) }
     }
 }
+
+impl From<kiln_github::Error> for Error {
+    fn from(error: kiln_github::Error) -> Self {
+        use kiln_github::ErrorKind as GitHub;
+        let kind = match error.kind {
+            GitHub::BadKey
+            | GitHub::BadToken
+            | GitHub::UnknownApp
+            | GitHub::NotInstalled
+            | GitHub::Suspended
+            | GitHub::MissingPermission { .. } => Kind::Access,
+            _ => Kind::Other,
+        };
+        let hint = error.hint();
+        let message = error.to_string();
+        Self { message, kind, hint, done: Vec::new(), source: error.source }
+    }
+}

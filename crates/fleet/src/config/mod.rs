@@ -1,5 +1,9 @@
 //! `kiln.toml`: parsed to a raw form, validated to [`Config`].
 
+mod diagnostic;
+mod raw;
+mod validate;
+
 use std::collections::BTreeMap;
 
 use url::Url;
@@ -9,6 +13,8 @@ use crate::model::{
     Architecture, BaseImage, FleetName, GroupName, InstanceType, KeyStore, Label, Organization, Region, Registration,
     RunnerVersion, Sha256, SubnetId,
 };
+
+pub use diagnostic::ConfigError;
 
 /// A validated `kiln.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +148,25 @@ pub const RUNNER_USER: &str = "runner";
 /// Where the image keeps the runner.
 pub const RUNNER_DIRECTORY: &str = "/opt/actions-runner";
 
+/// The JSON schema of `kiln.toml`, pretty-printed, for editors.
+pub fn json_schema() -> String {
+    let schema = schemars::schema_for!(raw::RawConfig);
+    let mut text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");
+    text.push('\n');
+    text
+}
+
 impl Config {
+    /// Parses and validates a `kiln.toml`; `file` is its name for messages.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, each with line, column, what was expected and a hint.
+    pub fn from_toml(file: &str, text: &str) -> Result<Self, ConfigError> {
+        let raw: raw::RawConfig =
+            toml::from_str(text).map_err(|error| ConfigError::of_syntax(file, text, &error))?;
+        validate::validate(&raw).map_err(|found| ConfigError::new(file, text, found))
+    }
+
     /// The organization's login as AWS resource names want it.
     fn prefix(&self) -> String {
         format!("kiln-{}", self.organization.as_str().to_ascii_lowercase())
