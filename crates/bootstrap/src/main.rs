@@ -1,1 +1,79 @@
-fn main() {}
+//! The binary on the instance: identify → configure → mint → register → serve → drain.
+//!
+//! It is told what it is by the BootConfig in its user data and by nothing else. Its outside world is HTTP endpoints, each
+//! of which the ecosystem's own variables or BootConfig can point elsewhere, so that tests run this very binary.
+
+mod aws;
+mod check;
+mod drain;
+mod identify;
+mod machine;
+mod phase;
+mod register;
+mod run;
+mod serve;
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::fmt::format::FmtSpan;
+
+use crate::machine::Machine;
+
+/// Registers this instance as a GitHub Actions runner and looks after it until it must go.
+#[derive(Debug, Parser)]
+#[command(name = "kiln-bootstrap", version, after_help = "\
+Exit codes of `run`:
+  0  drained and left, or asked to be replaced
+  1  the boot can't succeed; the last line of the log says why, and what to do
+  2  wrong usage of the command line
+  3  the runner ended again and again")]
+struct Cli {
+    /// The machine's root directory; another one in rehearsals.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Register and serve; what the systemd unit starts.
+    Run,
+    /// See whether this machine has what `run` will need; part of the image's test.
+    Check,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log();
+    let machine = Machine::new(cli.root);
+    if matches!(cli.command, Command::Check) {
+        return check::check(&machine);
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no async runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(run::run(&machine))
+}
+
+/// JSON for the journal, words for a person at a terminal.
+fn log() {
+    let builder = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing::Level::INFO)
+        .with_target(false)
+        .with_span_events(FmtSpan::NONE);
+    if std::io::stderr().is_terminal() {
+        builder.init();
+    } else {
+        builder.json().flatten_event(true).with_span_list(false).init();
+    }
+}

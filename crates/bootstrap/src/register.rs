@@ -1,0 +1,160 @@
+//! Registration: a registration token and `config.sh`, or a just-in-time configuration.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context as _, bail};
+use kiln_fleet::model::Registration;
+use kiln_github::{Deleted, Error, ErrorKind, JitRequest, OrgClient};
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::io::AsyncReadExt as _;
+
+use crate::identify::Identity;
+use crate::machine::{Machine, User};
+
+/// A name is taken only by a half-made registration of this very boot; one of these is free.
+const MOST_NAMES: usize = 3;
+
+/// `Default`'s id in every organization.
+const DEFAULT_GROUP: u64 = 1;
+
+/// A registered runner.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    pub(crate) name: String,
+    /// Known at once for a just-in-time runner.
+    pub(crate) id: Option<u64>,
+    /// The just-in-time configuration, for the listener's environment.
+    pub(crate) jit: Option<SecretString>,
+    pub(crate) user: User,
+    pub(crate) directory: PathBuf,
+}
+
+/// Registers with GitHub.
+///
+/// # Errors
+/// What GitHub answers; `config.sh` fails.
+pub(crate) async fn register(machine: &Machine, identity: &Identity, github: &OrgClient) -> anyhow::Result<Registered> {
+    let config = &identity.config;
+    let user = machine.user(&config.runner.user)?;
+    let directory = machine.path(&config.runner.directory);
+    match config.registration {
+        Registration::Persistent => persistent(machine, identity, github, user, directory).await,
+        Registration::Ephemeral => ephemeral(identity, github, user, directory).await,
+    }
+}
+
+async fn persistent(
+    machine: &Machine,
+    identity: &Identity,
+    github: &OrgClient,
+    user: User,
+    directory: PathBuf,
+) -> anyhow::Result<Registered> {
+    let config = &identity.config;
+    let token = github.registration_token().await?;
+    // What an earlier start of this instance left; config.sh refuses to go over it.
+    for file in [".runner", ".credentials", ".credentials_rsaparams"] {
+        match std::fs::remove_file(directory.join(file)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", directory.join(file).display()));
+            }
+            _ => {}
+        }
+    }
+    let name = format!("{}-{}", config.fleet, identity.instance);
+    let labels: Vec<&str> = config.labels.iter().map(kiln_fleet::model::Label::as_str).collect();
+    let url = format!("{}/{}", config.github.url.as_str().trim_end_matches('/'), config.organization);
+    let mut command = machine.command_as(&user, &directory.join("config.sh"), &directory)?;
+    // By environment: arguments can be read by every process of the machine.
+    for (input, value) in [
+        ("UNATTENDED", "true"),
+        ("URL", url.as_str()),
+        ("TOKEN", token.token.expose_secret()),
+        ("NAME", name.as_str()),
+        ("LABELS", labels.join(",").as_str()),
+        ("RUNNERGROUP", config.runner_group.as_str()),
+        ("REPLACE", "true"),
+        // The image is what gets updated: an update would overwrite what the image has patched.
+        ("DISABLEUPDATE", "true"),
+        ("WORK", "_work"),
+    ] {
+        command.env(format!("ACTIONS_RUNNER_INPUT_{input}"), value);
+    }
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("start config.sh")?;
+    let (mut said, mut complained) = (String::new(), String::new());
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (stdout, stderr) = (stdout.context("stdout is piped")?, stderr.context("stderr is piped")?);
+    // Bounded: config.sh says a screen or two.
+    let (mut stdout, mut stderr) = (stdout.take(64 * 1024), stderr.take(64 * 1024));
+    let (_, _, status) =
+        tokio::try_join!(stdout.read_to_string(&mut said), stderr.read_to_string(&mut complained), child.wait())
+            .context("run config.sh")?;
+    if !status.success() {
+        bail!("config.sh ended with {status}: {} {}", said.trim(), complained.trim());
+    }
+    Ok(Registered { name, id: None, jit: None, user, directory })
+}
+
+async fn ephemeral(
+    identity: &Identity,
+    github: &OrgClient,
+    user: User,
+    directory: PathBuf,
+) -> anyhow::Result<Registered> {
+    let config = &identity.config;
+    let runner_group_id = group_id(github, &config.runner_group).await?;
+    // Labels must not be empty here, and GitHub adds none of its own to a just-in-time runner.
+    let mut labels = vec!["self-hosted".to_owned(), "linux".to_owned()];
+    labels.extend(config.labels.iter().map(ToString::to_string));
+    for _ in 0..MOST_NAMES {
+        let name = format!("{}-{}-{}", config.fleet, identity.instance, suffix());
+        let request =
+            JitRequest { name, runner_group_id, labels: labels.clone(), work_folder: "_work".to_owned() };
+        match github.generate_jit_config(&request).await {
+            Ok(made) => {
+                let (name, id) = (made.runner.name, Some(made.runner.id));
+                return Ok(Registered { name, id, jit: Some(made.encoded), user, directory });
+            }
+            // The answer was lost, or another try's was: the runner may be there, but its credentials are not here.
+            Err(Error { kind: ErrorKind::NameTaken | ErrorKind::Body, .. }) => {
+                tracing::warn!(phase = "register", name = request.name, "no configuration came back: taking another name");
+                forget(github, &request.name).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bail!("{MOST_NAMES} names were taken, or their configurations lost")
+}
+
+async fn group_id(github: &OrgClient, name: &str) -> anyhow::Result<u64> {
+    if name == "Default" {
+        return Ok(DEFAULT_GROUP);
+    }
+    let groups = github.runner_groups().await?;
+    let group = groups.iter().find(|group| group.name == name);
+    Ok(group.with_context(|| format!("the organization has no runner group `{name}`"))?.id)
+}
+
+/// Deletes a half-made registration.
+async fn forget(github: &OrgClient, name: &str) -> anyhow::Result<()> {
+    for runner in github.runners(Some(name)).await? {
+        if github.delete_runner(runner.id).await? == Deleted::Busy {
+            bail!("runner {name} runs a job, though nobody has its configuration");
+        }
+    }
+    Ok(())
+}
+
+/// Eight hexadecimal digits, unique to this boot.
+fn suffix() -> String {
+    let mut bytes = [0; 4];
+    // Without random numbers there was no JWT either.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    format!("{:08x}", u32::from_be_bytes(bytes))
+}
