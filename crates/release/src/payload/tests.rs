@@ -87,6 +87,7 @@ fn the_unit_uses_what_systemd_219_knows() {
         "KillMode",
         "LimitNOFILE",
         "Restart",
+        "RestartPreventExitStatus",
         "RestartSec",
         "StartLimitBurst",
         "StartLimitInterval",
