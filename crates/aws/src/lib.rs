@@ -1,1 +1,79 @@
-//! placeholder
+//! The release ports on the AWS SDK, one file a service.
+
+mod blobs;
+mod error;
+mod groups;
+mod identity;
+mod images;
+mod keys;
+mod stacks;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{AppName, BehaviorVersion, SdkConfig};
+use kiln_fleet::model::Region;
+use kiln_release::ports::Caller;
+use tokio::sync::OnceCell;
+
+/// The SDK backs off between these for about a minute in all: describe calls share the account's quotas with others.
+const MOST_ATTEMPTS: u32 = 8;
+
+/// A handshake across continents takes a tenth of it.
+const CONNECT_BOUND: Duration = Duration::from_secs(5);
+
+/// The slowest call is an upload of the payload, some megabytes.
+const ATTEMPT_BOUND: Duration = Duration::from_secs(60);
+
+/// AWS in one region, by the default chain of credentials.
+#[derive(Debug, Clone)]
+pub struct Aws {
+    region: String,
+    autoscaling: aws_sdk_autoscaling::Client,
+    cloudformation: aws_sdk_cloudformation::Client,
+    ec2: aws_sdk_ec2::Client,
+    imagebuilder: aws_sdk_imagebuilder::Client,
+    kms: aws_sdk_kms::Client,
+    s3: aws_sdk_s3::Client,
+    secrets: aws_sdk_secretsmanager::Client,
+    ssm: aws_sdk_ssm::Client,
+    sts: aws_sdk_sts::Client,
+    caller: Arc<OnceCell<Caller>>,
+}
+
+impl Aws {
+    /// Finds credentials' providers; makes no call to AWS.
+    pub async fn connect(region: &Region) -> Self {
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(aws_config::Region::new(region.to_string()))
+            .retry_config(RetryConfig::standard().with_max_attempts(MOST_ATTEMPTS))
+            .timeout_config(
+                TimeoutConfig::builder().connect_timeout(CONNECT_BOUND).operation_attempt_timeout(ATTEMPT_BOUND).build(),
+            );
+        if let Ok(name) = AppName::new("kiln") {
+            loader = loader.app_name(name);
+        }
+        let config = Box::pin(loader.load()).await;
+        Self::of(region, &config)
+    }
+
+    fn of(region: &Region, config: &SdkConfig) -> Self {
+        // An endpoint that is given serves every bucket under one host name.
+        let s3 = aws_sdk_s3::config::Builder::from(config).force_path_style(config.endpoint_url().is_some()).build();
+        Self {
+            region: region.to_string(),
+            autoscaling: aws_sdk_autoscaling::Client::new(config),
+            cloudformation: aws_sdk_cloudformation::Client::new(config),
+            ec2: aws_sdk_ec2::Client::new(config),
+            imagebuilder: aws_sdk_imagebuilder::Client::new(config),
+            kms: aws_sdk_kms::Client::new(config),
+            s3: aws_sdk_s3::Client::from_conf(s3),
+            secrets: aws_sdk_secretsmanager::Client::new(config),
+            ssm: aws_sdk_ssm::Client::new(config),
+            sts: aws_sdk_sts::Client::new(config),
+            caller: Arc::default(),
+        }
+    }
+}

@@ -35,6 +35,17 @@ impl Fingerprint {
         Self(format!("{}{}", Self::PREFIX, STANDARD.encode(digest)))
     }
 
+    /// Of the SHA-256 itself.
+    pub fn of_digest(digest: &[u8; 32]) -> Self {
+        Self(format!("{}{}", Self::PREFIX, STANDARD.encode(digest)))
+    }
+
+    /// The SHA-256 itself.
+    pub fn digest(&self) -> [u8; 32] {
+        let decoded = STANDARD.decode(&self.0[Self::PREFIX.len()..]).ok();
+        decoded.and_then(|bytes| bytes.try_into().ok()).expect("a fingerprint is checked when it is made")
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0

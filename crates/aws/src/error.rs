@@ -1,0 +1,68 @@
+//! From the SDK's errors to the ports'.
+
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use kiln_release::ports::{CloudError, CloudErrorKind};
+
+use crate::Aws;
+
+/// The service's own words.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Said(String);
+
+impl Aws {
+    /// Wraps a failed call; `doing` names it in the domain's words, with the id.
+    pub(crate) fn failed<E, R>(&self, doing: impl Into<String>, error: SdkError<E, R>) -> CloudError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+        R: std::fmt::Debug + Send + Sync + 'static,
+    {
+        let kind = kind_of(&error);
+        let source: Box<dyn std::error::Error + Send + Sync> = match error.code() {
+            Some(code) => Box::new(Said(format!("{code}: {}", error.message().unwrap_or("no message")))),
+            None => Box::new(error),
+        };
+        CloudError { doing: doing.into(), region: self.region.clone(), kind, source: Some(source) }
+    }
+
+    /// What a service should not have answered, or did not answer in time.
+    pub(crate) fn odd(&self, doing: impl Into<String>, what: impl Into<String>) -> CloudError {
+        let source: Box<dyn std::error::Error + Send + Sync> = Box::new(Said(what.into()));
+        CloudError { doing: doing.into(), region: self.region.clone(), kind: CloudErrorKind::Other, source: Some(source) }
+    }
+}
+
+fn kind_of<E, R>(error: &SdkError<E, R>) -> CloudErrorKind
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+    R: std::fmt::Debug,
+{
+    match error {
+        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => CloudErrorKind::Unreachable,
+        // No provider of the chain had credentials: nothing was sent.
+        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => CloudErrorKind::Credentials,
+        SdkError::TimeoutError(_) => CloudErrorKind::Unreachable,
+        _ => kind_of_code(error.code().unwrap_or_default()),
+    }
+}
+
+fn kind_of_code(code: &str) -> CloudErrorKind {
+    match code {
+        "ExpiredToken" | "ExpiredTokenException" | "InvalidClientTokenId" | "UnrecognizedClientException"
+        | "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "AuthFailure" => CloudErrorKind::Credentials,
+        "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" | "ForbiddenException" => {
+            CloudErrorKind::AccessDenied
+        }
+        "Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequestsException"
+        | "CallRateLimitExceededException" | "SlowDown" => CloudErrorKind::Throttled,
+        "AlreadyExistsException" | "InstanceRefreshInProgress" | "InstanceRefreshInProgressFault" | "ScalingActivityInProgress"
+        | "ResourceInUseException" | "ConflictException" => CloudErrorKind::Conflict,
+        "LimitExceeded" | "LimitExceededException" | "ServiceQuotaExceededException" | "InsufficientCapabilitiesException" => {
+            CloudErrorKind::Quota
+        }
+        "ValidationError" | "ValidationException" | "InvalidRequestException" | "InvalidParameterValueException"
+        | "InvalidParameterException" => CloudErrorKind::Invalid,
+        code if code.contains("NotFound") || code.starts_with("NoSuch") => CloudErrorKind::NotFound,
+        _ => CloudErrorKind::Other,
+    }
+}

@@ -1,0 +1,163 @@
+//! Auto Scaling.
+
+use aws_sdk_autoscaling::types::{
+    AutoScalingGroup, DesiredConfiguration, InstanceRefresh, InstanceRefreshStatus, LaunchTemplate,
+    LaunchTemplateSpecification, MixedInstancesPolicy, RefreshPreferences as SdkPreferences, RefreshStrategy,
+    ScaleInProtectedInstances, StandbyInstances,
+};
+use kiln_fleet::model::GroupName;
+use kiln_release::ports::{
+    Group, GroupInstance, Groups, LaunchTemplateVersion, Refresh, RefreshPreferences, RefreshStatus, Result,
+};
+
+use crate::Aws;
+
+impl Aws {
+    async fn described(&self, name: &GroupName) -> Result<Option<AutoScalingGroup>> {
+        let answer = self.autoscaling.describe_auto_scaling_groups().auto_scaling_group_names(name.as_str()).send().await;
+        let answer = answer.map_err(|error| self.failed(format!("describe Auto Scaling group `{name}`"), error))?;
+        Ok(answer.auto_scaling_groups.unwrap_or_default().into_iter().next())
+    }
+
+    async fn refreshes(&self, name: &GroupName, id: Option<&str>) -> Result<Vec<InstanceRefresh>> {
+        let answer = self
+            .autoscaling
+            .describe_instance_refreshes()
+            .auto_scaling_group_name(name.as_str())
+            .set_instance_refresh_ids(id.map(|id| vec![id.to_owned()]))
+            .max_records(1)
+            .send()
+            .await;
+        let answer = answer.map_err(|error| self.failed(format!("describe instance refreshes of `{name}`"), error))?;
+        Ok(answer.instance_refreshes.unwrap_or_default())
+    }
+}
+
+/// A mixed-instances policy's template, or the plain one.
+fn template_of(group: &AutoScalingGroup) -> Option<&LaunchTemplateSpecification> {
+    group
+        .mixed_instances_policy()
+        .and_then(MixedInstancesPolicy::launch_template)
+        .and_then(LaunchTemplate::launch_template_specification)
+        .or(group.launch_template())
+}
+
+fn version_of(template: &LaunchTemplateSpecification) -> Option<LaunchTemplateVersion> {
+    Some(LaunchTemplateVersion {
+        id: template.launch_template_id()?.to_owned(),
+        version: template.version()?.to_owned(),
+    })
+}
+
+fn number(value: Option<i32>) -> u32 {
+    value.and_then(|value| u32::try_from(value).ok()).unwrap_or_default()
+}
+
+impl Groups for Aws {
+    async fn group(&self, name: &GroupName) -> Result<Option<Group>> {
+        let Some(group) = self.described(name).await? else { return Ok(None) };
+        let instances = group.instances().iter().filter_map(|instance| {
+            Some(GroupInstance {
+                id: instance.instance_id()?.parse().ok()?,
+                state: instance.lifecycle_state()?.as_str().to_owned(),
+                healthy: instance.health_status() == Some("Healthy"),
+                launch_template: instance.launch_template().and_then(version_of),
+            })
+        });
+        Ok(Some(Group {
+            name: name.clone(),
+            launch_template: template_of(&group).and_then(version_of),
+            min: number(group.min_size()),
+            max: number(group.max_size()),
+            desired: number(group.desired_capacity()),
+            instances: instances.collect(),
+        }))
+    }
+
+    async fn newest_refresh(&self, name: &GroupName) -> Result<Option<Refresh>> {
+        Ok(self.refreshes(name, None).await?.first().map(refresh_of))
+    }
+
+    async fn start_refresh(
+        &self,
+        name: &GroupName,
+        to: &LaunchTemplateVersion,
+        preferences: &RefreshPreferences,
+    ) -> Result<String> {
+        let doing = format!("start an instance refresh of `{name}`");
+        let Some(group) = self.described(name).await? else { return Err(self.odd(doing, "the group does not exist")) };
+        let specification =
+            LaunchTemplateSpecification::builder().launch_template_id(&to.id).version(&to.version).build();
+        let desired = match group.mixed_instances_policy() {
+            // Overrides and distribution stay as they are.
+            Some(policy) => {
+                let template = LaunchTemplate::builder()
+                    .launch_template_specification(specification)
+                    .set_overrides(policy.launch_template().and_then(|template| template.overrides.clone()))
+                    .build();
+                let policy = MixedInstancesPolicy::builder()
+                    .launch_template(template)
+                    .set_instances_distribution(policy.instances_distribution().cloned())
+                    .build();
+                DesiredConfiguration::builder().mixed_instances_policy(policy).build()
+            }
+            None => DesiredConfiguration::builder().launch_template(specification).build(),
+        };
+        let percent = |value: u32| i32::try_from(value).expect("a percentage is small");
+        let warmup = i32::try_from(preferences.instance_warmup.as_secs()).unwrap_or(i32::MAX);
+        let preferences = SdkPreferences::builder()
+            .min_healthy_percentage(percent(preferences.min_healthy_percent))
+            .max_healthy_percentage(percent(preferences.max_healthy_percent))
+            .instance_warmup(warmup)
+            .skip_matching(true)
+            .auto_rollback(true)
+            .scale_in_protected_instances(ScaleInProtectedInstances::Wait)
+            .standby_instances(StandbyInstances::Wait)
+            .build();
+        let answer = self
+            .autoscaling
+            .start_instance_refresh()
+            .auto_scaling_group_name(name.as_str())
+            .strategy(RefreshStrategy::Rolling)
+            .desired_configuration(desired)
+            .preferences(preferences)
+            .send()
+            .await
+            .map_err(|error| self.failed(doing.clone(), error))?;
+        answer.instance_refresh_id.ok_or_else(|| self.odd(doing, "the answer names no refresh"))
+    }
+
+    async fn refresh(&self, name: &GroupName, id: &str) -> Result<Refresh> {
+        let refreshes = self.refreshes(name, Some(id)).await?;
+        let found = refreshes.first().map(refresh_of);
+        found.ok_or_else(|| self.odd(format!("describe instance refresh {id} of `{name}`"), "there is none of that id"))
+    }
+}
+
+fn refresh_of(refresh: &InstanceRefresh) -> Refresh {
+    let status = match refresh.status() {
+        Some(InstanceRefreshStatus::Successful) => RefreshStatus::Successful,
+        Some(
+            ended @ (InstanceRefreshStatus::Failed
+            | InstanceRefreshStatus::Cancelled
+            | InstanceRefreshStatus::RollbackFailed
+            | InstanceRefreshStatus::RollbackSuccessful),
+        ) => RefreshStatus::Ended(ended.as_str().to_owned()),
+        Some(running) => RefreshStatus::Running(running.as_str().to_owned()),
+        None => RefreshStatus::Running("Pending".to_owned()),
+    };
+    let desired = refresh.desired_configuration();
+    let to = desired
+        .and_then(|desired| desired.mixed_instances_policy())
+        .and_then(MixedInstancesPolicy::launch_template)
+        .and_then(LaunchTemplate::launch_template_specification)
+        .or_else(|| desired.and_then(|desired| desired.launch_template()));
+    Refresh {
+        id: refresh.instance_refresh_id().unwrap_or_default().to_owned(),
+        status,
+        percent: number(refresh.percentage_complete()),
+        remaining: number(refresh.instances_to_update()),
+        reason: refresh.status_reason().map(str::to_owned),
+        to: to.and_then(version_of),
+    }
+}
