@@ -13,7 +13,7 @@ use serde_json::json;
 use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::{Call, Http};
+use crate::http::{Bounds, Call, Credentials, Http};
 use crate::jwt::{AppSigner, jwt};
 
 /// The App, as it sees itself.
@@ -27,6 +27,22 @@ pub struct App {
     pub client_id: Option<String>,
     /// The App's page.
     pub html_url: Option<String>,
+    /// Whose it is.
+    pub owner: Option<Owner>,
+}
+
+impl App {
+    /// The login of the organization or user that owns it.
+    pub fn owner_login(&self) -> Option<&str> {
+        self.owner.as_ref().map(|owner| owner.login.as_str())
+    }
+}
+
+/// An App's owner.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Owner {
+    /// Its login.
+    pub login: String,
 }
 
 /// The App's installation in an organization.
@@ -70,6 +86,13 @@ impl AppClient {
         Ok(Self { http, issuer, signer, clock_error: Arc::default() })
     }
 
+    /// The same within other bounds.
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.http.bounds = bounds;
+        self
+    }
+
     pub(crate) fn http(&self) -> &Http {
         &self.http
     }
@@ -82,9 +105,9 @@ impl AppClient {
     /// `GET /app`: who am I?
     ///
     /// # Errors
-    /// As [`crate::ErrorKind`] lists them.
+    /// As [`ErrorKind`] lists them.
     pub async fn app(&self) -> Result<App> {
-        self.ask(Method::GET, "/app".to_owned(), None).await
+        self.ask(&Call::new(Method::GET, "app")).await
     }
 
     /// `GET /orgs/{org}/installation`.
@@ -92,8 +115,8 @@ impl AppClient {
     /// # Errors
     /// [`ErrorKind::NotInstalled`] where there is none.
     pub async fn org_installation(&self, organization: &str) -> Result<Installation> {
-        let path = format!("/orgs/{organization}/installation");
-        self.ask(Method::GET, path, None).await.map_err(not_installed)
+        let call = Call::new(Method::GET, format!("orgs/{organization}/installation"));
+        self.ask(&call).await.map_err(not_installed)
     }
 
     /// `POST /app/installations/{id}/access_tokens` with the one permission Kiln needs, whatever more the App has.
@@ -102,47 +125,36 @@ impl AppClient {
     /// [`ErrorKind::NotInstalled`], [`ErrorKind::Suspended`], and [`ErrorKind::MissingPermission`] where the App was not
     /// granted it.
     pub async fn installation_token(&self, installation: u64) -> Result<InstallationToken> {
-        let path = format!("/app/installations/{installation}/access_tokens");
-        let body = json!({ "permissions": { PERMISSION: "write" } });
-        self.ask(Method::POST, path, Some(body)).await.map_err(|error| match error.kind {
+        let call = Call::new(Method::POST, format!("app/installations/{installation}/access_tokens"))
+            .body(json!({ "permissions": { PERMISSION: "write" } }));
+        self.ask(&call).await.map_err(|error| match error.kind {
             // GitHub answers 422 when more is asked for than was granted.
-            ErrorKind::Unprocessable => {
+            ErrorKind::Validation => {
                 Error { kind: ErrorKind::MissingPermission { accepted: format!("{PERMISSION}=write") }, ..error }
             }
             _ => not_installed(error),
         })
     }
 
-    /// Asks with a fresh JWT; once more by GitHub's clock where this machine's is off.
-    async fn ask<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: String,
-        body: Option<serde_json::Value>,
-    ) -> Result<T> {
-        let first = self.ask_once(&method, &path, body.clone()).await;
-        match first {
+    /// Asks; once more by GitHub's clock where this machine's is off.
+    async fn ask<T: DeserializeOwned>(&self, call: &Call) -> Result<T> {
+        match self.http.json(call, self).await {
             Err(Error { kind: ErrorKind::ClockSkew { seconds }, .. }) if seconds != self.clock_error_secs() => {
                 self.clock_error.store(seconds, Ordering::Relaxed);
-                self.ask_once(&method, &path, body).await
+                self.http.json(call, self).await
             }
             answer => answer,
         }
     }
+}
 
-    async fn ask_once<T: DeserializeOwned>(
-        &self,
-        method: &Method,
-        path: &str,
-        body: Option<serde_json::Value>,
-    ) -> Result<T> {
+impl Credentials for AppClient {
+    /// A fresh JWT, by GitHub's clock as far as it is known.
+    async fn token(&self) -> Result<SecretString> {
         let error = self.clock_error_secs();
         let ahead = Duration::from_secs(error.unsigned_abs());
         let now = if error >= 0 { SystemTime::now() - ahead } else { SystemTime::now() + ahead };
-        let token = jwt(&self.issuer, self.signer.as_ref(), now)
-            .await
-            .map_err(|error| Error::signing(&format!("{method} {path}"), error))?;
-        self.http.json(&Call { method: method.clone(), path: path.to_owned(), token: &token, body }).await
+        jwt(&self.issuer, self.signer.as_ref(), now).await.map_err(|error| Error::signing("sign as the App", error))
     }
 }
 

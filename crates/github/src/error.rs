@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// A call that did not succeed.
 #[derive(Debug)]
 pub struct Error {
-    /// What was asked: `POST /orgs/acme/actions/runners/registration-token`. Never a token.
+    /// What was asked of whom: `GET https://api.github.com/app`. Never holds a token.
     pub operation: String,
     /// What kind of failure it was.
     pub kind: ErrorKind,
@@ -40,11 +40,13 @@ pub enum ErrorKind {
     NotInstalled,
     /// 403: the installation is suspended.
     Suspended,
-    /// 403: the App's permission is missing.
+    /// 403 `Resource not accessible by integration`: the App's permission is missing.
     MissingPermission {
         /// From `x-accepted-github-permissions`.
         accepted: String,
     },
+    /// 403 for another reason, such as an organization's list of allowed addresses; the message tells.
+    Forbidden,
     /// 403 or 429 of a primary or secondary limit.
     RateLimited {
         /// How long GitHub asks to wait.
@@ -56,8 +58,12 @@ pub enum ErrorKind {
     NotFound,
     /// 409: a runner of that name exists.
     NameTaken,
-    /// 422: the runner runs a job, or the request is invalid.
-    Unprocessable,
+    /// 422: the runner runs a job.
+    Busy,
+    /// 422: GitHub does not take the request as it is.
+    Validation,
+    /// 3xx to another host, where the token is not carried.
+    Redirected,
     /// 5xx.
     Server(u16),
     /// No connection: refused, DNS, network.
@@ -99,6 +105,9 @@ impl Error {
                  settings, and install one of them with `cargo xtask rotate-key`"
                     .to_owned()
             }
+            ErrorKind::ClockSkew { seconds: 0 } => {
+                "this machine's clock and GitHub's differ: synchronise it (chrony, systemd-timesyncd)".to_owned()
+            }
             ErrorKind::ClockSkew { seconds } => format!(
                 "this machine's clock is {} s {}: synchronise it (chrony, systemd-timesyncd)",
                 seconds.abs(),
@@ -116,7 +125,11 @@ impl Error {
                 "is there a way out to GitHub from here (proxy, firewall), and does `[github]` in kiln.toml name the host?"
                     .to_owned()
             }
-            ErrorKind::Tls => "the certificate of GitHub's host is not trusted by this machine".to_owned(),
+            ErrorKind::Redirected => "`api_url` must name GitHub's API itself, not a page that leads to it".to_owned(),
+            ErrorKind::Tls => {
+                "the certificate of GitHub's host is not trusted by this machine, or there is no HTTPS on that port"
+                    .to_owned()
+            }
             ErrorKind::RateLimited { retry_after } => {
                 format!("GitHub's limit for the App is used up; try again in {} s", retry_after.as_secs())
             }

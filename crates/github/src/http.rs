@@ -1,9 +1,11 @@
 //! One HTTP exchange with GitHub, and the retries around it.
 
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
+use reqwest::redirect::{Action, Attempt, Policy};
 use reqwest::{Method, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
@@ -11,44 +13,94 @@ use url::Url;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// GitHub's own advice is to give up on an answer after ten seconds; it cuts its side off there.
-///
-/// Source: <https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#timeouts>
-const ANSWER_BOUND: Duration = Duration::from_secs(15);
-
 /// A handshake takes three round trips; five seconds are ten times the slowest seen across continents.
 const CONNECT_BOUND: Duration = Duration::from_secs(5);
 
-/// A try and four more, with pauses of about 0.5, 1, 2 and 4 s: rides out a deployment of GitHub's.
-const MOST_RETRIES: usize = 4;
-
-/// A limit that asks for more than this is told to the caller instead of slept on. Secondary limits ask for a minute.
-const LONGEST_PAUSE: Duration = Duration::from_secs(90);
+/// GitHub answers from where it was asked, or from the place a renamed organization moved to; a longer chain is a loop.
+const MOST_REDIRECTS: usize = 3;
 
 /// GitHub asks for at least a minute where a secondary limit names no time.
 ///
 /// Source: <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit>
 const SECONDARY_PAUSE: Duration = Duration::from_secs(60);
 
+/// How long a call may take. At worst `(retries + 1)` answers and as many pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// From a request to the end of its answer.
+    pub answer: Duration,
+    /// Tries beside the first, where a failure passes by itself.
+    pub retries: usize,
+    /// The pause before the first retry; doubled, with jitter, before each further one.
+    pub first_pause: Duration,
+    /// A limit of GitHub's that asks for a longer pause is told to the caller instead of slept on.
+    pub longest_pause: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            // GitHub cuts its own side off after ten seconds.
+            // Source: <https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#timeouts>
+            answer: Duration::from_secs(15),
+            // Pauses of about 0.5, 1, 2 and 4 s: rides out a deployment of GitHub's.
+            retries: 4,
+            first_pause: Duration::from_millis(500),
+            // Secondary limits ask for a minute.
+            longest_pause: Duration::from_secs(90),
+        }
+    }
+}
+
+/// Where a call's token comes from.
+pub(crate) trait Credentials: Sync {
+    /// A token for one try. A JWT is signed anew for each: GitHub has answered a second use of the same bytes with 404.
+    fn token(&self) -> impl Future<Output = Result<SecretString>> + Send;
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Http {
     client: reqwest::Client,
     base: Url,
+    pub(crate) bounds: Bounds,
 }
 
 /// A request, kept so that it can be sent again.
-#[derive(Debug)]
-pub(crate) struct Call<'a> {
-    pub(crate) method: Method,
-    pub(crate) path: String,
-    pub(crate) token: &'a SecretString,
-    pub(crate) body: Option<serde_json::Value>,
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    method: Method,
+    path: String,
+    query: Vec<(&'static str, String)>,
+    body: Option<serde_json::Value>,
+    once: bool,
 }
 
-impl Call<'_> {
-    pub(crate) fn operation(&self) -> String {
-        format!("{} {}", self.method, self.path)
+impl Call {
+    pub(crate) fn new(method: Method, path: impl Into<String>) -> Self {
+        Self { method, path: path.into(), query: Vec::new(), body: None, once: false }
     }
+
+    pub(crate) fn query(mut self, name: &'static str, value: String) -> Self {
+        self.query.push((name, value));
+        self
+    }
+
+    pub(crate) fn body(mut self, body: serde_json::Value) -> Self {
+        self.body = Some(body);
+        self
+    }
+
+    /// What it makes is made, though its answer is lost: the caller has to look before it asks again.
+    pub(crate) fn once(mut self) -> Self {
+        self.once = true;
+        self
+    }
+}
+
+/// A success, read to its end.
+struct Answer {
+    bytes: Vec<u8>,
+    request_id: Option<String>,
 }
 
 impl Http {
@@ -60,33 +112,55 @@ impl Http {
             .user_agent(user_agent)
             .default_headers(headers)
             .connect_timeout(CONNECT_BOUND)
-            .timeout(ANSWER_BOUND)
-            // A redirect would carry the token to wherever it points.
-            .redirect(reqwest::redirect::Policy::none())
+            .redirect(Policy::custom(stay))
             .build()
             .map_err(|error| transport("set up HTTPS", error))?;
         let mut base = base.clone();
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        Ok(Self { client, base })
+        Ok(Self { client, base, bounds: Bounds::default() })
+    }
+
+    /// What a call asks of whom, for messages: `GET https://api.github.com/app`. Never holds a token.
+    pub(crate) fn operation(&self, call: &Call) -> String {
+        format!("{} {}{}", call.method, self.base, call.path)
+    }
+
+    /// Sends a call and reads its JSON answer.
+    pub(crate) async fn json<T: DeserializeOwned>(&self, call: &Call, credentials: &impl Credentials) -> Result<T> {
+        let Answer { bytes, request_id } = self.exchange(call, credentials).await?;
+        serde_json::from_slice(&bytes).map_err(|error| Error {
+            operation: self.operation(call),
+            kind: ErrorKind::Body,
+            message: "the answer is not what the API promises".to_owned(),
+            request_id,
+            source: Some(Box::new(error)),
+        })
+    }
+
+    /// Sends a call whose answer has no body.
+    pub(crate) async fn nothing(&self, call: &Call, credentials: &impl Credentials) -> Result<()> {
+        self.exchange(call, credentials).await.map(drop)
     }
 
     /// Sends a call, again where its failure is of a kind that passes.
-    pub(crate) async fn send(&self, call: &Call<'_>) -> Result<Response> {
+    async fn exchange(&self, call: &Call, credentials: &impl Credentials) -> Result<Answer> {
         let mut pauses = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(500))
+            .with_min_delay(self.bounds.first_pause)
             .with_jitter()
-            .with_max_times(MOST_RETRIES)
+            .with_max_times(self.bounds.retries)
             .build();
         loop {
-            let error = match self.once(call).await {
-                Ok(response) => return Ok(response),
+            let token = credentials.token().await?;
+            let error = match self.once(call, &token).await {
+                Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             let pause = match error.kind {
-                ErrorKind::RateLimited { retry_after } if retry_after > LONGEST_PAUSE => return Err(error),
+                ErrorKind::RateLimited { retry_after } if retry_after > self.bounds.longest_pause => return Err(error),
                 ErrorKind::RateLimited { retry_after } => pauses.next().map(|jitter| retry_after + jitter),
+                ErrorKind::Body if call.once => None,
                 _ if error.is_retryable() => pauses.next(),
                 _ => None,
             };
@@ -97,39 +171,37 @@ impl Http {
         }
     }
 
-    /// Sends a call and reads its JSON answer. An answer that breaks off is asked for again by the caller's own retry
-    /// only where the call may be repeated: a registration that was made is not made twice here.
-    pub(crate) async fn json<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T> {
-        let response = self.send(call).await?;
-        let request_id = request_id(response.headers());
-        let bytes = response.bytes().await.map_err(|error| transport(&call.operation(), error))?;
-        serde_json::from_slice(&bytes).map_err(|error| Error {
-            operation: call.operation(),
-            kind: ErrorKind::Body,
-            message: "the answer is not what the API promises".to_owned(),
-            request_id,
-            source: Some(Box::new(error)),
-        })
-    }
-
-    async fn once(&self, call: &Call<'_>) -> Result<Response> {
-        let operation = call.operation();
-        let url = self.base.join(call.path.trim_start_matches('/')).map_err(|error| Error {
+    async fn once(&self, call: &Call, token: &SecretString) -> Result<Answer> {
+        let operation = self.operation(call);
+        let url = self.base.join(&call.path).map_err(|error| Error {
             operation: operation.clone(),
             kind: ErrorKind::Status(0),
             message: "not an address".to_owned(),
             request_id: None,
             source: Some(Box::new(error)),
         })?;
-        let mut request = self.client.request(call.method.clone(), url).bearer_auth(call.token.expose_secret());
+        let request = self.client.request(call.method.clone(), url).timeout(self.bounds.answer);
+        let mut request = request.query(&call.query).bearer_auth(token.expose_secret());
         if let Some(body) = &call.body {
             request = request.json(body);
         }
         let response = request.send().await.map_err(|error| transport(&operation, error))?;
-        if response.status().is_success() {
-            return Ok(response);
+        if !response.status().is_success() {
+            return Err(refusal(operation, response).await);
         }
-        Err(refusal(operation, response).await)
+        let request_id = request_id(response.headers());
+        let bytes = response.bytes().await.map_err(|error| transport(&operation, error))?;
+        Ok(Answer { bytes: bytes.into(), request_id })
+    }
+}
+
+/// A redirect elsewhere would carry the token there.
+fn stay(attempt: Attempt<'_>) -> Action {
+    let here = attempt.previous().first().map(Url::origin);
+    if attempt.previous().len() <= MOST_REDIRECTS && here == Some(attempt.url().origin()) {
+        attempt.follow()
+    } else {
+        attempt.stop()
     }
 }
 
@@ -139,7 +211,7 @@ fn transport(operation: &str, error: reqwest::Error) -> Error {
     let (kind, message) = if error.is_timeout() {
         (ErrorKind::Timeout, "no answer in time")
     } else if is_tls(&error) {
-        (ErrorKind::Tls, "the certificate is not trusted")
+        (ErrorKind::Tls, "no trusted TLS connection")
     } else if error.is_connect() {
         (ErrorKind::Connect, "no connection")
     } else {
@@ -154,14 +226,19 @@ fn transport(operation: &str, error: reqwest::Error) -> Error {
     }
 }
 
-/// rustls is below several layers, none of which names it in its type.
+/// rustls' error is inside an I/O error, which shows it as text but not as its source.
 fn is_tls(error: &reqwest::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        if cause.to_string().contains("certificate") {
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if cause.is::<rustls::Error>() || inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+        {
             return true;
         }
-        source = cause.source();
+        source = match inner {
+            Some(inner) => Some(inner),
+            None => cause.source(),
+        };
     }
     false
 }
@@ -177,17 +254,31 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 async fn refusal(operation: String, response: Response) -> Error {
     let status = response.status();
     let headers = response.headers().clone();
-    let body = response.bytes().await.unwrap_or_default();
-    let message = serde_json::from_slice::<serde_json::Value>(&body)
-        .ok()
-        .and_then(|body| body.get("message")?.as_str().map(str::to_owned))
-        .unwrap_or_else(|| format!("answered {status}"));
-    let kind = kind_of(status, &message, &headers);
-    Error { operation, kind, message: format!("{} {message}", status.as_u16()), request_id: request_id(&headers), source: None }
+    let body: serde_json::Value =
+        response.bytes().await.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    let said = body["message"].as_str().unwrap_or_default();
+    let kind = kind_of(status, said, &headers);
+    let message = match text(&headers, "location") {
+        _ if !said.is_empty() => format!("{} {said}{}", status.as_u16(), details(&body)),
+        Some(elsewhere) => format!("{status}, to {elsewhere}"),
+        None => status.to_string(),
+    };
+    Error { operation, kind, message, request_id: request_id(&headers), source: None }
+}
+
+/// What a 422 says of each field: text, or an object with a `message` or a `field` and a `code`.
+fn details(body: &serde_json::Value) -> String {
+    let one = |error: &serde_json::Value| match (error.as_str(), error["message"].as_str()) {
+        (Some(text), _) | (None, Some(text)) => text.to_owned(),
+        _ => format!("{} {}", error["field"].as_str().unwrap_or("?"), error["code"].as_str().unwrap_or("?")),
+    };
+    let all: Vec<String> = body["errors"].as_array().into_iter().flatten().map(one).collect();
+    if all.is_empty() { String::new() } else { format!(": {}", all.join(", ")) }
 }
 
 fn kind_of(status: StatusCode, message: &str, headers: &HeaderMap) -> ErrorKind {
     match status.as_u16() {
+        300..=399 => ErrorKind::Redirected,
         401 if message.contains("'Expiration time' claim") || message.contains("'Issued at' claim") => {
             ErrorKind::ClockSkew { seconds: clock_error(headers) }
         }
@@ -195,13 +286,15 @@ fn kind_of(status: StatusCode, message: &str, headers: &HeaderMap) -> ErrorKind 
         401 => ErrorKind::BadToken,
         403 | 429 if is_limit(status, message, headers) => ErrorKind::RateLimited { retry_after: retry_after(headers) },
         403 if message.contains("suspended") => ErrorKind::Suspended,
-        403 => ErrorKind::MissingPermission {
-            accepted: text(headers, "x-accepted-github-permissions").unwrap_or("not named by GitHub").to_owned(),
+        403 => match text(headers, "x-accepted-github-permissions") {
+            Some(accepted) => ErrorKind::MissingPermission { accepted: accepted.to_owned() },
+            None => ErrorKind::Forbidden,
         },
         404 if message.contains("Integration not found") => ErrorKind::UnknownApp,
         404 => ErrorKind::NotFound,
         409 => ErrorKind::NameTaken,
-        422 => ErrorKind::Unprocessable,
+        422 if message.contains("running a job") => ErrorKind::Busy,
+        422 => ErrorKind::Validation,
         code @ 500..=599 => ErrorKind::Server(code),
         code => ErrorKind::Status(code),
     }
@@ -222,19 +315,24 @@ fn retry_after(headers: &HeaderMap) -> Duration {
     }
     match (number("x-ratelimit-remaining"), number("x-ratelimit-reset")) {
         (Some(0), Some(reset)) => {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            Duration::from_secs(reset).saturating_sub(now)
+            // By GitHub's clock, which set it.
+            let now = since_1970(their_time(headers).unwrap_or_else(SystemTime::now));
+            Duration::from_secs(reset.saturating_sub(now.unsigned_abs()))
         }
         _ => SECONDARY_PAUSE,
     }
 }
 
-/// How far this machine's clock is ahead of GitHub's, in seconds.
+/// How far this machine's clock is ahead of GitHub's, in seconds; 0 where GitHub does not tell.
 fn clock_error(headers: &HeaderMap) -> i64 {
-    let Some(theirs) = text(headers, "date").and_then(|date| httpdate::parse_http_date(date).ok()) else { return 0 };
-    let seconds = |time: SystemTime| {
-        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-    };
-    seconds(SystemTime::now()) - seconds(theirs)
+    their_time(headers).map_or(0, |theirs| since_1970(SystemTime::now()) - since_1970(theirs))
+}
+
+fn their_time(headers: &HeaderMap) -> Option<SystemTime> {
+    text(headers, "date").and_then(|date| httpdate::parse_http_date(date).ok())
+}
+
+fn since_1970(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -82,8 +82,8 @@ pub enum KeyError {
     /// A passphrase protects it; GitHub's are not.
     #[error("its private key is encrypted, GitHub's are not")]
     Encrypted,
-    /// A private key of another algorithm.
-    #[error("its private key is not an RSA key, which GitHub's are")]
+    /// A private key of another algorithm, or in the form of another program.
+    #[error("its private key is not an RSA key in PKCS#1 or PKCS#8, which GitHub's are")]
     NotRsa,
     /// RSA, of a size that the stores don't take.
     #[error("its RSA key has {0} bits; 2048, 3072 or 4096 were expected")]
@@ -113,21 +113,24 @@ impl AppKey {
     pub fn from_pem(text: &[u8]) -> Result<Self, KeyError> {
         let block = pem::parse(text).map_err(|_| KeyError::NotPem)?;
         let tag = block.tag().to_owned();
+        // How OpenSSL marked a passphrase before PKCS#8.
+        let encrypted = block.headers().get("Proc-Type").is_some_and(|value| value.contains("ENCRYPTED"));
         let der = Zeroizing::new(block.into_contents());
-        let damaged = |error: aws_lc_rs::error::KeyRejected| KeyError::Damaged(error.to_string());
-        let pair = match tag.as_str() {
-            "RSA PRIVATE KEY" => KeyPair::from_der(&der).map_err(damaged)?,
-            // An EC or Ed25519 key has an OID other than rsaEncryption in its header.
-            "PRIVATE KEY" if !holds_rsa(&der) => return Err(KeyError::NotRsa),
-            "PRIVATE KEY" => KeyPair::from_pkcs8(&der).map_err(damaged)?,
+        let pkcs1 = match tag.as_str() {
             "ENCRYPTED PRIVATE KEY" => return Err(KeyError::Encrypted),
+            "RSA PRIVATE KEY" if encrypted => return Err(KeyError::Encrypted),
+            "RSA PRIVATE KEY" => der.as_slice(),
+            "PRIVATE KEY" => rsa_in_pkcs8(&der)?,
+            // EC, DSA, OPENSSH.
             tag if tag.ends_with("PRIVATE KEY") => return Err(KeyError::NotRsa),
             tag => return Err(KeyError::NotPrivate(tag.to_owned())),
         };
-        let bits = pair.public_modulus_len() * 8;
+        let bits = modulus_bits(pkcs1).ok_or_else(|| KeyError::Damaged("its end is missing".to_owned()))?;
         if !matches!(bits, 2048 | 3072 | 4096) {
             return Err(KeyError::Size(bits));
         }
+        // Checks that the key's numbers belong together.
+        let pair = KeyPair::from_der(pkcs1).map_err(|error| KeyError::Damaged(error.to_string()))?;
         let spki: PublicKeyX509Der<'_> =
             pair.public_key().as_der().map_err(|_| KeyError::Damaged("no public half".to_owned()))?;
         let fingerprint = Fingerprint::of_spki_der(spki.as_ref());
@@ -165,10 +168,54 @@ impl AppKey {
     }
 }
 
-/// rsaEncryption, 1.2.840.113549.1.1.1, in the first bytes of a PKCS#8 document.
-fn holds_rsa(pkcs8: &[u8]) -> bool {
-    const OID: [u8; 11] = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
-    pkcs8.windows(OID.len()).take(32).any(|window| window == OID)
+/// One element of DER with a one-byte tag: its tag, its content, and what follows it.
+fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&tag, rest) = der.split_first()?;
+    let (&first, rest) = rest.split_first()?;
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        // Four bytes of length are more than any key's.
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
+        }
+        _ => return None,
+    };
+    let (content, rest) = rest.split_at_checked(length)?;
+    Some((tag, content, rest))
+}
+
+/// The RSAPrivateKey in a PKCS#8 PrivateKeyInfo: SEQUENCE { version, SEQUENCE { algorithm, … }, OCTET STRING, … }.
+///
+/// Source: RFC 5208, section 5.
+fn rsa_in_pkcs8(der: &[u8]) -> Result<&[u8], KeyError> {
+    /// rsaEncryption, 1.2.840.113549.1.1.1.
+    const RSA: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+    let parts = || {
+        let (_, info, _) = element(der)?;
+        let (_, _, rest) = element(info)?;
+        let (_, algorithm, rest) = element(rest)?;
+        let (_, oid, _) = element(algorithm)?;
+        let (_, key, _) = element(rest)?;
+        Some((oid, key))
+    };
+    match parts() {
+        Some((oid, key)) if oid == RSA => Ok(key),
+        Some(_) => Err(KeyError::NotRsa),
+        None => Err(KeyError::Damaged("its end is missing".to_owned())),
+    }
+}
+
+/// The size of the modulus in an RSAPrivateKey: SEQUENCE { version, modulus, … }.
+///
+/// Source: RFC 8017, appendix A.1.2.
+fn modulus_bits(pkcs1: &[u8]) -> Option<usize> {
+    let (_, key, _) = element(pkcs1)?;
+    let (_, _, rest) = element(key)?;
+    let (_, modulus, _) = element(rest)?;
+    let leading = modulus.iter().take_while(|byte| **byte == 0).count();
+    let first = modulus.get(leading)?;
+    Some((modulus.len() - leading) * 8 - first.leading_zeros() as usize)
 }
 
 impl AppSigner for AppKey {

@@ -12,8 +12,11 @@ mod jwt;
 mod key;
 mod org;
 
-pub use app::{App, AppClient, Installation, InstallationToken};
+pub use app::{App, AppClient, Installation, InstallationToken, Owner};
 pub use error::{Error, ErrorKind, Result};
+pub use http::Bounds;
 pub use jwt::{AppSigner, BoxFuture, SignError, jwt};
 pub use key::{AppKey, Fingerprint, KeyError, MalformedFingerprint};
-pub use org::{Deleted, JitConfig, JitRequest, OrgClient, RegistrationToken, Runner, RunnerGroup};
+pub use org::{
+    Deleted, JitConfig, JitRequest, OrgClient, RegistrationToken, Runner, RunnerDownload, RunnerGroup, RunnerLabel,
+};

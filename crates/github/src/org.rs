@@ -1,7 +1,7 @@
 //! What the App's installation in an organization asks: registrations and runners.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::Method;
 use secrecy::SecretString;
@@ -9,21 +9,26 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use url::Url;
 
 use crate::app::AppClient;
 use crate::error::{Error, ErrorKind, Result};
-use crate::http::Call;
+use crate::http::{Bounds, Call, Credentials};
 use crate::jwt::AppSigner;
 
-/// Tokens last an hour; one is renewed after 50 minutes, so that a call never begins with one about to end.
-const RENEW_AFTER: Duration = Duration::from_secs(50 * 60);
+/// Tokens last an hour; one is renewed five minutes before, longer than a call with all its retries takes. Measured from
+/// when it was minted: a clock that is off does not matter.
+const RENEW_AFTER: Duration = Duration::from_secs(55 * 60);
 
 /// GitHub's largest page.
 const PAGE: usize = 100;
 
-/// An organization has at most 10,000 runners in a group; a hundred such groups is beyond any.
-const MOST_PAGES: usize = 10_000;
+/// Ten thousand of a kind, as many runners as GitHub allows in a group. A listing of more costs too large a part of the
+/// hour's 5,000 requests to be a poll's.
+///
+/// Source: <https://docs.github.com/en/actions/reference/limits>
+const MOST_PAGES: usize = 100;
 
 /// A token for `config.sh`.
 #[derive(Debug, Clone, Deserialize)]
@@ -64,6 +69,9 @@ pub struct Runner {
     pub id: u64,
     /// Its name.
     pub name: String,
+    /// `linux`…
+    #[serde(default)]
+    pub os: String,
     /// `online` or `offline`.
     pub status: String,
     /// Runs a job.
@@ -98,6 +106,24 @@ pub struct RunnerGroup {
     pub id: u64,
     /// Its name.
     pub name: String,
+    /// The one a runner is put in that names none.
+    #[serde(default)]
+    pub default: bool,
+}
+
+/// A release of the runner's software, as the organization is offered it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RunnerDownload {
+    /// `linux`…
+    pub os: String,
+    /// `x64`, `arm64`…
+    pub architecture: String,
+    /// Where it is.
+    pub download_url: String,
+    /// The asset's name, which holds the version.
+    pub filename: String,
+    /// Of the asset.
+    pub sha256_checksum: Option<String>,
 }
 
 /// How a request to delete a runner ended.
@@ -143,6 +169,13 @@ impl OrgClient {
         Ok(Self { app, organization: organization.to_owned(), installation, token: Arc::default() })
     }
 
+    /// The same within other bounds.
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.app = self.app.with_bounds(bounds);
+        self
+    }
+
     /// The App's own client, below this one.
     pub fn app(&self) -> &AppClient {
         &self.app
@@ -156,6 +189,146 @@ impl OrgClient {
         self.token().await.map(drop)
     }
 
+    /// `POST …/actions/runners/registration-token`, for `config.sh`.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn registration_token(&self) -> Result<RegistrationToken> {
+        self.json(self.call(Method::POST, "actions/runners/registration-token")).await
+    }
+
+    /// `POST …/actions/runners/remove-token`, for `config.sh remove`.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn remove_token(&self) -> Result<RegistrationToken> {
+        self.json(self.call(Method::POST, "actions/runners/remove-token")).await
+    }
+
+    /// `POST …/actions/runners/generate-jitconfig`. Registers the runner.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NameTaken`]; [`ErrorKind::NotFound`] for an unknown group; [`ErrorKind::Body`] when the answer was
+    /// lost: the runner may be there, but its configuration can't be had again.
+    pub async fn generate_jit_config(&self, request: &JitRequest) -> Result<JitConfig> {
+        let JitRequest { name, runner_group_id, labels, work_folder } = request;
+        let body = json!({
+            "name": name, "runner_group_id": runner_group_id, "labels": labels, "work_folder": work_folder,
+        });
+        self.json(self.call(Method::POST, "actions/runners/generate-jitconfig").body(body).once()).await
+    }
+
+    /// The organization's runners, or the one of a name. A request for every hundred.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them; [`ErrorKind::Validation`] when there are more than ten thousand.
+    pub async fn runners(&self, name: Option<&str>) -> Result<Vec<Runner>> {
+        #[derive(Deserialize)]
+        struct Page {
+            runners: Vec<Runner>,
+        }
+        let mut call = self.call(Method::GET, "actions/runners");
+        if let Some(name) = name {
+            call = call.query("name", name.to_owned());
+        }
+        self.pages(call, |page: Page| page.runners).await
+    }
+
+    /// A runner by id; `None` when GitHub does not know it.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn runner(&self, id: u64) -> Result<Option<Runner>> {
+        match self.json(self.call(Method::GET, &format!("actions/runners/{id}"))).await {
+            Ok(runner) => Ok(Some(runner)),
+            Err(Error { kind: ErrorKind::NotFound, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `DELETE …/actions/runners/{id}`: the race-free way to drain, since GitHub refuses while a job runs.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn delete_runner(&self, id: u64) -> Result<Deleted> {
+        let call = self.call(Method::DELETE, &format!("actions/runners/{id}"));
+        let http = self.app.http();
+        let mut answer = http.nothing(&call, self).await;
+        if self.outlived(answer.as_ref().err()).await {
+            answer = http.nothing(&call, self).await;
+        }
+        match answer {
+            Ok(()) => Ok(Deleted::Gone),
+            Err(Error { kind: ErrorKind::NotFound, .. }) => Ok(Deleted::Absent),
+            // The API's reference gives no other meaning to a 422 here, and GitHub has changed the message before.
+            Err(Error { kind: ErrorKind::Busy | ErrorKind::Validation, .. }) => Ok(Deleted::Busy),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The organization's runner groups.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn runner_groups(&self) -> Result<Vec<RunnerGroup>> {
+        #[derive(Deserialize)]
+        struct Page {
+            runner_groups: Vec<RunnerGroup>,
+        }
+        self.pages(self.call(Method::GET, "actions/runner-groups"), |page: Page| page.runner_groups).await
+    }
+
+    /// The newest release of the runner's software for each system and architecture.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn runner_downloads(&self) -> Result<Vec<RunnerDownload>> {
+        self.json(self.call(Method::GET, "actions/runners/downloads")).await
+    }
+
+    fn call(&self, method: Method, path: &str) -> Call {
+        Call::new(method, format!("orgs/{}/{path}", self.organization))
+    }
+
+    /// Asks; once more with a new token where GitHub has ended the one in use before its time.
+    async fn json<T: DeserializeOwned>(&self, call: Call) -> Result<T> {
+        let answer = self.app.http().json(&call, self).await;
+        if self.outlived(answer.as_ref().err()).await { self.app.http().json(&call, self).await } else { answer }
+    }
+
+    /// Was the token refused? Then it is dropped, and the next call mints another.
+    async fn outlived(&self, error: Option<&Error>) -> bool {
+        let refused = matches!(error, Some(Error { kind: ErrorKind::BadToken, .. }));
+        if refused {
+            *self.token.lock().await = None;
+        }
+        refused
+    }
+
+    /// Every item of a listing.
+    async fn pages<P: DeserializeOwned, T>(&self, call: Call, items: impl Fn(P) -> Vec<T>) -> Result<Vec<T>> {
+        let mut all = Vec::new();
+        for page in 1..=MOST_PAGES {
+            let call = call.clone().query("per_page", PAGE.to_string()).query("page", page.to_string());
+            let page = items(self.json(call).await?);
+            let last = page.len() < PAGE;
+            all.extend(page);
+            if last {
+                return Ok(all);
+            }
+        }
+        Err(Error {
+            operation: self.app.http().operation(&call),
+            kind: ErrorKind::Validation,
+            message: format!("there are more than {}", MOST_PAGES * PAGE),
+            request_id: None,
+            source: None,
+        })
+    }
+}
+
+impl Credentials for OrgClient {
+    /// The installation token, minted anew when it is about to end.
     async fn token(&self) -> Result<SecretString> {
         let mut slot = self.token.lock().await;
         if let Some(Token { token, made }) = slot.as_ref()
@@ -170,96 +343,5 @@ impl OrgClient {
         let minted = self.app.installation_token(installation).await?;
         *slot = Some(Token { token: minted.token.clone(), made: Instant::now() });
         Ok(minted.token)
-    }
-
-    /// `POST …/actions/runners/registration-token`, for `config.sh`.
-    ///
-    /// # Errors
-    /// As [`crate::ErrorKind`] lists them.
-    pub async fn registration_token(&self) -> Result<RegistrationToken> {
-        self.ask(Method::POST, "/actions/runners/registration-token", None).await
-    }
-
-    /// `POST …/actions/runners/generate-jitconfig`. Registers the runner.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NameTaken`]; [`ErrorKind::NotFound`] for an unknown group.
-    pub async fn generate_jit_config(&self, request: &JitRequest) -> Result<JitConfig> {
-        let JitRequest { name, runner_group_id, labels, work_folder } = request;
-        let body = json!({
-            "name": name, "runner_group_id": runner_group_id, "labels": labels, "work_folder": work_folder,
-        });
-        self.ask(Method::POST, "/actions/runners/generate-jitconfig", Some(body)).await
-    }
-
-    /// The organization's runners, or the one of a name. A request a hundred.
-    ///
-    /// # Errors
-    /// As [`crate::ErrorKind`] lists them.
-    pub async fn runners(&self, name: Option<&str>) -> Result<Vec<Runner>> {
-        #[derive(Deserialize)]
-        struct Page {
-            runners: Vec<Runner>,
-        }
-        let name = name.map(|name| format!("&name={name}")).unwrap_or_default();
-        let mut all = Vec::new();
-        for page in 1..=MOST_PAGES {
-            let path = format!("/actions/runners?per_page={PAGE}&page={page}{name}");
-            let Page { runners } = self.ask(Method::GET, &path, None).await?;
-            let last = runners.len() < PAGE;
-            all.extend(runners);
-            if last {
-                break;
-            }
-        }
-        Ok(all)
-    }
-
-    /// A runner by id; `None` when GitHub does not know it.
-    ///
-    /// # Errors
-    /// As [`crate::ErrorKind`] lists them.
-    pub async fn runner(&self, id: u64) -> Result<Option<Runner>> {
-        match self.ask(Method::GET, &format!("/actions/runners/{id}"), None).await {
-            Ok(runner) => Ok(Some(runner)),
-            Err(Error { kind: ErrorKind::NotFound, .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// `DELETE …/actions/runners/{id}`: the race-free way to drain, since GitHub refuses while a job runs.
-    ///
-    /// # Errors
-    /// As [`crate::ErrorKind`] lists them.
-    pub async fn delete_runner(&self, id: u64) -> Result<Deleted> {
-        let path = format!("/orgs/{}/actions/runners/{id}", self.organization);
-        let token = self.token().await?;
-        let call = Call { method: Method::DELETE, path, token: &token, body: None };
-        match self.app.http().send(&call).await {
-            Ok(_) => Ok(Deleted::Gone),
-            Err(Error { kind: ErrorKind::NotFound, .. }) => Ok(Deleted::Absent),
-            Err(Error { kind: ErrorKind::Unprocessable, .. }) => Ok(Deleted::Busy),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The organization's runner groups, the first hundred.
-    ///
-    /// # Errors
-    /// As [`crate::ErrorKind`] lists them.
-    pub async fn runner_groups(&self) -> Result<Vec<RunnerGroup>> {
-        #[derive(Deserialize)]
-        struct Page {
-            runner_groups: Vec<RunnerGroup>,
-        }
-        let path = format!("/actions/runner-groups?per_page={PAGE}");
-        let Page { runner_groups } = self.ask(Method::GET, &path, None).await?;
-        Ok(runner_groups)
-    }
-
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<serde_json::Value>) -> Result<T> {
-        let token = self.token().await?;
-        let path = format!("/orgs/{}{path}", self.organization);
-        self.app.http().json(&Call { method, path, token: &token, body }).await
     }
 }
