@@ -4,11 +4,14 @@
 //! fail. Below `/_runner` it speaks to the stand-in runner, in a protocol of its own: the real one is private.
 
 mod api;
+mod app;
+mod organization;
 mod release;
 mod runners;
 mod state;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,19 +23,24 @@ use tokio::task::JoinHandle;
 
 pub use release::{Release, listener_path};
 pub use state::{Answer, Conclusion, Fault, Job, JobId, JobSpec, JobState, KnownRunner, Recorded, Step};
-use state::State;
+use state::{Deprecation, State};
 
 /// Where things are, and whose.
 #[derive(Debug, Clone)]
 pub struct GitHubOptions {
     /// The organization's login.
     pub organization: String,
+    /// The stand-in runner's executable; [`listener_path`]'s when absent.
+    pub listener: Option<PathBuf>,
+    /// A job whose runner was silent this long is given up, about ten minutes at GitHub. Until then its runner is offline
+    /// and busy, and can't be deleted.
+    pub lease: Duration,
 }
 
 impl GitHubOptions {
     /// For an organization.
     pub fn new(organization: &str) -> Self {
-        Self { organization: organization.to_owned() }
+        Self { organization: organization.to_owned(), listener: None, lease: Duration::from_secs(30) }
     }
 }
 
@@ -40,6 +48,7 @@ impl GitHubOptions {
 struct Shared {
     address: SocketAddr,
     organization: String,
+    listener: Option<PathBuf>,
     state: Mutex<State>,
     /// Jobs or runners changed.
     changed: Notify,
@@ -63,7 +72,13 @@ pub struct GitHub {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.sweep();
+        state
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 }
 
@@ -76,8 +91,9 @@ impl GitHub {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("open a port for the stand-in GitHub")?;
         let shared = Arc::new(Shared {
             address: listener.local_addr()?,
+            state: Mutex::new(State::new(&options.organization, options.lease)),
             organization: options.organization,
-            state: Mutex::new(State::new()),
+            listener: options.listener,
             changed: Notify::new(),
         });
         let app = Router::new().fallback(api::handle).with_state(Arc::clone(&shared));
@@ -90,7 +106,7 @@ impl GitHub {
 
     /// The web address, as a runner is configured with it.
     pub fn url(&self) -> String {
-        format!("http://{}", self.shared.address)
+        self.shared.url()
     }
 
     /// The REST API's base.
@@ -120,22 +136,34 @@ impl GitHub {
 
     /// "Generate a private key" in the App's settings: the PEM a browser would download.
     pub fn generate_key(&self) -> String {
-        self.shared.state().generate_key()
+        self.add_key(0)
     }
 
-    /// A private key of another App, of which this one knows nothing.
+    /// A private key of another App, one that is not installed in the organization.
     pub fn other_apps_key(&self) -> String {
-        state::generate_pem().0
+        self.add_key(1)
+    }
+
+    /// That other App's client id.
+    pub fn other_apps_client_id(&self) -> String {
+        self.shared.state().apps[1].client_id.to_owned()
+    }
+
+    fn add_key(&self, app: usize) -> String {
+        // Made before the lock is held: it takes a while.
+        let (pem, key) = state::generate_pem();
+        self.shared.state().apps[app].keys.push(key);
+        pem
     }
 
     /// Fingerprints in the App's settings.
     pub fn keys(&self) -> Vec<String> {
-        self.shared.state().keys.iter().map(|key| key.fingerprint.clone()).collect()
+        self.shared.state().apps[0].keys.iter().map(|key| key.fingerprint.clone()).collect()
     }
 
     /// "Delete" beside a key in the App's settings.
     pub fn revoke_key(&self, fingerprint: &str) {
-        self.shared.state().keys.retain(|key| key.fingerprint != fingerprint);
+        self.shared.state().apps[0].keys.retain(|key| key.fingerprint != fingerprint);
     }
 
     /// Suspends the installation, or lifts that.
@@ -150,12 +178,41 @@ impl GitHub {
 
     /// Installs the App in the organization, or removes it.
     pub fn install(&self, installed: bool) {
-        self.shared.state().installed = installed;
+        self.shared.state().apps[0].installed = installed;
     }
 
     /// From now on a runner of this version gets no session.
     pub fn deprecate(&self, version: &str) {
-        self.shared.state().deprecated.insert(version.to_owned());
+        let mut state = self.shared.state();
+        let now = state.now();
+        state.deprecated.insert(version.to_owned(), Deprecation { registration: now, runtime: now });
+    }
+
+    /// Adds a runner group and tells its id.
+    pub fn add_runner_group(&self, name: &str) -> u64 {
+        let mut state = self.shared.state();
+        let id = state.next() + 1;
+        state.groups.push((id, name.to_owned()));
+        id
+    }
+
+    /// Adds runners that never come online, as a large organization has.
+    pub fn add_offline_runners(&self, names: impl IntoIterator<Item = String>) {
+        let mut state = self.shared.state();
+        for name in names {
+            runners::register(&mut state, &name, 1, vec!["self-hosted".to_owned()], false);
+        }
+    }
+
+    /// Ends every token before its time.
+    pub fn expire_tokens(&self) {
+        self.shared.state().tokens.clear();
+    }
+
+    /// Uses the hour's calls up, but for some; they are given anew in so many seconds.
+    pub fn use_up_limit(&self, left: u64, reset_in_secs: u64) {
+        let mut state = self.shared.state();
+        state.limit = (left, state.now() + reset_in_secs);
     }
 
     /// Sets GitHub's clock ahead of this machine's by seconds (behind, when negative).
@@ -168,9 +225,15 @@ impl GitHub {
         self.shared.state().faults.push(fault);
     }
 
-    /// Every call so far.
+    /// Every call so far, but for what runners say once they are registered.
     pub fn requests(&self) -> Vec<Recorded> {
         self.shared.state().requests.clone()
+    }
+
+    /// How many calls there were of a method to a path.
+    pub fn count(&self, method: &str, path_contains: &str) -> usize {
+        let fits = |call: &&Recorded| call.method == method && call.path.contains(path_contains);
+        self.shared.state().requests.iter().filter(fits).count()
     }
 
     /// The runners it knows.
@@ -180,7 +243,13 @@ impl GitHub {
 
     /// Removes a runner, as an owner can in the organization's settings.
     pub fn remove_runner(&self, name: &str) {
-        self.shared.state().runners.retain(|_, runner| runner.name != name);
+        let mut state = self.shared.state();
+        let ids: Vec<u64> = state.runners.values().filter(|runner| runner.name == name).map(|runner| runner.id).collect();
+        for id in ids {
+            state.abandon(id, Conclusion::Failure, "The self-hosted runner was removed.");
+            state.runners.remove(&id);
+        }
+        drop(state);
         self.shared.changed.notify_waiters();
     }
 
@@ -205,6 +274,20 @@ impl GitHub {
         self.shared.state().jobs.get(&id).cloned().expect("a job's id comes from queue_job")
     }
 
+    /// Every job.
+    pub fn jobs(&self) -> Vec<(JobId, Job)> {
+        self.shared.state().jobs.iter().map(|(id, job)| (*id, job.clone())).collect()
+    }
+
+    /// Waits until a job is as wanted.
+    ///
+    /// # Errors
+    /// It was not within the bound.
+    pub async fn wait_job(&self, id: JobId, wanted: impl Fn(&JobState) -> bool, bound: Duration) -> anyhow::Result<JobState> {
+        let look = |github: &Self| Some(github.job(id).state).filter(&wanted);
+        self.until(bound, &format!("job {}", id.0), look).await.with_context(|| format!("it is {:?}", self.job(id).state))
+    }
+
     /// Waits until what is looked for is there.
     ///
     /// # Errors
@@ -212,6 +295,7 @@ impl GitHub {
     pub async fn until<T>(&self, bound: Duration, what: &str, look: impl Fn(&Self) -> Option<T>) -> anyhow::Result<T> {
         let wait = async {
             loop {
+                // Hears of every change from here on.
                 let changed = self.shared.changed.notified();
                 if let Some(found) = look(self) {
                     return found;
@@ -232,7 +316,13 @@ impl GitHub {
         if let Some(release) = self.shared.state().releases.get(version) {
             return Ok(release.clone());
         }
-        let release = release::pack(version)?;
+        let listener = match &self.shared.listener {
+            Some(path) => path.clone(),
+            None => listener_path()?,
+        };
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
+        let url = format!("{}/v{version}/actions-runner-linux-{architecture}-{version}.tar.gz", self.releases_url());
+        let release = release::pack(version, &listener, url)?;
         self.shared.state().releases.insert(version.to_owned(), release.clone());
         Ok(release)
     }

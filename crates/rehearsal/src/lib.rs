@@ -1,3 +1,10 @@
 //! A local AWS and GitHub, at the wire, to run every command without an account.
+//!
+//! * [`aws`], [`github`]: the stand-ins, stateful, able to fail on demand.
+//! * [`world`]: both, with a kiln.toml and the commands run in it as a pipeline runs them.
+//! * [`story`]: what `cargo xtask rehearse` tells.
 
+pub mod aws;
 pub mod github;
+pub mod story;
+pub mod world;

@@ -1,19 +1,24 @@
 //! What a runner says to GitHub. The real protocol is private; this one is the stand-in runner's.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::Shared;
 use super::api::{Call, ok, refuse};
-use super::state::{Conclusion, JobId, JobState, Runner, State, TokenKind, random};
+use super::organization::LONGEST_NAME;
+use super::state::{Conclusion, JobState, Runner, State, TokenKind, random, version_number};
 
 /// How long a poll is held open. The real one holds for 50 s; a shorter one notices the end of a rehearsal.
 const POLL: Duration = Duration::from_millis(900);
+
+/// Since 2026-09 an older one can't register.
+const OLDEST: &str = "2.329.0";
 
 pub(super) fn download(shared: &Shared, path: &str) -> Response {
     let state = shared.state();
@@ -22,19 +27,26 @@ pub(super) fn download(shared: &Shared, path: &str) -> Response {
             || path.ends_with(&format!("/v{version}/actions-runner-linux-arm64-{version}.tar.gz"))
     });
     match found {
-        Some((_, release)) => ([(header::CONTENT_TYPE, "application/octet-stream")], release.bytes.clone()).into_response(),
+        Some((_, release)) => {
+            ([(header::CONTENT_TYPE, "application/octet-stream")], release.bytes.clone()).into_response()
+        }
         None => refuse(404, "Not Found"),
     }
 }
 
-pub(super) fn register<'a>(state: &'a mut State, name: &str, labels: Vec<String>, ephemeral: bool) -> &'a Runner {
+pub(super) fn register<'a>(
+    state: &'a mut State,
+    name: &str,
+    group: u64,
+    labels: Vec<String>,
+    ephemeral: bool,
+) -> &'a Runner {
     let id = state.next();
-    let mut all = vec!["self-hosted".to_owned(), "Linux".to_owned(), "X64".to_owned()];
-    all.extend(labels);
     let runner = Runner {
         id,
         name: name.to_owned(),
-        labels: all,
+        group,
+        labels,
         ephemeral,
         version: None,
         credential: random(24),
@@ -46,13 +58,15 @@ pub(super) fn register<'a>(state: &'a mut State, name: &str, labels: Vec<String>
 }
 
 /// Files by name, each in base64, the whole in base64: the real document's form.
-pub(super) fn encoded_jit(runner: &Runner, host: &str) -> String {
-    let settings =
-        json!({ "agentId": runner.id, "agentName": runner.name, "ephemeral": runner.ephemeral, "serverUrl": host });
+pub(super) fn encoded_jit(runner: &Runner, url: &str, work: &str) -> String {
+    let settings = json!({
+        "agentId": runner.id, "agentName": runner.name, "ephemeral": runner.ephemeral, "serverUrl": url,
+        "workFolder": work,
+    });
     let files = [
         (".runner", settings),
-        (".credentials", json!({ "scheme": "OAuth", "data": { "credential": runner.credential } })),
-        (".credentials_rsaparams", json!({})),
+        (".credentials", json!({ "scheme": "OAuth", "data": { "clientId": runner.id.to_string() } })),
+        (".credentials_rsaparams", json!({ "d": runner.credential })),
     ];
     let files: serde_json::Map<String, Value> = files
         .into_iter()
@@ -67,9 +81,11 @@ pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
     let response = match (call.method.as_str(), segments.as_slice()) {
         ("POST", ["actions", "runner-registration"]) => exchange(shared, call),
         ("POST", ["_runner", "register"]) => configure(shared, call),
+        ("POST", ["_runner", "remove"]) => remove(shared, call),
         ("POST", ["_runner", "sessions"]) => open_session(shared, call),
         ("POST", ["_runner", "sessions", session, "poll"]) => return poll(shared, session).await,
         ("POST", ["_runner", "sessions", session, "held"]) => return held(shared, session).await,
+        ("POST", ["_runner", "sessions", session, "renew"]) => return renew(shared, session),
         ("POST", ["_runner", "sessions", session, "complete"]) => complete(shared, session, call),
         ("DELETE", ["_runner", "sessions", session]) => close(shared, session),
         _ => refuse(404, "Not Found"),
@@ -78,17 +94,24 @@ pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
     response
 }
 
-fn authorized(state: &State, call: &Call, scheme: &str, kind: TokenKind) -> bool {
+fn authorized(state: &State, call: &Call, scheme: &str, kinds: &[TokenKind]) -> bool {
     let value = call.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let token = value.strip_prefix(scheme).and_then(|token| state.tokens.get(token.trim_start()));
-    token.is_some_and(|token| token.kind == kind && token.expires > state.now())
+    token.is_some_and(|token| kinds.contains(&token.kind) && token.expires > state.now())
 }
 
-/// The registration token is exchanged for the right to register, as the real runner does.
+/// The registration token is exchanged for the right to register, the removal token for the right to remove, as the real
+/// runner does.
 fn exchange(shared: &Shared, call: &Call) -> Response {
     let mut state = shared.state();
-    let here = call.json()["url"].as_str().is_some_and(|url| url.ends_with(&format!("/{}", shared.organization)));
-    if !authorized(&state, call, "RemoteAuth", TokenKind::Registration) || !here {
+    let wanted = call.json();
+    let here = wanted["url"].as_str().is_some_and(|url| url.ends_with(&format!("/{}", shared.organization)));
+    let kinds: &[TokenKind] = match wanted["runner_event"].as_str() {
+        Some("register") => &[TokenKind::Registration],
+        Some("remove") => &[TokenKind::Registration, TokenKind::Removal],
+        _ => &[],
+    };
+    if !authorized(&state, call, "RemoteAuth", kinds) || !here {
         return refuse(404, "Not Found");
     }
     let (token, _) = state.mint(TokenKind::Admin);
@@ -97,46 +120,88 @@ fn exchange(shared: &Shared, call: &Call) -> Response {
 
 fn configure(shared: &Shared, call: &Call) -> Response {
     let mut state = shared.state();
-    if !authorized(&state, call, "Bearer", TokenKind::Admin) {
+    if !authorized(&state, call, "Bearer", &[TokenKind::Admin]) {
         return refuse(401, "Unauthorized");
     }
     let wanted = call.json();
-    let name = wanted["name"].as_str().unwrap_or_default().to_owned();
-    if name.is_empty() || name.len() > 64 {
-        return refuse(422, "a runner's name has 1 to 64 characters");
+    let text = |name: &str| wanted[name].as_str().unwrap_or_default();
+    if version_number(text("version")) < version_number(OLDEST) {
+        return refuse(403, &format!("Runner version v{} is deprecated and cannot be registered.", text("version")));
     }
+    let name = text("name");
+    if name.is_empty() || name.len() > LONGEST_NAME {
+        return refuse(422, &format!("A runner's name has 1 to {LONGEST_NAME} characters."));
+    }
+    let group = if text("group").is_empty() { "Default" } else { text("group") };
+    let Some(&(group, _)) = state.groups.iter().find(|(_, name)| name.eq_ignore_ascii_case(group)) else {
+        return refuse(404, &format!("Could not find any self-hosted runner group named \"{group}\"."));
+    };
     let existing = state.runners.values().find(|runner| runner.name == name).map(|runner| runner.id);
     if let Some(id) = existing {
         if wanted["replace"] != true {
-            return refuse(409, "A runner exists with the same name");
+            return refuse(409, &format!("A runner exists with the same name {name}."));
         }
+        state.abandon(id, Conclusion::Failure, "The self-hosted runner was replaced by another of its name.");
         state.runners.remove(&id);
     }
-    let labels = wanted["labels"].as_str().unwrap_or_default();
-    let labels = labels.split(',').filter(|label| !label.is_empty()).map(str::to_owned).collect();
-    let runner = register(&mut state, &name, labels, wanted["ephemeral"] == true);
+    let mut labels = vec!["self-hosted".to_owned(), "Linux".to_owned(), text("architecture").to_owned()];
+    labels.extend(text("labels").split(',').filter(|label| !label.is_empty()).map(str::to_owned));
+    let runner = register(&mut state, name, group, labels, wanted["ephemeral"] == true);
     ok(200, &json!({ "id": runner.id, "credential": runner.credential }))
+}
+
+/// `config.sh remove`.
+fn remove(shared: &Shared, call: &Call) -> Response {
+    let mut state = shared.state();
+    if !authorized(&state, call, "Bearer", &[TokenKind::Admin]) {
+        return refuse(401, "Unauthorized");
+    }
+    let id = call.json()["id"].as_u64().unwrap_or_default();
+    match state.runners.get(&id) {
+        None => refuse(404, "Not Found"),
+        Some(runner) if runner.job.is_some() => {
+            refuse(422, &format!("Runner \"{}\" is currently running a job and cannot be deleted.", runner.name))
+        }
+        Some(_) => {
+            state.runners.remove(&id);
+            StatusCode::NO_CONTENT.into_response()
+        }
+    }
 }
 
 fn open_session(shared: &Shared, call: &Call) -> Response {
     let mut state = shared.state();
     let wanted = call.json();
     let version = wanted["version"].as_str().unwrap_or_default().to_owned();
-    let deprecated = state.deprecated.contains(&version);
-    let Some(runner) = state.runners.values_mut().find(|runner| wanted["credential"] == runner.credential.as_str()) else {
-        return refuse(404, "the runner registration has been deleted from the server");
+    let deprecated = state.deprecated.get(&version).is_some_and(|ends| ends.runtime <= state.now());
+    let known = |runner: &&Runner| wanted["credential"] == runner.credential.as_str();
+    let Some((id, online)) = state.runners.values().find(known).map(|runner| (runner.id, runner.online())) else {
+        return refuse(404, "The runner registration has been deleted from the server, please re-configure.");
     };
     if deprecated {
-        return refuse(403, "Runner version is deprecated and cannot receive messages");
+        return refuse(403, &format!("Runner version v{version} is deprecated and cannot receive messages."));
     }
-    if runner.online() {
-        return refuse(409, "A session for this runner already exists");
+    if online {
+        return refuse(409, "A session for this runner already exists.");
     }
+    state.abandon(id, Conclusion::Failure, "The self-hosted runner lost communication with the server.");
     let session = random(12);
+    let Some(runner) = state.runners.get_mut(&id) else { return refuse(404, "Not Found") };
     runner.session = Some(session.clone());
     runner.seen = Some(Instant::now());
     runner.version = Some(version);
     ok(200, &json!({ "session": session, "name": runner.name, "ephemeral": runner.ephemeral }))
+}
+
+/// The runner of a session, which was heard from just now.
+fn heard<'a>(state: &'a mut State, session: &str) -> Option<&'a mut Runner> {
+    let runner = state.runners.values_mut().find(|runner| runner.session.as_deref() == Some(session))?;
+    runner.seen = Some(Instant::now());
+    Some(runner)
+}
+
+fn gone() -> Response {
+    refuse(404, "The runner registration has been deleted from the server, please re-configure.")
 }
 
 /// A message, or none within the poll's time.
@@ -145,7 +210,7 @@ async fn poll(shared: &Shared, session: &str) -> Response {
     loop {
         let changed = shared.changed.notified();
         match take_job(shared, session) {
-            None => return refuse(404, "the session is gone"),
+            None => return gone(),
             Some(Some(job)) => {
                 shared.changed.notify_waiters();
                 return ok(200, &job);
@@ -161,23 +226,31 @@ async fn poll(shared: &Shared, session: &str) -> Response {
 /// `None`: no such session. `Some(None)`: nothing to do.
 fn take_job(shared: &Shared, session: &str) -> Option<Option<Value>> {
     let mut guard = shared.state();
-    let State { runners, jobs, .. } = &mut *guard;
-    let runner = runners.values_mut().find(|runner| runner.session.as_deref() == Some(session))?;
-    runner.seen = Some(Instant::now());
+    let state = &mut *guard;
+    let runner = heard(state, session)?;
     if runner.job.is_some() {
         return Some(None);
     }
-    let fits = |labels: &[String]| {
-        labels.iter().all(|label| runner.labels.iter().any(|has| has.eq_ignore_ascii_case(label)))
+    let (name, id, labels) = (runner.name.clone(), runner.id, runner.labels.clone());
+    let fits = |wanted: &[String]| wanted.iter().all(|label| labels.iter().any(|has| has.eq_ignore_ascii_case(label)));
+    let queued = state.jobs.iter_mut().find(|(_, job)| job.state == JobState::Queued && fits(&job.spec.labels));
+    let Some((&number, job)) = queued else { return Some(None) };
+    job.state = JobState::InProgress { runner: name };
+    job.taken = false;
+    let message = json!({ "job": number, "steps": job.spec.steps });
+    state.runners.get_mut(&id)?.job = Some(number);
+    Some(Some(message))
+}
+
+/// The session's runner is at work on its job.
+fn renew(shared: &Shared, session: &str) -> Response {
+    let mut guard = shared.state();
+    let Some(number) = heard(&mut guard, session).map(|runner| runner.job) else { return gone() };
+    let Some(job) = number.and_then(|number| guard.jobs.get_mut(&number)) else {
+        return refuse(409, "the runner has no job");
     };
-    let Some((id, job)) =
-        jobs.iter_mut().find(|(_, job)| job.state == JobState::Queued && fits(&job.spec.labels))
-    else {
-        return Some(None);
-    };
-    job.state = JobState::InProgress { runner: runner.name.clone() };
-    runner.job = Some(*id);
-    Some(Some(json!({ "job": id, "steps": job.spec.steps })))
+    job.taken = true;
+    StatusCode::NO_CONTENT.into_response()
 }
 
 /// Is the session's job still to hold?
@@ -187,16 +260,11 @@ async fn held(shared: &Shared, session: &str) -> Response {
         let changed = shared.changed.notified();
         let released = {
             let mut state = shared.state();
-            let job = state.runners.values_mut().find(|runner| runner.session.as_deref() == Some(session)).and_then(
-                |runner| {
-                    runner.seen = Some(Instant::now());
-                    runner.job
-                },
-            );
+            let job = heard(&mut state, session).and_then(|runner| runner.job);
             job.and_then(|job| state.jobs.get(&job)).map(|job| job.released)
         };
         match released {
-            None => return refuse(404, "the session is gone"),
+            None => return gone(),
             Some(true) => return ok(200, &json!({ "released": true })),
             Some(false) if tokio::time::timeout_at(deadline, changed).await.is_err() => {
                 return ok(200, &json!({ "released": false }));
@@ -208,30 +276,30 @@ async fn held(shared: &Shared, session: &str) -> Response {
 
 fn complete(shared: &Shared, session: &str, call: &Call) -> Response {
     let mut guard = shared.state();
-    let State { runners, jobs, .. } = &mut *guard;
     let wanted = call.json();
-    let Some(runner) = runners.values_mut().find(|runner| runner.session.as_deref() == Some(session)) else {
-        return refuse(404, "the session is gone");
-    };
-    runner.seen = Some(Instant::now());
-    let Some(id) = runner.job.take() else { return refuse(409, "the runner has no job") };
+    let Some(runner) = heard(&mut guard, session) else { return gone() };
+    let Some(number) = runner.job.take() else { return refuse(409, "the runner has no job") };
+    let (id, ephemeral, name) = (runner.id, runner.ephemeral, runner.name.clone());
+    let version = runner.version.clone().unwrap_or_default();
     let conclusion: Conclusion = serde_json::from_value(wanted["conclusion"].clone()).unwrap_or(Conclusion::Failure);
     let output = wanted["output"].as_str().unwrap_or_default().to_owned();
-    if let Some(job) = jobs.get_mut(&id) {
-        job.state = JobState::Completed { conclusion, runner: runner.name.clone(), output };
+    if let Some(job) = guard.jobs.get_mut(&number) {
+        job.state = JobState::Completed { conclusion, runner: name, version, output };
     }
-    let (gone, ephemeral): (u64, bool) = (runner.id, runner.ephemeral);
     if ephemeral {
-        runners.remove(&gone);
+        guard.runners.remove(&id);
     }
-    ok(200, &json!({ "job": JobId(id.0) }))
+    StatusCode::NO_CONTENT.into_response()
 }
 
 fn close(shared: &Shared, session: &str) -> Response {
     let mut state = shared.state();
-    if let Some(runner) = state.runners.values_mut().find(|runner| runner.session.as_deref() == Some(session)) {
-        runner.session = None;
-        runner.seen = None;
+    if let Some(id) = heard(&mut state, session).map(|runner| runner.id) {
+        state.abandon(id, Conclusion::Cancelled, "The self-hosted runner ended its session.");
+        if let Some(runner) = state.runners.get_mut(&id) {
+            runner.session = None;
+            runner.seen = None;
+        }
     }
     StatusCode::NO_CONTENT.into_response()
 }

@@ -1,7 +1,7 @@
 //! What the stand-in knows.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der, PublicKeyX509Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
 
 use super::release::Release;
 
@@ -17,8 +18,22 @@ pub(super) const APP_ID: u64 = 990_001;
 pub(super) const CLIENT_ID: &str = "Iv23liKilnRehearsal0";
 pub(super) const INSTALLATION_ID: u64 = 77_001;
 
-/// A runner polls at least once a second; one that was silent this long is offline.
+/// GitHub's default, per installation and hour.
+pub(super) const HOURLY_LIMIT: u64 = 5000;
+
+/// A runner is heard from at least once a second; one that was silent this long is offline.
 const SILENT: Duration = Duration::from_secs(5);
+
+/// An App and its keys.
+#[derive(Debug)]
+pub(super) struct App {
+    pub(super) id: u64,
+    pub(super) client_id: &'static str,
+    pub(super) slug: &'static str,
+    pub(super) owner: String,
+    pub(super) installed: bool,
+    pub(super) keys: Vec<Key>,
+}
 
 /// A public half of one of the App's keys.
 #[derive(Debug)]
@@ -34,7 +49,7 @@ pub struct Recorded {
     pub method: String,
     /// The path, with its query.
     pub path: String,
-    /// The status answered; 0 when the connection was broken off.
+    /// The status answered; 0 when the connection was ended without an answer.
     pub status: u16,
 }
 
@@ -69,6 +84,7 @@ pub enum Answer {
 pub(super) struct Runner {
     pub(super) id: u64,
     pub(super) name: String,
+    pub(super) group: u64,
     pub(super) labels: Vec<String>,
     pub(super) ephemeral: bool,
     pub(super) version: Option<String>,
@@ -80,7 +96,11 @@ pub(super) struct Runner {
 
 impl Runner {
     pub(super) fn online(&self) -> bool {
-        self.session.is_some() && self.seen.is_some_and(|seen| seen.elapsed() < SILENT)
+        self.session.is_some() && !self.silent_for(SILENT)
+    }
+
+    fn silent_for(&self, bound: Duration) -> bool {
+        self.seen.is_none_or(|seen| seen.elapsed() >= bound)
     }
 }
 
@@ -161,6 +181,8 @@ pub struct Job {
     /// How far it is.
     pub state: JobState,
     pub(super) released: bool,
+    /// Its runner has it: an offer that was not taken up is made again.
+    pub(super) taken: bool,
 }
 
 /// How far a job is.
@@ -179,6 +201,8 @@ pub enum JobState {
         conclusion: Conclusion,
         /// On which runner.
         runner: String,
+        /// Of that runner's software.
+        version: String,
         /// What its steps printed.
         output: String,
     },
@@ -192,7 +216,7 @@ pub enum Conclusion {
     Success,
     /// A step failed.
     Failure,
-    /// The runner was told to end while it ran.
+    /// Its runner was told to end while it ran.
     Cancelled,
 }
 
@@ -207,21 +231,35 @@ pub(super) struct Token {
 pub(super) enum TokenKind {
     Installation { runners: bool },
     Registration,
+    Removal,
     Admin,
+}
+
+/// When a version may no longer register, and when it gets no more jobs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deprecation {
+    pub(super) registration: u64,
+    pub(super) runtime: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) keys: Vec<Key>,
-    pub(super) installed: bool,
+    /// Kiln's, then somebody else's.
+    pub(super) apps: [App; 2],
     pub(super) suspended: bool,
     pub(super) granted: bool,
     pub(super) skew: i64,
     pub(super) seen_jwts: BTreeSet<String>,
     pub(super) tokens: BTreeMap<String, Token>,
     pub(super) runners: BTreeMap<u64, Runner>,
+    /// Id and name.
+    pub(super) groups: Vec<(u64, String)>,
     pub(super) jobs: BTreeMap<JobId, Job>,
-    pub(super) deprecated: BTreeSet<String>,
+    /// A job whose runner was silent this long is given up. Until then its runner is offline and busy.
+    pub(super) lease: Duration,
+    pub(super) deprecated: BTreeMap<String, Deprecation>,
+    /// Calls left, and when there are [`HOURLY_LIMIT`] again.
+    pub(super) limit: (u64, u64),
     pub(super) releases: BTreeMap<String, Release>,
     pub(super) faults: Vec<Fault>,
     pub(super) requests: Vec<Recorded>,
@@ -229,18 +267,36 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new() -> Self {
-        Self {
-            keys: Vec::new(),
+    pub(super) fn new(organization: &str, lease: Duration) -> Self {
+        let ours = App {
+            id: APP_ID,
+            client_id: CLIENT_ID,
+            slug: "kiln-rehearsal",
+            owner: organization.to_owned(),
             installed: true,
+            keys: Vec::new(),
+        };
+        let others = App {
+            id: 990_002,
+            client_id: "Iv23liSomebodyElse00",
+            slug: "somebody-elses",
+            owner: "somebody-else".to_owned(),
+            installed: false,
+            keys: Vec::new(),
+        };
+        Self {
+            apps: [ours, others],
             suspended: false,
             granted: true,
             skew: 0,
             seen_jwts: BTreeSet::new(),
             tokens: BTreeMap::new(),
             runners: BTreeMap::new(),
+            groups: vec![(1, "Default".to_owned())],
             jobs: BTreeMap::new(),
-            deprecated: BTreeSet::new(),
+            lease,
+            deprecated: BTreeMap::new(),
+            limit: (HOURLY_LIMIT, 0),
             releases: BTreeMap::new(),
             faults: Vec::new(),
             requests: Vec::new(),
@@ -259,18 +315,12 @@ impl State {
         here.saturating_add_signed(self.skew)
     }
 
-    pub(super) fn generate_key(&mut self) -> String {
-        let (pem, key) = generate_pem();
-        self.keys.push(key);
-        pem
-    }
-
     pub(super) fn mint(&mut self, kind: TokenKind) -> (String, u64) {
         let expires = self.now() + 3600;
         let token = match kind {
             // About as long as the real ones, so that nobody counts on fewer.
             TokenKind::Installation { .. } => format!("ghs_{}", random(384)),
-            TokenKind::Registration | TokenKind::Admin => random(24),
+            TokenKind::Registration | TokenKind::Removal | TokenKind::Admin => random(24),
         };
         self.tokens.insert(token.clone(), Token { kind, expires });
         (token, expires)
@@ -278,7 +328,7 @@ impl State {
 
     pub(super) fn queue(&mut self, spec: JobSpec) -> JobId {
         let id = JobId(self.next());
-        self.jobs.insert(id, Job { spec, state: JobState::Queued, released: false });
+        self.jobs.insert(id, Job { spec, state: JobState::Queued, released: false, taken: false });
         id
     }
 
@@ -287,6 +337,32 @@ impl State {
             job.released = true;
         }
     }
+
+    /// Ends a runner's job without its word: what was only offered goes back to the queue.
+    pub(super) fn abandon(&mut self, runner: u64, conclusion: Conclusion, why: &str) {
+        let Some(runner) = self.runners.get_mut(&runner) else { return };
+        let Some(job) = runner.job.take().and_then(|id| self.jobs.get_mut(&id)) else { return };
+        job.state = if job.taken {
+            let version = runner.version.clone().unwrap_or_default();
+            JobState::Completed { conclusion, runner: runner.name.clone(), version, output: why.to_owned() }
+        } else {
+            JobState::Queued
+        };
+    }
+
+    /// Gives up the jobs of runners that were not heard from.
+    pub(super) fn sweep(&mut self) {
+        let lost = |runner: &&Runner| runner.job.is_some() && runner.silent_for(self.lease);
+        let lost: Vec<u64> = self.runners.values().filter(lost).map(|runner| runner.id).collect();
+        for runner in lost {
+            self.abandon(runner, Conclusion::Failure, "The self-hosted runner lost communication with the server.");
+        }
+    }
+}
+
+/// By number: 2.100.0 is newer than 2.99.0.
+pub(super) fn version_number(version: &str) -> Vec<u64> {
+    version.split('.').map(|part| part.parse().unwrap_or_default()).collect()
 }
 
 /// Random text of so many bytes before base64.

@@ -1,0 +1,217 @@
+//! A local AWS at the wire. An emulator serves what it serves well; stand-ins of our own serve what no emulator has:
+//! Image Builder, the instances and refreshes of Auto Scaling groups, an instance's metadata service. One gateway in front
+//! is what `AWS_ENDPOINT_URL` points at.
+
+mod auto_scaling;
+mod backend;
+mod bake;
+mod gateway;
+mod groups;
+mod image_builder;
+mod imds;
+mod template;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio::process::Child;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use backend::Backend;
+pub use bake::BakedImage;
+pub use gateway::{Request, When};
+pub use groups::InstanceView;
+use groups::Groups;
+use image_builder::ImageBuilder;
+
+/// The region of every rehearsal.
+pub(crate) const REGION: &str = "eu-central-1";
+/// The emulator's account.
+pub(crate) const ACCOUNT: &str = "000000000000";
+
+/// What tells the pipeline's calls from an instance's and from the stand-ins' own.
+const PIPELINE_KEY: &str = "AKIAPIPELINE00000000";
+pub(crate) const INSTANCE_KEY: &str = "AKIAINSTANCE00000000";
+
+/// How often the groups are looked after.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Where things are.
+#[derive(Debug, Clone)]
+pub struct AwsOptions {
+    /// For images, instances and logs; the runner's unprivileged user must be able to reach it.
+    pub directory: PathBuf,
+    /// The emulator's executable.
+    pub ministack: PathBuf,
+}
+
+/// A call of the pipeline's at which it is to be cut off.
+#[derive(Debug)]
+struct Tripwire {
+    remaining: u32,
+    when: When,
+    tell: Option<oneshot::Sender<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    backend: Backend,
+    directory: PathBuf,
+    endpoint: String,
+    requests: Mutex<Vec<Request>>,
+    tripwire: Mutex<Option<Tripwire>>,
+    image_builder: Mutex<ImageBuilder>,
+    groups: Mutex<Groups>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The handle of a running local AWS.
+#[derive(Debug)]
+pub struct Aws {
+    shared: Arc<Shared>,
+    emulator: Child,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Aws {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        groups::kill_below(&self.shared.directory);
+        let _ = self.emulator.start_kill();
+    }
+}
+
+impl Aws {
+    /// Starts the emulator, the stand-ins and the gateway.
+    ///
+    /// # Errors
+    /// A part does not start.
+    pub async fn start(options: AwsOptions) -> anyhow::Result<Self> {
+        let AwsOptions { directory, ministack } = options;
+        std::fs::create_dir_all(&directory).context("make the local AWS's directory")?;
+        let (emulator, backend) = Backend::start(&ministack, &directory).await?;
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("open a port for the gateway")?;
+        let endpoint = format!("http://{}", listener.local_addr()?);
+        let shared = Arc::new(Shared {
+            backend,
+            directory,
+            endpoint,
+            requests: Mutex::default(),
+            tripwire: Mutex::default(),
+            image_builder: Mutex::default(),
+            groups: Mutex::default(),
+        });
+        bake::publish_bases(&shared).await?;
+        let app = Router::new().fallback(gateway::handle).with_state(Arc::clone(&shared));
+        let serving = tokio::spawn(async move {
+            // Ends only with the task.
+            let _ = axum::serve(listener, app).await;
+        });
+        let keeping = tokio::spawn(groups::keep(Arc::clone(&shared), TICK));
+        Ok(Self { shared, emulator, tasks: vec![serving, keeping] })
+    }
+
+    /// What `AWS_ENDPOINT_URL` is set to.
+    pub fn endpoint_url(&self) -> String {
+        self.shared.endpoint.clone()
+    }
+
+    /// The region.
+    pub fn region(&self) -> &'static str {
+        REGION
+    }
+
+    /// The environment of a pipeline's process, with nothing of this machine's own AWS configuration.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        [
+            ("AWS_ENDPOINT_URL", self.shared.endpoint.as_str()),
+            ("AWS_REGION", REGION),
+            ("AWS_ACCESS_KEY_ID", PIPELINE_KEY),
+            ("AWS_SECRET_ACCESS_KEY", "pipeline"),
+            ("AWS_EC2_METADATA_DISABLED", "true"),
+            ("AWS_CONFIG_FILE", "/dev/null"),
+            ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec()
+    }
+
+    /// Every instance ever launched, as it stands.
+    pub fn instances(&self) -> Vec<InstanceView> {
+        lock(&self.shared.groups).views()
+    }
+
+    /// Every image baked.
+    pub fn images(&self) -> Vec<BakedImage> {
+        lock(&self.shared.image_builder).images()
+    }
+
+    /// The pipeline's calls so far.
+    pub fn requests(&self) -> Vec<Request> {
+        lock(&self.shared.requests).clone()
+    }
+
+    /// How many of the pipeline's calls changed something, or meant to.
+    pub fn mutations(&self) -> usize {
+        lock(&self.shared.requests).iter().filter(|request| request.mutating).count()
+    }
+
+    /// Resolves when the pipeline's n-th mutating call from now is about to take effect, or has; its connection then hangs,
+    /// so that the process can be killed just there. Arming a new one takes the former back.
+    pub fn on_mutation(&self, nth: u32, when: When) -> impl Future<Output = ()> + use<> {
+        let (tell, told) = oneshot::channel();
+        *lock(&self.shared.tripwire) = Some(Tripwire { remaining: nth, when, tell: Some(tell) });
+        async move {
+            if told.await.is_err() {
+                // Taken back.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Takes the tripwire back.
+    pub fn disarm(&self) {
+        *lock(&self.shared.tripwire) = None;
+    }
+
+    /// The next build fails at this step.
+    pub fn fail_build_step(&self, step: &str) {
+        lock(&self.shared.image_builder).fail_step = Some(step.to_owned());
+    }
+
+    /// Ends an instance as `TerminateInstanceInAutoScalingGroup` would, through its termination hook.
+    ///
+    /// # Errors
+    /// There is no such instance.
+    pub async fn terminate_instance(&self, id: &str) -> anyhow::Result<()> {
+        let found = lock(&self.shared.groups).terminate(id);
+        found.with_context(|| format!("there is no instance {id}"))
+    }
+
+    /// Deregisters an AMI, as a person can.
+    ///
+    /// # Errors
+    /// The emulator refuses.
+    pub async fn deregister_image(&self, ami: &str) -> anyhow::Result<()> {
+        self.shared.backend.query("ec2", "DeregisterImage", &[("ImageId", ami)]).await.map(drop)
+    }
+
+    /// Ends every process it started.
+    pub async fn shutdown(mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        groups::kill_below(&self.shared.directory);
+        let _ = self.emulator.kill().await;
+    }
+}

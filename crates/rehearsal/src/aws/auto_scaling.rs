@@ -1,0 +1,167 @@
+//! Auto Scaling's query protocol, as far as Kiln and an instance speak it.
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::gateway::Call;
+use super::groups::{Group, Groups, Refresh};
+use super::{ACCOUNT, REGION, Shared, lock};
+
+pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
+    let mut groups = lock(&shared.groups);
+    let field = |name: &str| call.field(name).unwrap_or_default();
+    let hook = || (field("AutoScalingGroupName"), field("LifecycleHookName"), field("InstanceId"));
+    let answered = match call.operation.as_str() {
+        "DescribeAutoScalingGroups" => Ok(describe(&groups, &call.members("AutoScalingGroupNames"))),
+        "DescribeInstanceRefreshes" => refreshes(&groups, &field("AutoScalingGroupName"), &call.members("InstanceRefreshIds")),
+        "StartInstanceRefresh" => start(&mut groups, call),
+        "CompleteLifecycleAction" => {
+            let (group, hook, id) = hook();
+            let done = groups.complete(&group, &hook, &id, &field("LifecycleActionResult"));
+            done.map(|()| String::new()).map_err(|message| ("ValidationError", message))
+        }
+        "RecordLifecycleActionHeartbeat" => {
+            let (group, hook, id) = hook();
+            groups.heartbeat(&group, &hook, &id).map(|()| String::new()).map_err(|message| ("ValidationError", message))
+        }
+        "TerminateInstanceInAutoScalingGroup" => known(groups.terminate(&field("InstanceId")), &field("InstanceId")),
+        "SetInstanceHealth" => known(groups.set_unhealthy(&field("InstanceId")), &field("InstanceId")),
+        other => Err(("InvalidAction", format!("the stand-in has no operation {other}"))),
+    };
+    drop(groups);
+    answer(&call.operation, answered)
+}
+
+type Answered = Result<String, (&'static str, String)>;
+
+fn known(found: Option<()>, id: &str) -> Answered {
+    found.map(|()| String::new()).ok_or_else(|| ("ValidationError", format!("Instance Id not found - No managed instance found for instance ID: {id}")))
+}
+
+fn answer(operation: &str, answered: Answered) -> Response {
+    const NAMESPACE: &str = "http://autoscaling.amazonaws.com/doc/2011-01-01/";
+    let (status, body) = match answered {
+        Ok(result) => (
+            StatusCode::OK,
+            format!(
+                "<{operation}Response xmlns=\"{NAMESPACE}\"><{operation}Result>{result}</{operation}Result>\
+                 <ResponseMetadata><RequestId>stand-in</RequestId></ResponseMetadata></{operation}Response>"
+            ),
+        ),
+        Err((code, message)) => (
+            StatusCode::BAD_REQUEST,
+            format!(
+                "<ErrorResponse xmlns=\"{NAMESPACE}\"><Error><Type>Sender</Type><Code>{code}</Code>\
+                 <Message>{message}</Message></Error><RequestId>stand-in</RequestId></ErrorResponse>"
+            ),
+        ),
+    };
+    (status, [(header::CONTENT_TYPE, "text/xml")], body).into_response()
+}
+
+fn specification(group: &Group, version: &str) -> String {
+    format!("<LaunchTemplateId>{}</LaunchTemplateId><Version>{version}</Version>", group.template)
+}
+
+fn mixed(group: &Group, version: &str) -> String {
+    let types: String = group.types.iter().map(|t| format!("<member><InstanceType>{t}</InstanceType></member>")).collect();
+    format!(
+        "<MixedInstancesPolicy><LaunchTemplate><LaunchTemplateSpecification>{}</LaunchTemplateSpecification>\
+         <Overrides>{types}</Overrides></LaunchTemplate></MixedInstancesPolicy>",
+        specification(group, version)
+    )
+}
+
+fn describe(groups: &Groups, names: &[String]) -> String {
+    let wanted = groups.groups.values().filter(|group| names.is_empty() || names.contains(&group.name));
+    let members: String = wanted
+        .map(|group| {
+            let Group { name, min, max, desired, version, .. } = group;
+            let instances: String = groups
+                .listed(name)
+                .into_iter()
+                .map(|(instance, healthy)| {
+                    format!(
+                        "<member><InstanceId>{}</InstanceId><AvailabilityZone>{REGION}a</AvailabilityZone>\
+                         <LifecycleState>{}</LifecycleState><HealthStatus>{}</HealthStatus>\
+                         <LaunchTemplate>{}</LaunchTemplate>\
+                         <ProtectedFromScaleIn>false</ProtectedFromScaleIn></member>",
+                        instance.id,
+                        instance.state,
+                        if healthy { "Healthy" } else { "Unhealthy" },
+                        specification(group, &instance.version),
+                    )
+                })
+                .collect();
+            format!(
+                "<member><AutoScalingGroupName>{name}</AutoScalingGroupName><AutoScalingGroupARN>arn:aws:autoscaling:\
+                 {REGION}:{ACCOUNT}:autoScalingGroup:0:autoScalingGroupName/{name}</AutoScalingGroupARN>\
+                 <MinSize>{min}</MinSize><MaxSize>{max}</MaxSize><DesiredCapacity>{desired}</DesiredCapacity>\
+                 <DefaultCooldown>300</DefaultCooldown><HealthCheckType>EC2</HealthCheckType>\
+                 <CreatedTime>2026-01-01T00:00:00Z</CreatedTime>{}<Instances>{instances}</Instances></member>",
+                mixed(group, version)
+            )
+        })
+        .collect();
+    format!("<AutoScalingGroups>{members}</AutoScalingGroups>")
+}
+
+fn refreshes(groups: &Groups, name: &str, ids: &[String]) -> Answered {
+    let group = groups.groups.get(name).ok_or_else(|| missing(name))?;
+    let left = groups.listed(name).iter().filter(|(instance, _)| {
+        group.refreshes.last().is_some_and(|refresh| instance.version != refresh.to)
+    });
+    let left = left.count();
+    let members: String = group
+        .refreshes
+        .iter()
+        .rev()
+        .filter(|refresh| ids.is_empty() || ids.contains(&refresh.id))
+        .map(|refresh| {
+            let Refresh { id, status, reason, to, .. } = refresh;
+            let (left, percent) = if refresh.running() { (left, if left == 0 { 99 } else { 0 }) } else { (0, 100) };
+            let reason = if reason.is_empty() { String::new() } else { format!("<StatusReason>{reason}</StatusReason>") };
+            format!(
+                "<member><InstanceRefreshId>{id}</InstanceRefreshId><AutoScalingGroupName>{name}</AutoScalingGroupName>\
+                 <Status>{status}</Status>{reason}<PercentageComplete>{percent}</PercentageComplete>\
+                 <InstancesToUpdate>{left}</InstancesToUpdate><DesiredConfiguration>{}</DesiredConfiguration></member>",
+                mixed(group, to)
+            )
+        })
+        .collect();
+    Ok(format!("<InstanceRefreshes>{members}</InstanceRefreshes>"))
+}
+
+fn missing(name: &str) -> (&'static str, String) {
+    ("ValidationError", format!("AutoScalingGroup name not found - AutoScalingGroup {name} not found"))
+}
+
+fn start(groups: &mut Groups, call: &Call) -> Answered {
+    let name = call.field("AutoScalingGroupName").unwrap_or_default();
+    let group = groups.groups.get_mut(&name).ok_or_else(|| missing(&name))?;
+    if group.refreshes.last().is_some_and(Refresh::running) {
+        return Err(("InstanceRefreshInProgress", "An Instance Refresh is already in progress and blocks the execution of this Instance Refresh.".to_owned()));
+    }
+    let prefixes = [
+        "DesiredConfiguration.MixedInstancesPolicy.LaunchTemplate.LaunchTemplateSpecification",
+        "DesiredConfiguration.LaunchTemplate",
+    ];
+    let part = |part: &str| prefixes.iter().find_map(|prefix| call.field(&format!("{prefix}.{part}")));
+    let auto_rollback = call.field("Preferences.AutoRollback").as_deref() == Some("true");
+    let to = part("Version").unwrap_or_else(|| group.version.clone());
+    if auto_rollback && (part("Version").is_none() || to.starts_with('$') || group.version.starts_with('$')) {
+        return Err(("ValidationError", "AutoRollback needs a desired configuration with a numbered launch template version.".to_owned()));
+    }
+    if part("LaunchTemplateId").is_some_and(|id| id != group.template) {
+        return Err(("ValidationError", "The launch template is not the group's.".to_owned()));
+    }
+    let percent = |name: &str, default: u32| call.field(name).and_then(|v| v.parse().ok()).unwrap_or(default);
+    let least = percent("Preferences.MinHealthyPercentage", 90);
+    let most = percent("Preferences.MaxHealthyPercentage", 100);
+    if least > 100 || !(100..=200).contains(&most) || most - least > 100 {
+        return Err(("ValidationError", "The difference between MaxHealthyPercentage and MinHealthyPercentage cannot be greater than 100.".to_owned()));
+    }
+    let id = format!("refresh-{}-{}", name, group.refreshes.len() + 1);
+    group.begin(id.clone(), to, auto_rollback);
+    Ok(format!("<InstanceRefreshId>{id}</InstanceRefreshId>"))
+}

@@ -1,0 +1,123 @@
+//! The emulator, ministack, and the stand-ins' own calls to it.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use reqwest::Client;
+use tokio::net::TcpListener;
+use tokio::process::{Child, Command};
+
+use super::REGION;
+
+/// It is up within three seconds on a slow machine; half a minute is for one that is busy compiling.
+const START_BOUND: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone)]
+pub(crate) struct Backend {
+    pub(crate) client: Client,
+    pub(crate) url: String,
+}
+
+impl Backend {
+    pub(crate) async fn start(executable: &Path, directory: &Path) -> anyhow::Result<(Child, Self)> {
+        let port = free_port().await?;
+        let log = std::fs::File::create(directory.join("ministack.log"))?;
+        let state = directory.join("ministack");
+        std::fs::create_dir_all(&state)?;
+        // Ends with us, even if we are killed.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(executable);
+        command
+            .env("BIND_HOST", "127.0.0.1")
+            .env("GATEWAY_PORT", port.to_string())
+            .env("MINISTACK_REGION", REGION)
+            // Two worlds side by side must not meet at its broker's fixed port, nor in its state.
+            .env("IOT_MTLS_ENABLED", "0")
+            .env("STATE_DIR", &state)
+            .env("TMPDIR", &state)
+            .current_dir(&state)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true);
+        let mut child = command.spawn().with_context(|| format!("start {}", executable.display()))?;
+        let client = Client::builder().timeout(Duration::from_secs(30)).build().context("set up HTTP")?;
+        let backend = Self { client, url: format!("http://127.0.0.1:{port}") };
+        let deadline = tokio::time::Instant::now() + START_BOUND;
+        loop {
+            if let Ok(response) = backend.client.get(format!("{}/_ministack/health", backend.url)).send().await
+                && response.status().is_success()
+            {
+                return Ok((child, backend));
+            }
+            if let Some(status) = child.try_wait()? {
+                let log = std::fs::read_to_string(directory.join("ministack.log")).unwrap_or_default();
+                bail!("ministack ended with {status}:\n{log}");
+            }
+            ensure!(tokio::time::Instant::now() < deadline, "ministack was not up within {} s", START_BOUND.as_secs());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The credential scope is what tells services apart.
+    fn authorization(service: &str) -> String {
+        format!(
+            "AWS4-HMAC-SHA256 Credential=AKIASTANDIN000000000/20260101/{REGION}/{service}/aws4_request, \
+             SignedHeaders=host, Signature=0"
+        )
+    }
+
+    /// A call of the query protocol; its answer's XML.
+    pub(crate) async fn query(&self, service: &str, action: &str, fields: &[(&str, &str)]) -> anyhow::Result<String> {
+        let version = match service {
+            "ec2" => "2016-11-15",
+            "cloudformation" => "2010-05-15",
+            _ => "2010-05-08",
+        };
+        let mut form = url::form_urlencoded::Serializer::new(String::new());
+        form.append_pair("Action", action).append_pair("Version", version);
+        for (name, value) in fields {
+            form.append_pair(name, value);
+        }
+        let request = self
+            .client
+            .post(&self.url)
+            .header("authorization", Self::authorization(service))
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(form.finish());
+        let response = request.send().await?;
+        let status = response.status();
+        let text = response.text().await?;
+        ensure!(status.is_success(), "{service}:{action} answered {status}: {text}");
+        Ok(text)
+    }
+
+    /// A call of the JSON protocol.
+    pub(crate) async fn json(&self, service: &str, target: &str, body: &serde_json::Value) -> anyhow::Result<()> {
+        let request = self
+            .client
+            .post(&self.url)
+            .header("authorization", Self::authorization(service))
+            .header("content-type", "application/x-amz-json-1.1")
+            .header("x-amz-target", target)
+            .body(body.to_string());
+        let response = request.send().await?;
+        let status = response.status();
+        let text = response.text().await?;
+        ensure!(status.is_success(), "{target} answered {status}: {text}");
+        Ok(())
+    }
+
+    /// An object of S3.
+    pub(crate) async fn object(&self, bucket: &str, key: &str) -> anyhow::Result<Vec<u8>> {
+        let request = self.client.get(format!("{}/{bucket}/{key}", self.url));
+        let response = request.header("authorization", Self::authorization("s3")).send().await?.error_for_status()?;
+        Ok(response.bytes().await?.to_vec())
+    }
+}
+
+async fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port())
+}

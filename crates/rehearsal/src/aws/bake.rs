@@ -1,0 +1,274 @@
+//! A build: the component documents, run into a directory.
+//!
+//! Components that only lay files down declare the parameter `DestDir`, and run for real. The others need a machine of
+//! their own: they are validated, and their steps recorded as skipped, never pretended.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use kiln_release::components::{Action, DEST_DIR, Document, Step};
+use nix::unistd::{getegid, geteuid};
+use serde_json::{Value as Json, json};
+use serde_yaml_ng::Value;
+use sha2::{Digest as _, Sha256};
+use tokio::process::Command;
+
+use super::image_builder::Build;
+use super::{REGION, Shared, lock};
+
+/// The unprivileged user of the stand-in base image, as the packages' component would make it.
+const RUNNER_UID: u32 = 61_234;
+
+/// Long enough that a poll sees each state.
+const STATE: Duration = Duration::from_millis(60);
+
+/// A step of ours ends within seconds here.
+const STEP_BOUND: Duration = Duration::from_secs(120);
+
+/// An image that was baked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BakedImage {
+    /// Its AMI.
+    pub ami: String,
+    /// What was run, and what was skipped for want of a machine: `phase/step`.
+    pub ran: Vec<String>,
+    /// See above.
+    pub skipped: Vec<String>,
+}
+
+pub(super) struct Baking {
+    pub(super) arn: String,
+    pub(super) components: Vec<(Document, BTreeMap<String, String>)>,
+    pub(super) ami_name: String,
+    pub(super) ami_tags: Json,
+    pub(super) fail_step: Option<String>,
+}
+
+/// A component's parameters: declared ones only, and all of those without a default.
+pub(super) fn values(configuration: &Json, document: &Document) -> Result<BTreeMap<String, String>, String> {
+    let mut values = BTreeMap::new();
+    for parameter in configuration["parameters"].as_array().into_iter().flatten() {
+        let name = parameter["name"].as_str().unwrap_or_default();
+        if !document.parameters.contains_key(name) {
+            return Err(format!("The component {} declares no parameter '{name}'.", document.name));
+        }
+        // A list, of which a string parameter takes the first.
+        let value = parameter["value"][0].as_str().unwrap_or_default();
+        values.insert(name.to_owned(), value.to_owned());
+    }
+    for (name, parameter) in &document.parameters {
+        match &parameter.default {
+            _ if values.contains_key(name) => {}
+            Some(default) => {
+                values.insert(name.clone(), default.clone());
+            }
+            None => return Err(format!("The component {} needs a value for parameter '{name}'.", document.name)),
+        }
+    }
+    Ok(values)
+}
+
+/// The "public" base images, and the parameters that name the newest.
+pub(super) async fn publish_bases(shared: &Shared) -> anyhow::Result<()> {
+    for (name, parameter) in [
+        ("amzn2-ami-kernel-5.10-hvm", "/aws/service/ami-amazon-linux-latest/amzn2-ami-kernel-5.10-hvm-x86_64-gp2"),
+        ("al2023-ami-kernel-default", "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64"),
+    ] {
+        let ami = register(shared, name, &json!({})).await?;
+        let body = json!({ "Name": parameter, "Value": ami, "Type": "String", "Overwrite": true });
+        shared.backend.json("ssm", "AmazonSSM.PutParameter", &body).await?;
+    }
+    Ok(())
+}
+
+async fn register(shared: &Shared, name: &str, tags: &Json) -> anyhow::Result<String> {
+    let fields = [("Name", name), ("RootDeviceName", "/dev/xvda"), ("Architecture", "x86_64")];
+    let answer = shared.backend.query("ec2", "RegisterImage", &fields).await?;
+    let document = roxmltree::Document::parse(&answer)?;
+    let ami = document.descendants().find(|node| node.tag_name().name() == "imageId").and_then(|node| node.text());
+    let ami = ami.context("the answer names an image")?.to_owned();
+    for (key, value) in tags.as_object().into_iter().flatten() {
+        let value = value.as_str().unwrap_or_default();
+        let fields = [("ResourceId.1", ami.as_str()), ("Tag.1.Key", key), ("Tag.1.Value", value)];
+        shared.backend.query("ec2", "CreateTags", &fields).await?;
+    }
+    Ok(ami)
+}
+
+fn update(shared: &Shared, arn: &str, change: impl FnOnce(&mut Build)) {
+    if let Some(build) = lock(&shared.image_builder).builds.get_mut(arn) {
+        change(build);
+    }
+}
+
+async fn enter(shared: &Shared, arn: &str, status: &'static str) {
+    update(shared, arn, |build| build.status = status);
+    tokio::time::sleep(STATE).await;
+}
+
+/// Runs a build to its end.
+pub(super) async fn run(shared: Arc<Shared>, baking: Baking) {
+    let result = bake(&shared, &baking).await;
+    if let Err(error) = result {
+        update(&shared, &baking.arn, |build| {
+            build.status = "FAILED";
+            if build.reason.is_empty() {
+                build.reason = format!("{error:#}");
+            }
+        });
+    }
+}
+
+async fn bake(shared: &Shared, baking: &Baking) -> anyhow::Result<()> {
+    let arn = baking.arn.as_str();
+    let slug: String = arn.rsplit(":image/").next().unwrap_or_default().replace('/', "-");
+    let root = shared.directory.join("images").join(&slug);
+    let work = shared.directory.join("work").join(&slug);
+    enter(shared, arn, "CREATING").await;
+    base(&root)?;
+    let mut record = BakedImage { ami: String::new(), ran: Vec::new(), skipped: Vec::new() };
+    enter(shared, arn, "BUILDING").await;
+    for phase in ["build", "validate"] {
+        run_phase(shared, baking, phase, &root, &work, &mut record).await?;
+    }
+    enter(shared, arn, "TESTING").await;
+    run_phase(shared, baking, "test", &root, &work, &mut record).await?;
+    enter(shared, arn, "DISTRIBUTING").await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis().to_string();
+    let name = baking.ami_name.replace("{{ imagebuilder:buildDate }}", &now);
+    let ami = register(shared, &name, &baking.ami_tags).await?;
+    record.ami.clone_from(&ami);
+    {
+        let mut state = lock(&shared.image_builder);
+        state.roots.insert(ami.clone(), root);
+        state.baked.push(record);
+    }
+    enter(shared, arn, "INTEGRATING").await;
+    update(shared, arn, |build| {
+        build.ami = Some(ami);
+        build.status = "AVAILABLE";
+    });
+    Ok(())
+}
+
+/// The stand-in base image: a root directory with the user that the packages' component would make.
+fn base(root: &Path) -> anyhow::Result<()> {
+    let etc = root.join("etc");
+    std::fs::create_dir_all(&etc).context("make the image's root")?;
+    let (uid, gid) =
+        if geteuid().is_root() { (RUNNER_UID, RUNNER_UID) } else { (geteuid().as_raw(), getegid().as_raw()) };
+    let home = root.join("opt/actions-runner");
+    let passwd = format!("root:x:0:0:root:/root:/bin/bash\nrunner:x:{uid}:{gid}::{}:/bin/bash\n", home.display());
+    std::fs::write(etc.join("passwd"), passwd)?;
+    std::fs::write(etc.join("group"), format!("root:x:0:\nrunner:x:{gid}:\n"))?;
+    Ok(())
+}
+
+async fn run_phase(
+    shared: &Shared,
+    baking: &Baking,
+    phase_name: &str,
+    root: &Path,
+    work: &Path,
+    record: &mut BakedImage,
+) -> anyhow::Result<()> {
+    let workflow = if phase_name == "test" { "TEST" } else { "BUILD" };
+    for (document, given) in &baking.components {
+        let mut values = given.clone();
+        values.insert(DEST_DIR.to_owned(), root.display().to_string());
+        values.insert("WorkDir".to_owned(), work.display().to_string());
+        for phase in document.phases.iter().filter(|phase| phase.name.as_str() == phase_name) {
+            for step in &phase.steps {
+                let name = format!("{}/{}", document.name, step.name);
+                if baking.fail_step.as_deref() != Some(step.name.as_str()) && !document.lays_files_down_only() {
+                    note(shared, baking, workflow, &format!("{name} (skipped: needs a machine)"), "SKIPPED");
+                    record.skipped.push(format!("{phase_name}/{name}"));
+                    continue;
+                }
+                note(shared, baking, workflow, &name, "RUNNING");
+                let injected = baking.fail_step.as_deref() == Some(step.name.as_str());
+                let done = if injected { Err(anyhow::anyhow!("told to fail")) } else { execute(shared, step, &values).await };
+                note(shared, baking, workflow, &name, if done.is_ok() { "COMPLETED" } else { "FAILED" });
+                if let Err(error) = done {
+                    failed(shared, baking, phase_name, step, &error);
+                    bail!("step {name} failed: {error:#}");
+                }
+                record.ran.push(format!("{phase_name}/{name}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn note(shared: &Shared, baking: &Baking, workflow: &'static str, name: &str, status: &'static str) {
+    update(shared, &baking.arn, |build| match build.steps.iter_mut().find(|(of, known, _)| *of == workflow && known == name) {
+        Some(step) => step.2 = status,
+        None => build.steps.push((workflow, name.to_owned(), status)),
+    });
+}
+
+fn failed(shared: &Shared, baking: &Baking, phase: &str, step: &Step, error: &anyhow::Error) {
+    let failure = json!({ "phaseName": phase, "stepName": step.name, "errorMessage": format!("{error:#}") });
+    update(shared, &baking.arn, |build| {
+        build.reason = format!("SSM execution failed for step '{}' in phase '{phase}'", step.name);
+        build.failure = Some(failure);
+    });
+}
+
+/// Puts values in the place of `{{ NAME }}`.
+fn filled(text: &str, values: &BTreeMap<String, String>) -> String {
+    values.iter().fold(text.to_owned(), |text, (name, value)| {
+        text.replace(&format!("{{{{ {name} }}}}"), value).replace(&format!("{{{{{name}}}}}"), value)
+    })
+}
+
+async fn execute(shared: &Shared, step: &Step, values: &BTreeMap<String, String>) -> anyhow::Result<()> {
+    let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(|text| filled(text, values));
+    match step.action {
+        Action::S3Download => {
+            for input in step.inputs.as_sequence().into_iter().flatten() {
+                let source = text(input, "source").context("a source")?;
+                let (bucket, key) =
+                    source.strip_prefix("s3://").and_then(|rest| rest.split_once('/')).context("an s3:// source")?;
+                let bytes = shared.backend.object(bucket, key).await.with_context(|| source.clone())?;
+                write(&PathBuf::from(text(input, "destination").context("a destination")?), &bytes)?;
+            }
+            Ok(())
+        }
+        Action::WebDownload => {
+            for input in step.inputs.as_sequence().into_iter().flatten() {
+                let source = text(input, "source").context("a source")?;
+                let response = shared.backend.client.get(&source).send().await?.error_for_status()?;
+                let bytes = response.bytes().await?;
+                let found: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+                let wanted = text(input, "checksum").context("a checksum")?;
+                ensure!(found == wanted, "checksum of {source} is {found}, not {wanted}");
+                write(&PathBuf::from(text(input, "destination").context("a destination")?), &bytes)?;
+            }
+            Ok(())
+        }
+        Action::ExecuteBash => {
+            for command in step.inputs.get("commands").and_then(Value::as_sequence).into_iter().flatten() {
+                bash(&filled(command.as_str().unwrap_or_default(), values)).await?;
+            }
+            Ok(())
+        }
+        other => bail!("the stand-in does not execute {other:?} in {REGION}"),
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    std::fs::create_dir_all(path.parent().context("a destination is in a folder")?)?;
+    std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
+}
+
+async fn bash(script: &str) -> anyhow::Result<()> {
+    let run = Command::new("bash").arg("-c").arg(script).stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = tokio::time::timeout(STEP_BOUND, run).await.context("the step's time was up")??;
+    ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}

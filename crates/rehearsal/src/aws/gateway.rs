@@ -1,0 +1,164 @@
+//! What `AWS_ENDPOINT_URL` points at: tells services apart, logs calls, and cuts the pipeline off where a test asks.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request as HttpRequest, State as Extract};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+
+use super::{PIPELINE_KEY, Shared, auto_scaling, image_builder, lock};
+
+/// A payload is some megabytes.
+const MOST_BYTES: usize = 256 << 20;
+
+/// A call of the pipeline's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// As in the signature: `kms`.
+    pub service: String,
+    /// `CreateKey`; for S3 the method and path.
+    pub operation: String,
+    /// It changes something, or means to.
+    pub mutating: bool,
+    /// What was answered.
+    pub status: u16,
+}
+
+/// On which side of a call's effect the pipeline is cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// The call is never carried out.
+    Before,
+    /// The call is carried out, its answer never arrives.
+    After,
+}
+
+/// A call, read whole.
+pub(super) struct Call {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+    pub(super) service: String,
+    pub(super) operation: String,
+    from_pipeline: bool,
+}
+
+impl Call {
+    async fn read(request: HttpRequest) -> Option<Self> {
+        let (parts, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, MOST_BYTES).await.ok()?;
+        let authorization = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        // Credential=KEY/DATE/REGION/SERVICE/aws4_request
+        let scope = authorization.and_then(|text| text.split("Credential=").nth(1)).unwrap_or_default();
+        let mut scope = scope.split(['/', ',']);
+        let from_pipeline = scope.next() == Some(PIPELINE_KEY);
+        let service = scope.nth(2).unwrap_or_default().to_owned();
+        let operation = operation(&service, &parts.method, &parts.uri, &parts.headers, &body);
+        Some(Self {
+            method: parts.method,
+            uri: parts.uri,
+            headers: parts.headers,
+            body,
+            service,
+            operation,
+            from_pipeline,
+        })
+    }
+
+    /// A field of a query-protocol call.
+    pub(super) fn field(&self, name: &str) -> Option<String> {
+        url::form_urlencoded::parse(&self.body).find(|(key, _)| key == name).map(|(_, value)| value.into_owned())
+    }
+
+    /// `NAME.member.1`, `NAME.member.2`…
+    pub(super) fn members(&self, name: &str) -> Vec<String> {
+        (1..).map_while(|index| self.field(&format!("{name}.member.{index}"))).collect()
+    }
+
+    fn mutating(&self) -> bool {
+        if self.service == "s3" {
+            return matches!(self.method, Method::PUT | Method::POST | Method::DELETE);
+        }
+        let reads = ["Describe", "Get", "List", "Sign", "Verify"];
+        !reads.iter().any(|prefix| self.operation.starts_with(prefix))
+    }
+}
+
+fn operation(service: &str, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> String {
+    if service == "s3" {
+        return format!("{method} {}", uri.path());
+    }
+    if service == "imagebuilder" {
+        return uri.path().trim_matches('/').to_owned();
+    }
+    if let Some(target) = headers.get("x-amz-target").and_then(|value| value.to_str().ok()) {
+        return target.rsplit('.').next().unwrap_or_default().to_owned();
+    }
+    let action = url::form_urlencoded::parse(body).find(|(key, _)| key == "Action");
+    action.map(|(_, value)| value.into_owned()).unwrap_or_else(|| uri.path().to_owned())
+}
+
+pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpRequest) -> Response {
+    let Some(call) = Call::read(request).await else { return StatusCode::PAYLOAD_TOO_LARGE.into_response() };
+    let cut = if call.from_pipeline && call.mutating() { trip(&shared) } else { None };
+    if let Some((When::Before, tell)) = cut {
+        let _ = tell.send(());
+        // The client is killed meanwhile; its connection's end drops this.
+        return std::future::pending().await;
+    }
+    let response = match call.service.as_str() {
+        "imagebuilder" => image_builder::handle(&shared, &call).await,
+        "autoscaling" => auto_scaling::handle(&shared, &call).await,
+        _ => forward(&shared, &call).await,
+    };
+    if call.from_pipeline {
+        let status = response.status().as_u16();
+        let request =
+            Request { service: call.service.clone(), operation: call.operation.clone(), mutating: call.mutating(), status };
+        lock(&shared.requests).push(request);
+    }
+    if let Some((When::After, tell)) = cut {
+        let _ = tell.send(());
+        return std::future::pending().await;
+    }
+    response
+}
+
+fn trip(shared: &Shared) -> Option<(When, tokio::sync::oneshot::Sender<()>)> {
+    let mut guard = lock(&shared.tripwire);
+    let wire = guard.as_mut()?;
+    wire.remaining -= 1;
+    if wire.remaining > 0 {
+        return None;
+    }
+    let mut wire = guard.take()?;
+    Some((wire.when, wire.tell.take()?))
+}
+
+/// Unchanged to the emulator, the Host header too: it is part of what was signed.
+pub(super) async fn forward(shared: &Shared, call: &Call) -> Response {
+    let path = call.uri.path_and_query().map_or("/", |path| path.as_str());
+    let mut headers = call.headers.clone();
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::TRANSFER_ENCODING);
+    headers.remove(header::EXPECT);
+    let request = shared.backend.client.request(call.method.clone(), format!("{}{path}", shared.backend.url));
+    let response = match request.headers(headers).body(call.body.clone()).send().await {
+        Ok(response) => response,
+        Err(error) => return (StatusCode::BAD_GATEWAY, format!("{error:#}")).into_response(),
+    };
+    let status = response.status();
+    let mut headers = response.headers().clone();
+    headers.remove(header::TRANSFER_ENCODING);
+    // A HEAD's length is of a body that does not come.
+    if call.method != Method::HEAD {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let body = response.bytes().await.unwrap_or_default();
+    let mut answer = Response::new(Body::from(body));
+    *answer.status_mut() = status;
+    *answer.headers_mut() = headers;
+    answer
+}

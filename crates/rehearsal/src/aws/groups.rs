@@ -1,0 +1,573 @@
+//! Auto Scaling groups: instances that are processes, kept as the emulator's stacks say, and refreshed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_yaml_ng::Value;
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+
+use super::template::Template;
+use super::{Shared, imds, lock};
+
+/// How long a machine that is told to power off is given; EC2 gives a few minutes.
+const POWER_OFF: Duration = Duration::from_secs(10);
+
+/// A group whose instances die is not refilled faster than this times the number of deaths.
+const BACK_OFF: Duration = Duration::from_millis(500);
+
+/// How often the emulator is asked for changed stacks.
+const READ_EVERY: Duration = Duration::from_millis(300);
+
+/// An instance as a test sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceView {
+    /// Its id.
+    pub id: String,
+    /// Its group.
+    pub group: String,
+    /// The launch template version it was launched from.
+    pub version: String,
+    /// Its image.
+    pub ami: String,
+    /// `Pending:Wait`, `InService`, `Terminating:Wait`, `Terminated`.
+    pub state: String,
+    /// What its process said.
+    pub log: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Launching,
+    PendingWait,
+    InService,
+    TerminatingWait,
+    PoweringOff,
+    Terminated,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Launching => "Pending",
+            Self::PendingWait => "Pending:Wait",
+            Self::InService => "InService",
+            Self::TerminatingWait => "Terminating:Wait",
+            Self::PoweringOff => "Terminating:Proceed",
+            Self::Terminated => "Terminated",
+        }
+    }
+
+    fn leaving(self) -> bool {
+        matches!(self, Self::TerminatingWait | Self::PoweringOff | Self::Terminated)
+    }
+}
+
+#[derive(Debug)]
+struct Instance {
+    id: String,
+    group: String,
+    version: String,
+    ami: String,
+    state: State,
+    since: Instant,
+    heartbeat: Instant,
+    /// It never was in service.
+    failed: bool,
+    healthy: bool,
+    root: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+    imds: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Clone)]
+struct Hook {
+    name: String,
+    launching: bool,
+    timeout: Duration,
+    continues: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refresh {
+    pub(super) id: String,
+    pub(super) status: &'static str,
+    pub(super) reason: String,
+    pub(super) to: String,
+    from: String,
+    begun: Instant,
+    pub(super) auto_rollback: bool,
+}
+
+impl Refresh {
+    pub(super) fn running(&self) -> bool {
+        matches!(self.status, "Pending" | "InProgress" | "RollbackInProgress" | "Cancelling")
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) name: String,
+    pub(super) min: u32,
+    pub(super) max: u32,
+    pub(super) desired: u32,
+    pub(super) template: String,
+    /// What new instances are launched from.
+    pub(super) version: String,
+    /// What the stack said last: only a change of its mind moves the group.
+    told: String,
+    pub(super) types: Vec<String>,
+    hooks: Vec<Hook>,
+    pub(super) refreshes: Vec<Refresh>,
+    deaths: u32,
+    not_before: Instant,
+}
+
+impl Group {
+    pub(super) fn begin(&mut self, id: String, to: String, auto_rollback: bool) {
+        let from = self.version.clone();
+        self.refreshes.push(Refresh { id, status: "Pending", reason: String::new(), to, from, begun: Instant::now(), auto_rollback });
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    pub(super) groups: BTreeMap<String, Group>,
+    instances: Vec<Instance>,
+    launched: u64,
+}
+
+/// A hook's answer that does not fit: Auto Scaling's own words.
+pub(super) type Refused = String;
+
+impl Groups {
+    pub(super) fn views(&self) -> Vec<InstanceView> {
+        let view = |instance: &Instance| InstanceView {
+            id: instance.id.clone(),
+            group: instance.group.clone(),
+            version: instance.version.clone(),
+            ami: instance.ami.clone(),
+            state: instance.state.name().to_owned(),
+            log: instance.log.clone(),
+        };
+        self.instances.iter().map(view).collect()
+    }
+
+    /// Instances that `DescribeAutoScalingGroups` lists.
+    pub(super) fn listed(&self, group: &str) -> Vec<(InstanceView, bool)> {
+        let of = self.views().into_iter().zip(self.instances.iter().map(|instance| instance.healthy));
+        of.filter(|(view, _)| view.group == group && view.state != "Terminated").collect()
+    }
+
+    pub(super) fn target_state(&self, id: &str) -> Option<&'static str> {
+        let instance = self.instances.iter().find(|instance| instance.id == id)?;
+        Some(if instance.state.leaving() { "Terminated" } else { "InService" })
+    }
+
+    fn instance(&mut self, id: &str) -> Option<&mut Instance> {
+        self.instances.iter_mut().find(|instance| instance.id == id)
+    }
+
+    /// Begins an instance's end.
+    pub(super) fn terminate(&mut self, id: &str) -> Option<()> {
+        let instance = self.instance(id)?;
+        if !instance.state.leaving() {
+            instance.enter(State::TerminatingWait);
+        }
+        Some(())
+    }
+
+    pub(super) fn set_unhealthy(&mut self, id: &str) -> Option<()> {
+        self.instance(id)?.healthy = false;
+        Some(())
+    }
+
+    pub(super) fn complete(&mut self, group: &str, hook: &str, id: &str, result: &str) -> Result<(), Refused> {
+        let launching = self.waiting(group, hook, id)?;
+        let Some(instance) = self.instance(id) else { return Err(no_action(id)) };
+        match (launching, result) {
+            (true, "CONTINUE") => instance.enter(State::InService),
+            (true, _) => {
+                instance.failed = true;
+                instance.enter(State::PoweringOff);
+            }
+            (false, _) => instance.enter(State::PoweringOff),
+        }
+        Ok(())
+    }
+
+    pub(super) fn heartbeat(&mut self, group: &str, hook: &str, id: &str) -> Result<(), Refused> {
+        self.waiting(group, hook, id)?;
+        if let Some(instance) = self.instance(id) {
+            instance.heartbeat = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Is the instance in this hook's wait? Whether it is a launching one.
+    fn waiting(&self, group: &str, hook: &str, id: &str) -> Result<bool, Refused> {
+        let hooks = self.groups.get(group).map(|group| &group.hooks);
+        let found = hooks.and_then(|hooks| hooks.iter().find(|known| known.name == hook));
+        let launching = found.ok_or_else(|| format!("No such lifecycle hook {hook} for group {group}"))?.launching;
+        let state = if launching { State::PendingWait } else { State::TerminatingWait };
+        let fits = self.instances.iter().any(|i| i.id == id && i.group == group && i.state == state);
+        if fits { Ok(launching) } else { Err(no_action(id)) }
+    }
+}
+
+fn no_action(id: &str) -> Refused {
+    format!("No active Lifecycle Action found with instance ID {id}")
+}
+
+impl Instance {
+    fn enter(&mut self, state: State) {
+        self.state = state;
+        self.since = Instant::now();
+        self.heartbeat = self.since;
+    }
+
+    fn exited(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(Some(_))))
+    }
+}
+
+/// Looks after all groups until the task is ended.
+pub(super) async fn keep(shared: Arc<Shared>, tick: Duration) {
+    let mut read = Instant::now();
+    loop {
+        if read <= Instant::now() {
+            // A stack in the middle of its making is read again.
+            if let Err(error) = read_stacks(&shared).await {
+                tracing::debug!(error = %format!("{error:#}"), "stacks could not be read");
+            }
+            read = Instant::now() + READ_EVERY;
+        }
+        for (group, version) in step(&shared) {
+            if let Err(error) = launch(&shared, &group, &version).await {
+                let mut groups = lock(&shared.groups);
+                if let Some(group) = groups.groups.get_mut(&group) {
+                    group.deaths += 1;
+                    group.not_before = Instant::now() + BACK_OFF * group.deaths;
+                }
+                drop(groups);
+                eprintln!("the stand-in could not launch an instance of {group}: {error:#}");
+            }
+        }
+        tokio::time::sleep(tick).await;
+    }
+}
+
+// --- What the stacks say ---------------------------------------------------------------------------------------------
+
+fn texts(node: roxmltree::Node<'_, '_>, list: &str, key: &str, value: &str) -> BTreeMap<String, String> {
+    let child = |member: roxmltree::Node<'_, '_>, name: &str| {
+        member.children().find(|c| c.has_tag_name(name)).and_then(|c| c.text().map(str::to_owned)).unwrap_or_default()
+    };
+    let members = node.children().filter(|c| c.tag_name().name() == list).flat_map(|list| list.children());
+    let local = |member: roxmltree::Node<'_, '_>, name: &str| {
+        member
+            .children()
+            .find(|c| c.tag_name().name() == name)
+            .map(|c| c.text().unwrap_or_default().to_owned())
+            .unwrap_or_else(|| child(member, name))
+    };
+    members.filter(|m| m.is_element()).map(|member| (local(member, key), local(member, value))).collect()
+}
+
+async fn read_stacks(shared: &Shared) -> anyhow::Result<()> {
+    let described = shared.backend.query("cloudformation", "DescribeStacks", &[]).await?;
+    let stacks: Vec<(String, BTreeMap<String, String>, BTreeMap<String, String>)> = {
+        let document = roxmltree::Document::parse(&described)?;
+        let stacks = document.descendants().filter(|node| node.tag_name().name() == "Stacks");
+        stacks
+            .flat_map(|stacks| stacks.children().filter(roxmltree::Node::is_element).collect::<Vec<_>>())
+            .filter_map(|stack| {
+                let text = |name: &str| {
+                    stack.children().find(|c| c.tag_name().name() == name).and_then(|c| c.text()).map(str::to_owned)
+                };
+                let whole = matches!(text("StackStatus").as_deref(), Some("CREATE_COMPLETE" | "UPDATE_COMPLETE"));
+                let parameters = texts(stack, "Parameters", "ParameterKey", "ParameterValue");
+                let outputs = texts(stack, "Outputs", "OutputKey", "OutputValue");
+                (whole && outputs.contains_key("LaunchTemplateId")).then_some((text("StackName")?, parameters, outputs))
+            })
+            .collect()
+    };
+    for (name, parameters, outputs) in stacks {
+        let body = shared.backend.query("cloudformation", "GetTemplate", &[("StackName", &name)]).await?;
+        let text = {
+            let document = roxmltree::Document::parse(&body)?;
+            let body = document.descendants().find(|node| node.tag_name().name() == "TemplateBody");
+            body.and_then(|node| node.text()).context("the answer holds a template")?.to_owned()
+        };
+        let template = Template::new(&text, parameters, outputs)?;
+        let group = wanted(&name, &template).context("the template holds a group")?;
+        take_over(&mut lock(&shared.groups), group);
+    }
+    Ok(())
+}
+
+/// What a stack wants of its group.
+fn wanted(stack: &str, template: &Template) -> Option<Group> {
+    let properties = template.group()?;
+    let text = |value: Option<&Value>| value.and_then(|value| template.text(value));
+    let number = |name: &str| text(properties.get(name)).and_then(|value| value.parse().ok());
+    let launch = properties.get("MixedInstancesPolicy")?.get("LaunchTemplate")?;
+    let specification = launch.get("LaunchTemplateSpecification")?;
+    let hooks = properties.get("LifecycleHookSpecificationList").and_then(Value::as_sequence);
+    let hooks = hooks.into_iter().flatten().filter_map(|hook| {
+        Some(Hook {
+            name: text(hook.get("LifecycleHookName"))?,
+            launching: text(hook.get("LifecycleTransition"))? == "autoscaling:EC2_INSTANCE_LAUNCHING",
+            timeout: Duration::from_secs(text(hook.get("HeartbeatTimeout"))?.parse().ok()?),
+            continues: text(hook.get("DefaultResult")).as_deref() == Some("CONTINUE"),
+        })
+    });
+    let types = launch.get("Overrides").and_then(Value::as_sequence).into_iter().flatten();
+    let min: u32 = number("MinSize")?;
+    let version = text(specification.get("Version"))?;
+    Some(Group {
+        name: text(properties.get("AutoScalingGroupName")).unwrap_or_else(|| stack.to_owned()),
+        min,
+        max: number("MaxSize")?,
+        desired: number("DesiredCapacity").unwrap_or(min),
+        template: text(specification.get("LaunchTemplateId"))?,
+        told: version.clone(),
+        version,
+        types: types.filter_map(|value| text(value.get("InstanceType"))).collect(),
+        hooks: hooks.collect(),
+        refreshes: Vec::new(),
+        deaths: 0,
+        not_before: Instant::now(),
+    })
+}
+
+fn take_over(groups: &mut Groups, wanted: Group) {
+    let Some(known) = groups.groups.get_mut(&wanted.name) else {
+        groups.groups.insert(wanted.name.clone(), wanted);
+        return;
+    };
+    if known.told != wanted.told {
+        known.version.clone_from(&wanted.version);
+        known.told = wanted.told;
+    }
+    known.desired = known.desired.clamp(wanted.min, wanted.max.max(wanted.min));
+    (known.min, known.max, known.hooks, known.types) = (wanted.min, wanted.max, wanted.hooks, wanted.types);
+}
+
+// --- One look at everything ------------------------------------------------------------------------------------------
+
+/// Moves instances and refreshes on; what is to be launched is the result, as group and version.
+fn step(shared: &Shared) -> Vec<(String, String)> {
+    let mut guard = lock(&shared.groups);
+    let Groups { groups, instances, .. } = &mut *guard;
+    for instance in instances.iter_mut() {
+        if let Some(group) = groups.get_mut(&instance.group) {
+            advance(instance, group);
+        }
+    }
+    groups
+        .values_mut()
+        .filter_map(|group| {
+            let mut own: Vec<&mut Instance> = instances.iter_mut().filter(|i| i.group == group.name).collect();
+            Some((group.name.clone(), balance(group, &mut own)?))
+        })
+        .collect()
+}
+
+fn advance(instance: &mut Instance, group: &mut Group) {
+    let waiting = instance.since.elapsed().min(instance.heartbeat.elapsed());
+    let hook = |launching| group.hooks.iter().find(|hook| hook.launching == launching);
+    match instance.state {
+        State::Launching => {
+            let next = if hook(true).is_some() { State::PendingWait } else { State::InService };
+            instance.enter(next);
+        }
+        State::PendingWait => {
+            let late = hook(true).is_some_and(|hook| waiting > hook.timeout && !hook.continues);
+            if late || instance.exited() {
+                instance.failed = true;
+                instance.enter(State::PoweringOff);
+            }
+        }
+        State::InService if instance.exited() || !instance.healthy => {
+            group.deaths += 1;
+            group.not_before = Instant::now() + BACK_OFF * group.deaths;
+            instance.enter(State::TerminatingWait);
+        }
+        State::InService => {}
+        State::TerminatingWait => {
+            let over = hook(false).is_none_or(|hook| waiting > hook.timeout);
+            if over || instance.exited() {
+                instance.enter(State::PoweringOff);
+            }
+        }
+        State::PoweringOff => power_off(instance, group),
+        State::Terminated => {}
+    }
+}
+
+/// SIGTERM, as systemd sends at a shutdown; then the machine is gone with all that runs on it.
+fn power_off(instance: &mut Instance, group: &mut Group) {
+    if !instance.exited() && instance.since.elapsed() < POWER_OFF {
+        if let Some(pid) = instance.child.as_ref().and_then(Child::id).and_then(|id| i32::try_from(id).ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        return;
+    }
+    if instance.failed {
+        group.deaths += 1;
+        group.not_before = Instant::now() + BACK_OFF * group.deaths;
+    }
+    kill_below(&instance.root);
+    if let Some(task) = instance.imds.take() {
+        task.abort();
+    }
+    instance.child = None;
+    instance.enter(State::Terminated);
+}
+
+/// The version to launch an instance from, if one is due.
+fn balance(group: &mut Group, instances: &mut [&mut Instance]) -> Option<String> {
+    let desired = group.desired as usize;
+    if group.refreshes.last().is_some_and(Refresh::running) {
+        return refresh(group, instances, desired);
+    }
+    let staying = instances.iter().filter(|instance| !instance.state.leaving()).count();
+    (staying < desired && Instant::now() >= group.not_before).then(|| group.version.clone())
+}
+
+/// Launches before it terminates, one at a time; goes back when a new instance never comes into service.
+fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize) -> Option<String> {
+    let refresh = group.refreshes.last_mut()?;
+    let to = if refresh.status == "RollbackInProgress" { refresh.from.clone() } else { refresh.to.clone() };
+    if refresh.status == "Pending" {
+        refresh.status = "InProgress";
+    }
+    let is_new = |instance: &Instance| instance.version == to;
+    let broken = instances
+        .iter()
+        .any(|i| i.failed && i.version == refresh.to && i.state == State::Terminated && i.since > refresh.begun);
+    if broken && refresh.status == "InProgress" && refresh.from != refresh.to {
+        refresh.reason = "a new instance did not complete its launch lifecycle action".to_owned();
+        refresh.status = if refresh.auto_rollback { "RollbackInProgress" } else { "Failed" };
+        return None;
+    }
+    let serving = instances.iter().filter(|i| is_new(i) && i.state == State::InService).count();
+    let coming = instances.iter().filter(|i| is_new(i) && matches!(i.state, State::Launching | State::PendingWait)).count();
+    let in_service = instances.iter().filter(|i| i.state == State::InService).count();
+    if serving + coming < desired {
+        return (coming == 0 && Instant::now() >= group.not_before).then_some(to);
+    }
+    let old = instances.iter_mut().find(|i| !is_new(i) && !i.state.leaving());
+    if let Some(old) = old {
+        if in_service > desired || old.state != State::InService {
+            old.enter(State::TerminatingWait);
+        }
+        return None;
+    }
+    if serving >= desired && instances.iter().all(|i| is_new(i) || i.state == State::Terminated) {
+        let back = refresh.status == "RollbackInProgress";
+        refresh.status = if back { "RollbackSuccessful" } else { "Successful" };
+        group.version = to;
+        group.deaths = 0;
+    }
+    None
+}
+
+// --- Machines that are processes -------------------------------------------------------------------------------------
+
+struct LaunchData {
+    ami: String,
+    user_data: String,
+}
+
+async fn launch_data(shared: &Shared, template: &str, version: &str) -> anyhow::Result<LaunchData> {
+    let fields = [("LaunchTemplateId", template), ("LaunchTemplateVersion.1", version)];
+    let answer = shared.backend.query("ec2", "DescribeLaunchTemplateVersions", &fields).await?;
+    let document = roxmltree::Document::parse(&answer)?;
+    let text = |name: &str| {
+        document.descendants().find(|node| node.tag_name().name() == name).and_then(|node| node.text())
+    };
+    let encoded = text("userData").context("the launch template holds user data")?;
+    let user_data = String::from_utf8(STANDARD.decode(encoded.trim())?)?;
+    Ok(LaunchData { ami: text("imageId").context("the launch template names an image")?.to_owned(), user_data })
+}
+
+async fn launch(shared: &Arc<Shared>, group: &str, version: &str) -> anyhow::Result<()> {
+    let template = lock(&shared.groups).groups.get(group).context("the group is known")?.template.clone();
+    let LaunchData { ami, user_data } = launch_data(shared, &template, version).await?;
+    let image = lock(&shared.image_builder).root_of(&ami).with_context(|| format!("{ami} was baked here"))?;
+    let id = {
+        let mut groups = lock(&shared.groups);
+        groups.launched += 1;
+        format!("i-{:017x}", 0x0abc_0000_0000_0000_u64 + groups.launched)
+    };
+    let root = shared.directory.join("instances").join(&id);
+    let log = shared.directory.join("instances").join(format!("{id}.log"));
+    copy(&image, &root).await?;
+    let (imds, task) = imds::serve(Arc::clone(shared), id.clone(), ami.clone(), user_data).await?;
+    let file = std::fs::File::create(&log)?;
+    // The machine dies with the one it runs on.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(root.join("usr/local/bin/kiln-bootstrap"))
+        .arg("--root")
+        .arg(&root)
+        .arg("run")
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("AWS_ENDPOINT_URL", &shared.endpoint)
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds)
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .kill_on_drop(true);
+    let child = command.spawn().context("start the instance's process")?;
+    let now = Instant::now();
+    lock(&shared.groups).instances.push(Instance {
+        id,
+        group: group.to_owned(),
+        version: version.to_owned(),
+        ami,
+        state: State::Launching,
+        since: now,
+        heartbeat: now,
+        failed: false,
+        healthy: true,
+        root,
+        log,
+        child: Some(child),
+        imds: Some(task),
+    });
+    Ok(())
+}
+
+/// Owners, modes and links as they are.
+async fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(to.parent().context("an instance's root is in a folder")?)?;
+    let status = Command::new("cp").arg("--archive").arg(from).arg(to).status().await.context("copy the image")?;
+    anyhow::ensure!(status.success(), "cp --archive {} ended with {status}", from.display());
+    Ok(())
+}
+
+/// Kills every process whose executable or working directory is below a folder: all that ran on a machine.
+pub(super) fn kill_below(folder: &Path) {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return };
+    for process in processes.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let below = |link: &str| std::fs::read_link(process.path().join(link)).is_ok_and(|path| path.starts_with(folder));
+        if below("exe") || below("cwd") {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
