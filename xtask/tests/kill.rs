@@ -17,14 +17,15 @@ async fn die_all_the_way(world: &World, arguments: &[&str]) -> usize {
         let when = if kills % 2 == 0 { When::Before } else { When::After };
         let mut reached = std::pin::pin!(world.aws.on_mutation(1, when));
         let mut command = world.spawn(arguments, quiet).unwrap();
-        let died = tokio::select! {
-            () = &mut reached => { command.kill().await.unwrap(); true }
+        let reached = tokio::select! {
+            () = &mut reached => true,
             () = command.exited() => false,
         };
-        if !died {
+        if !reached {
             command.end().await.unwrap().success().unwrap();
             return kills;
         }
+        command.kill().await.unwrap();
     }
     panic!("{arguments:?} makes no progress: killed {MOST_RUNS} times");
 }

@@ -108,10 +108,8 @@ fn describe(groups: &Groups, names: &[String]) -> String {
 
 fn refreshes(groups: &Groups, name: &str, ids: &[String]) -> Answered {
     let group = groups.groups.get(name).ok_or_else(|| missing(name))?;
-    let left = groups.listed(name).iter().filter(|(instance, _)| {
-        group.refreshes.last().is_some_and(|refresh| instance.version != refresh.to)
-    });
-    let left = left.count();
+    let newest = group.refreshes.last().map(|refresh| refresh.to.as_str());
+    let left = groups.listed(name).iter().filter(|(instance, _)| Some(instance.version.as_str()) != newest).count();
     let members: String = group
         .refreshes
         .iter()

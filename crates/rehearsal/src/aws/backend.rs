@@ -76,17 +76,16 @@ impl Backend {
             "cloudformation" => "2010-05-15",
             _ => "2010-05-08",
         };
-        let mut form = url::form_urlencoded::Serializer::new(String::new());
-        form.append_pair("Action", action).append_pair("Version", version);
-        for (name, value) in fields {
-            form.append_pair(name, value);
-        }
+        let form = url::form_urlencoded::Serializer::new(String::new())
+            .extend_pairs([("Action", action), ("Version", version)])
+            .extend_pairs(fields)
+            .finish();
         let request = self
             .client
             .post(&self.url)
             .header("authorization", Self::authorization(service))
             .header("content-type", "application/x-www-form-urlencoded")
-            .body(form.finish());
+            .body(form);
         let response = request.send().await?;
         let status = response.status();
         let text = response.text().await?;

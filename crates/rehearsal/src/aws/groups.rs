@@ -398,12 +398,13 @@ fn advance(instance: &mut Instance, group: &mut Group) {
                 instance.enter(State::PoweringOff);
             }
         }
-        State::InService if instance.exited() || !instance.healthy => {
-            group.deaths += 1;
-            group.not_before = Instant::now() + BACK_OFF * group.deaths;
-            instance.enter(State::TerminatingWait);
+        State::InService => {
+            if instance.exited() || !instance.healthy {
+                group.deaths += 1;
+                group.not_before = Instant::now() + BACK_OFF * group.deaths;
+                instance.enter(State::TerminatingWait);
+            }
         }
-        State::InService => {}
         State::TerminatingWait => {
             let over = hook(false).is_none_or(|hook| waiting > hook.timeout);
             if over || instance.exited() {
