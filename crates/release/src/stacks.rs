@@ -226,7 +226,7 @@ async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, pro
                 if event.kind == "AWS::CloudFormation::Stack" && event.resource == name {
                     told.clone_from(&event.status);
                 }
-                let reason = event.reason.as_deref().map(|r| format!(": {r}")).unwrap_or_default();
+                let reason = event.reason.as_deref().filter(|r| !r.is_empty()).map(|r| format!(": {r}")).unwrap_or_default();
                 progress.say(&format!("{} {} ({}){reason}", event.status, event.resource, event.kind));
             }
         }

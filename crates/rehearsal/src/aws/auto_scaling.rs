@@ -4,10 +4,14 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::gateway::Call;
-use super::groups::{Group, Groups, Refresh};
+use super::groups::{self, Group, Groups, Refresh};
 use super::{ACCOUNT, REGION, Shared, lock};
 
 pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
+    // A group exists as soon as its stack says so.
+    if call.operation == "DescribeAutoScalingGroups" {
+        let _ = groups::read_stacks(shared).await;
+    }
     let mut groups = lock(&shared.groups);
     let field = |name: &str| call.field(name).unwrap_or_default();
     let hook = || (field("AutoScalingGroupName"), field("LifecycleHookName"), field("InstanceId"));

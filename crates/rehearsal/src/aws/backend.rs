@@ -93,22 +93,6 @@ impl Backend {
         Ok(text)
     }
 
-    /// A call of the JSON protocol.
-    pub(crate) async fn json(&self, service: &str, target: &str, body: &serde_json::Value) -> anyhow::Result<()> {
-        let request = self
-            .client
-            .post(&self.url)
-            .header("authorization", Self::authorization(service))
-            .header("content-type", "application/x-amz-json-1.1")
-            .header("x-amz-target", target)
-            .body(body.to_string());
-        let response = request.send().await?;
-        let status = response.status();
-        let text = response.text().await?;
-        ensure!(status.is_success(), "{target} answered {status}: {text}");
-        Ok(())
-    }
-
     /// An object of S3.
     pub(crate) async fn object(&self, bucket: &str, key: &str) -> anyhow::Result<Vec<u8>> {
         let request = self.client.get(format!("{}/{bucket}/{key}", self.url));

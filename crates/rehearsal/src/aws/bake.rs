@@ -79,8 +79,7 @@ pub(super) async fn publish_bases(shared: &Shared) -> anyhow::Result<()> {
         ("al2023-ami-kernel-default", "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64"),
     ] {
         let ami = register(shared, name, &json!({})).await?;
-        let body = json!({ "Name": parameter, "Value": ami, "Type": "String", "Overwrite": true });
-        shared.backend.json("ssm", "AmazonSSM.PutParameter", &body).await?;
+        lock(&shared.image_builder).bases.insert(parameter.to_owned(), ami);
     }
     Ok(())
 }

@@ -111,6 +111,10 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
     let response = match call.service.as_str() {
         "imagebuilder" => image_builder::handle(&shared, &call).await,
         "autoscaling" => auto_scaling::handle(&shared, &call).await,
+        "ssm" => match public_parameter(&shared, &call) {
+            Some(answer) => answer,
+            None => forward(&shared, &call).await,
+        },
         _ => forward(&shared, &call).await,
     };
     if call.from_pipeline {
@@ -124,6 +128,19 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
         return std::future::pending().await;
     }
     response
+}
+
+/// AWS's own parameters, which the emulator lets nobody make.
+fn public_parameter(shared: &Shared, call: &Call) -> Option<Response> {
+    if call.operation != "GetParameter" {
+        return None;
+    }
+    let body: serde_json::Value = serde_json::from_slice(&call.body).ok()?;
+    let name = body["Name"].as_str()?;
+    let value = lock(&shared.image_builder).bases.get(name)?.clone();
+    let parameter = serde_json::json!({ "Name": name, "Value": value, "Type": "String", "DataType": "text", "Version": 1 });
+    let answer = serde_json::json!({ "Parameter": parameter }).to_string();
+    Some(([(header::CONTENT_TYPE, "application/x-amz-json-1.1")], answer).into_response())
 }
 
 fn trip(shared: &Shared) -> Option<(When, tokio::sync::oneshot::Sender<()>)> {

@@ -283,7 +283,7 @@ fn texts(node: roxmltree::Node<'_, '_>, list: &str, key: &str, value: &str) -> B
     members.filter(|m| m.is_element()).map(|member| (local(member, key), local(member, value))).collect()
 }
 
-async fn read_stacks(shared: &Shared) -> anyhow::Result<()> {
+pub(super) async fn read_stacks(shared: &Shared) -> anyhow::Result<()> {
     let described = shared.backend.query("cloudformation", "DescribeStacks", &[]).await?;
     let stacks: Vec<(String, BTreeMap<String, String>, BTreeMap<String, String>)> = {
         let document = roxmltree::Document::parse(&described)?;

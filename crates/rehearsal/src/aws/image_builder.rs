@@ -36,6 +36,8 @@ pub(super) struct ImageBuilder {
     pub(super) baked: Vec<BakedImage>,
     /// Root directories by AMI.
     pub(super) roots: BTreeMap<String, PathBuf>,
+    /// Public parameters with the newest base images; the emulator keeps AWS's own names to itself.
+    pub(super) bases: BTreeMap<String, String>,
     pub(super) fail_step: Option<String>,
 }
 
