@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use aws_config::imds::credentials::ImdsCredentialsProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
-use aws_sdk_autoscaling::error::DisplayErrorContext;
+use aws_sdk_autoscaling::error::SdkError;
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{MessageType, SigningAlgorithmSpec};
@@ -109,6 +109,18 @@ impl AppSigner for KmsSigner {
     }
 }
 
+/// The service's own words, or what kept them from coming.
+fn said<E, R>(error: &SdkError<E, R>) -> String
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+    R: std::fmt::Debug,
+{
+    match (error.code(), error.message()) {
+        (Some(code), message) => format!("{code}: {}", message.unwrap_or("no message")),
+        (None, _) => error.to_string(),
+    }
+}
+
 /// The instance's place in its Auto Scaling group.
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -155,7 +167,7 @@ impl Group {
             .await;
         match answer {
             Ok(_) => tracing::info!(hook, ?verdict, "lifecycle action completed"),
-            Err(error) => tracing::warn!(hook, error = %DisplayErrorContext(error), "lifecycle action not completed"),
+            Err(error) => tracing::warn!(hook, error = said(&error), "lifecycle action not completed"),
         }
     }
 
@@ -170,7 +182,7 @@ impl Group {
             .send()
             .await;
         if let Err(error) = answer {
-            tracing::warn!(phase = "drain", error = %DisplayErrorContext(error), "heartbeat not recorded");
+            tracing::warn!(phase = "drain", error = said(&error), "heartbeat not recorded");
         }
     }
 
@@ -185,7 +197,7 @@ impl Group {
             .await;
         match answer {
             Ok(_) => tracing::info!("asked to be replaced"),
-            Err(error) => tracing::error!(error = %DisplayErrorContext(error), "could not ask to be replaced"),
+            Err(error) => tracing::error!(error = said(&error), "could not ask to be replaced"),
         }
     }
 }

@@ -46,7 +46,6 @@ pub struct InstanceView {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    Launching,
     PendingWait,
     InService,
     TerminatingWait,
@@ -57,7 +56,6 @@ enum State {
 impl State {
     fn name(self) -> &'static str {
         match self {
-            Self::Launching => "Pending",
             Self::PendingWait => "Pending:Wait",
             Self::InService => "InService",
             Self::TerminatingWait => "Terminating:Wait",
@@ -387,10 +385,6 @@ fn advance(instance: &mut Instance, group: &mut Group) {
     let waiting = instance.since.elapsed().min(instance.heartbeat.elapsed());
     let hook = |launching| group.hooks.iter().find(|hook| hook.launching == launching);
     match instance.state {
-        State::Launching => {
-            let next = if hook(true).is_some() { State::PendingWait } else { State::InService };
-            instance.enter(next);
-        }
         State::PendingWait => {
             let late = hook(true).is_some_and(|hook| waiting > hook.timeout && !hook.continues);
             if late || instance.exited() {
@@ -463,7 +457,7 @@ fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize) -
         return None;
     }
     let serving = instances.iter().filter(|i| is_new(i) && i.state == State::InService).count();
-    let coming = instances.iter().filter(|i| is_new(i) && matches!(i.state, State::Launching | State::PendingWait)).count();
+    let coming = instances.iter().filter(|i| is_new(i) && i.state == State::PendingWait).count();
     let in_service = instances.iter().filter(|i| i.state == State::InService).count();
     if serving + coming < desired {
         return (coming == 0 && Instant::now() >= group.not_before).then_some(to);
@@ -533,14 +527,17 @@ async fn launch(shared: &Arc<Shared>, group: &str, version: &str) -> anyhow::Res
         .stdout(file.try_clone()?)
         .stderr(file)
         .kill_on_drop(true);
+    let mut groups = lock(&shared.groups);
     let child = command.spawn().context("start the instance's process")?;
     let now = Instant::now();
-    lock(&shared.groups).instances.push(Instance {
+    // The hook's wait begins before the machine boots, or a quick boot would complete what has not begun.
+    let waits = groups.groups.get(group).is_some_and(|group| group.hooks.iter().any(|hook| hook.launching));
+    groups.instances.push(Instance {
         id,
         group: group.to_owned(),
         version: version.to_owned(),
         ami,
-        state: State::Launching,
+        state: if waits { State::PendingWait } else { State::InService },
         since: now,
         heartbeat: now,
         failed: false,
