@@ -206,7 +206,7 @@ fn gone() -> Response {
 
 /// A message, or none within the poll's time.
 async fn poll(shared: &Shared, session: &str) -> Response {
-    let deadline = tokio::time::Instant::now() + POLL;
+    let deadline = Instant::now() + POLL;
     loop {
         let changed = shared.changed.notified();
         match take_job(shared, session) {
@@ -255,7 +255,7 @@ fn renew(shared: &Shared, session: &str) -> Response {
 
 /// Is the session's job still to hold?
 async fn held(shared: &Shared, session: &str) -> Response {
-    let deadline = tokio::time::Instant::now() + POLL;
+    let deadline = Instant::now() + POLL;
     loop {
         let changed = shared.changed.notified();
         let released = {
