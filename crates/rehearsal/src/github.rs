@@ -244,7 +244,8 @@ impl GitHub {
     /// Removes a runner, as an owner can in the organization's settings.
     pub fn remove_runner(&self, name: &str) {
         let mut state = self.shared.state();
-        let ids: Vec<u64> = state.runners.values().filter(|runner| runner.name == name).map(|runner| runner.id).collect();
+        let ids: Vec<u64> =
+            state.runners.values().filter(|runner| runner.name == name).map(|runner| runner.id).collect();
         for id in ids {
             state.abandon(id, Conclusion::Failure, "The self-hosted runner was removed.");
             state.runners.remove(&id);
@@ -283,9 +284,16 @@ impl GitHub {
     ///
     /// # Errors
     /// It was not within the bound.
-    pub async fn wait_job(&self, id: JobId, wanted: impl Fn(&JobState) -> bool, bound: Duration) -> anyhow::Result<JobState> {
+    pub async fn wait_job(
+        &self,
+        id: JobId,
+        wanted: impl Fn(&JobState) -> bool,
+        bound: Duration,
+    ) -> anyhow::Result<JobState> {
         let look = |github: &Self| Some(github.job(id).state).filter(&wanted);
-        self.until(bound, &format!("job {}", id.0), look).await.with_context(|| format!("it is {:?}", self.job(id).state))
+        self.until(bound, &format!("job {}", id.0), look)
+            .await
+            .with_context(|| format!("it is {:?}", self.job(id).state))
     }
 
     /// Waits until what is looked for is there.

@@ -44,7 +44,7 @@ impl Call {
 }
 
 /// An answer, or a refusal.
-pub(super) type Answered = Result<Response, Response>;
+pub(super) type Answered = Result<Response, Box<Response>>;
 
 /// A body of GitHub's is no larger.
 const MOST_BYTES: usize = 1 << 20;
@@ -96,9 +96,10 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: Reque
 }
 
 fn take_fault(state: &mut State, call: &Call, path: &str) -> Option<Answer> {
-    let fault = state.faults.iter_mut().find(|fault| {
-        fault.times > 0 && fault.method == call.method.as_str() && path.contains(&fault.path_contains)
-    })?;
+    let fault = state
+        .faults
+        .iter_mut()
+        .find(|fault| fault.times > 0 && fault.method == call.method.as_str() && path.contains(&fault.path_contains))?;
     fault.times -= 1;
     Some(fault.answer.clone())
 }
@@ -137,6 +138,11 @@ pub(super) fn refuse(status: u16, message: &str) -> Response {
     ok(status, &json!({ "message": message, "documentation_url": "https://docs.github.com/rest" }))
 }
 
+/// A refusal, as what a call comes to.
+pub(super) fn no<T>(status: u16, message: &str) -> Result<T, Box<Response>> {
+    Err(Box::new(refuse(status, message)))
+}
+
 pub(super) fn refuse_with(status: u16, message: &str, headers: Vec<(&'static str, String)>) -> Response {
     let mut response = refuse(status, message);
     for (name, value) in headers {
@@ -156,19 +162,20 @@ async fn answer(shared: &Shared, call: &Call) -> Response {
     }
     let answered = rest(shared, &mut shared.state(), call);
     shared.changed.notify_waiters();
-    answered.unwrap_or_else(|refusal| refusal)
+    answered.unwrap_or_else(|refusal| *refusal)
 }
 
 /// The REST API.
 fn rest(shared: &Shared, state: &mut State, call: &Call) -> Answered {
     if call.headers.get(header::USER_AGENT).is_none() {
-        let message = "Request forbidden by administrative rules. Please make sure your request has a User-Agent header";
-        return Err(refuse(403, message));
+        let message =
+            "Request forbidden by administrative rules. Please make sure your request has a User-Agent header";
+        return no(403, message);
     }
     if let Some(version) = call.headers.get("x-github-api-version")
         && !API_VERSIONS.iter().any(|known| version == known)
     {
-        return Err(refuse(400, "The requested API version is not supported"));
+        return no(400, "The requested API version is not supported");
     }
     limit(state)?;
     let segments: Vec<&str> = call.path.trim_matches('/').split('/').collect();
@@ -181,13 +188,13 @@ fn rest(shared: &Shared, state: &mut State, call: &Call) -> Answered {
 }
 
 /// Counts against the hour's limit.
-fn limit(state: &mut State) -> Result<(), Response> {
+fn limit(state: &mut State) -> Result<(), Box<Response>> {
     if state.limit.1 <= state.now() {
         state.limit = (HOURLY_LIMIT, state.now() + 3600);
     }
     match state.limit.0.checked_sub(1) {
         Some(left) => state.limit.0 = left,
-        None => return Err(refuse(403, "API rate limit exceeded for installation.")),
+        None => return no(403, "API rate limit exceeded for installation."),
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Value, json};
 
-use super::api::{Answered, Call, ok, refuse, stamp};
+use super::api::{Answered, Call, no, ok, refuse, stamp};
 use super::state::{App, INSTALLATION_ID, State, TokenKind};
 
 /// The one permission there is here.
@@ -26,24 +26,24 @@ pub(super) fn handle(organization: &str, state: &mut State, call: &Call, method:
         ("POST", ["app", "installations", id, "access_tokens"]) => {
             // Byte-identical assertions have been answered so.
             if !state.seen_jwts.insert(call.bearer().unwrap_or_default().to_owned()) {
-                return Err(refuse(404, "Not Found"));
+                return no(404, "Not Found");
             }
             access_token(state, app, id.parse() == Ok(INSTALLATION_ID), &call.json())
         }
-        _ => Err(refuse(404, "Not Found")),
+        _ => no(404, "Not Found"),
     }
 }
 
 /// The App whose key signed the JWT, by its place.
-fn authenticate(state: &State, call: &Call) -> Result<usize, Response> {
-    let token = call.bearer().ok_or_else(|| refuse(401, UNDECODABLE))?;
-    let claims = claims(token).ok_or_else(|| refuse(401, UNDECODABLE))?;
+fn authenticate(state: &State, call: &Call) -> Result<usize, Box<Response>> {
+    let token = call.bearer().ok_or_else(|| Box::new(refuse(401, UNDECODABLE)))?;
+    let claims = claims(token).ok_or_else(|| Box::new(refuse(401, UNDECODABLE)))?;
     let issuer = &claims["iss"];
     let number = issuer.as_u64().or_else(|| issuer.as_str()?.parse().ok());
     let by_issuer = |app: &App| *issuer == app.client_id || number == Some(app.id);
-    let place = state.apps.iter().position(by_issuer).ok_or_else(|| refuse(404, "Integration not found"))?;
+    let place = state.apps.iter().position(by_issuer).ok_or_else(|| Box::new(refuse(404, "Integration not found")))?;
     if !state.apps[place].keys.iter().any(|key| signed_by(token, &key.pkcs1)) {
-        return Err(refuse(401, UNDECODABLE));
+        return no(401, UNDECODABLE);
     }
     in_time(&claims, state.now())?;
     Ok(place)
@@ -63,9 +63,9 @@ fn signed_by(token: &str, pkcs1: &[u8]) -> bool {
     jsonwebtoken::decode::<Value>(token, &DecodingKey::from_rsa_der(pkcs1), &validation).is_ok()
 }
 
-fn in_time(claims: &Value, now: u64) -> Result<(), Response> {
+fn in_time(claims: &Value, now: u64) -> Result<(), Box<Response>> {
     let (Some(issued), Some(expires)) = (claims["iat"].as_u64(), claims["exp"].as_u64()) else {
-        return Err(refuse(401, "Missing 'issued at' claim ('iat') in assertion"));
+        return no(401, "Missing 'issued at' claim ('iat') in assertion");
     };
     let wrong = if expires <= now {
         "'Expiration time' claim ('exp') must be a numeric value representing the future time at which the assertion \
@@ -77,7 +77,7 @@ fn in_time(claims: &Value, now: u64) -> Result<(), Response> {
     } else {
         return Ok(());
     };
-    Err(refuse(401, wrong))
+    no(401, wrong)
 }
 
 fn described(app: &App) -> Response {
@@ -92,7 +92,7 @@ fn described(app: &App) -> Response {
 
 fn installation(state: &State, app: usize, here: bool) -> Answered {
     if !here || !state.apps[app].installed {
-        return Err(refuse(404, "Not Found"));
+        return no(404, "Not Found");
     }
     let permissions = if state.granted { json!({ PERMISSION: "write" }) } else { json!({}) };
     let suspended = state.suspended.then_some("2026-01-01T00:00:00Z");
@@ -101,16 +101,17 @@ fn installation(state: &State, app: usize, here: bool) -> Answered {
 
 fn access_token(state: &mut State, app: usize, here: bool, wanted: &Value) -> Answered {
     if !here || !state.apps[app].installed {
-        return Err(refuse(404, "Not Found"));
+        return no(404, "Not Found");
     }
     if state.suspended {
-        return Err(refuse(403, "This installation has been suspended"));
+        return no(403, "This installation has been suspended");
     }
     let asks = wanted.get("permissions").and_then(Value::as_object);
     // Whoever asks for nothing gets all there is; whoever asks for more than was granted gets none.
-    let beyond = |asks: &serde_json::Map<String, Value>| asks.iter().any(|(name, _)| name != PERMISSION || !state.granted);
+    let beyond =
+        |asks: &serde_json::Map<String, Value>| asks.iter().any(|(name, _)| name != PERMISSION || !state.granted);
     if asks.is_some_and(beyond) {
-        return Err(refuse(422, "The permissions requested are not granted to this installation."));
+        return no(422, "The permissions requested are not granted to this installation.");
     }
     let runners = state.granted && asks.is_none_or(|asks| asks.get(PERMISSION).is_some_and(|level| level == "write"));
     let (token, expires) = state.mint(TokenKind::Installation { runners });

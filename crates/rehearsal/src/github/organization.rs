@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::Shared;
-use super::api::{Answered, Call, ok, refuse, refuse_with, stamp};
+use super::api::{Answered, Call, no, ok, refuse, refuse_with, stamp};
 use super::app::PERMISSION;
 use super::runners;
 use super::state::{KnownRunner, Runner, State, TokenKind, version_number};
@@ -24,17 +24,18 @@ pub(super) fn handle(
     path: &[&str],
 ) -> Answered {
     let token = call.bearer().and_then(|token| state.tokens.get(token)).cloned();
-    let token = token.filter(|token| token.expires > state.now()).ok_or_else(|| refuse(401, "Bad credentials"))?;
+    let token =
+        token.filter(|token| token.expires > state.now()).ok_or_else(|| Box::new(refuse(401, "Bad credentials")))?;
     if state.suspended {
-        return Err(refuse(403, "This installation has been suspended"));
+        return no(403, "This installation has been suspended");
     }
     // A permission that is taken away is taken from the tokens there are, too.
     if token.kind != (TokenKind::Installation { runners: true }) || !state.granted {
         let accepted = vec![("x-accepted-github-permissions", format!("{PERMISSION}=write"))];
-        return Err(refuse_with(403, "Resource not accessible by integration", accepted));
+        return Err(Box::new(refuse_with(403, "Resource not accessible by integration", accepted)));
     }
     if !here {
-        return Err(refuse(404, "Not Found"));
+        return no(404, "Not Found");
     }
     match (method, path) {
         ("POST", ["runners", "registration-token"]) => Ok(short_token(state, TokenKind::Registration)),
@@ -43,20 +44,21 @@ pub(super) fn handle(
         ("GET", ["runners"]) => {
             let name = call.query("name");
             let fits = |runner: &&Runner| name.as_ref().is_none_or(|name| runner.name == *name);
-            Ok(page(call, "runners", &state.runners.values().filter(fits).map(described).collect::<Vec<_>>()))
+            let all: Vec<&Runner> = state.runners.values().filter(fits).collect();
+            Ok(page(call, "runners", &all, |runner| described(runner)))
         }
         ("GET", ["runners", "downloads"]) => Ok(downloads(state)),
         ("GET", ["runners", "deprecations", version]) => deprecation(state, version),
         ("GET", ["runners", id]) => {
             let runner = id.parse().ok().and_then(|id| state.runners.get(&id));
-            runner.map(|runner| ok(200, &described(runner))).ok_or_else(|| refuse(404, "Not Found"))
+            runner.map(|runner| ok(200, &described(runner))).ok_or_else(|| Box::new(refuse(404, "Not Found")))
         }
         ("DELETE", ["runners", id]) => delete(state, id),
         ("GET", ["runner-groups"]) => {
             let one = |(id, name): &(u64, String)| json!({ "id": id, "name": name, "default": *id == 1 });
-            Ok(page(call, "runner_groups", &state.groups.iter().map(one).collect::<Vec<_>>()))
+            Ok(page(call, "runner_groups", &state.groups, one))
         }
-        _ => Err(refuse(404, "Not Found")),
+        _ => no(404, "Not Found"),
     }
 }
 
@@ -67,8 +69,12 @@ fn short_token(state: &mut State, kind: TokenKind) -> Response {
 
 fn jit_config(state: &mut State, wanted: &Value, url: &str) -> Answered {
     let name = wanted["name"].as_str().unwrap_or_default();
-    let labels: Vec<String> =
-        wanted["labels"].as_array().into_iter().flatten().filter_map(|label| label.as_str().map(str::to_owned)).collect();
+    let labels: Vec<String> = wanted["labels"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|label| label.as_str().map(str::to_owned))
+        .collect();
     let invalid = [
         ("name", name.is_empty() || name.len() > LONGEST_NAME),
         ("labels", labels.is_empty() || labels.len() > MOST_LABELS),
@@ -76,13 +82,13 @@ fn jit_config(state: &mut State, wanted: &Value, url: &str) -> Answered {
     ];
     if let Some((field, _)) = invalid.iter().find(|(_, invalid)| *invalid) {
         let body = json!({ "message": "Validation Failed", "errors": [{ "field": field, "code": "invalid" }] });
-        return Err(ok(422, &body));
+        return Err(Box::new(ok(422, &body)));
     }
     let Some(&(group, _)) = state.groups.iter().find(|(id, _)| wanted["runner_group_id"] == *id) else {
-        return Err(refuse(404, "Not Found"));
+        return no(404, "Not Found");
     };
     if state.runners.values().any(|runner| runner.name == name) {
-        return Err(refuse(409, "Already exists - A runner with the same name already exists."));
+        return no(409, "Already exists - A runner with the same name already exists.");
     }
     // GitHub adds no labels of its own to a just-in-time runner.
     let runner = runners::register(state, name, group, labels, true);
@@ -94,7 +100,8 @@ fn jit_config(state: &mut State, wanted: &Value, url: &str) -> Answered {
 
 fn described(runner: &Runner) -> Value {
     let known = KnownRunner::of(runner);
-    let kind = |label: &str| if matches!(label, "self-hosted" | "Linux" | "X64" | "ARM64") { "read-only" } else { "custom" };
+    let kind =
+        |label: &str| if matches!(label, "self-hosted" | "Linux" | "X64" | "ARM64") { "read-only" } else { "custom" };
     let labels: Vec<Value> = known.labels.iter().map(|label| json!({ "name": label, "type": kind(label) })).collect();
     json!({
         "id": known.id, "name": known.name, "os": "Linux", "busy": known.busy, "ephemeral": known.ephemeral,
@@ -104,10 +111,10 @@ fn described(runner: &Runner) -> Value {
 }
 
 /// The page that was asked for, thirty items long unless asked for otherwise.
-fn page(call: &Call, name: &str, all: &[Value]) -> Response {
+fn page<T>(call: &Call, name: &str, all: &[T], described: impl Fn(&T) -> Value) -> Response {
     let number = |name, default| call.query(name).and_then(|value| value.parse().ok()).unwrap_or(default);
     let (per_page, page): (usize, usize) = (number("per_page", 30).clamp(1, 100), number("page", 1).max(1));
-    let shown: Vec<&Value> = all.iter().skip((page - 1) * per_page).take(per_page).collect();
+    let shown: Vec<Value> = all.iter().skip((page - 1) * per_page).take(per_page).map(described).collect();
     ok(200, &json!({ "total_count": all.len(), name: shown }))
 }
 
@@ -121,30 +128,34 @@ fn downloads(state: &State) -> Response {
             "download_url": url, "filename": filename,
         })
     };
-    let all: Vec<Value> = newest.map(|newest| ["x64", "arm64"].map(|arch| one(newest, arch))).into_iter().flatten().collect();
+    let all: Vec<Value> =
+        newest.map(|newest| ["x64", "arm64"].map(|arch| one(newest, arch))).into_iter().flatten().collect();
     ok(200, &Value::Array(all))
 }
 
 fn deprecation(state: &State, version: &str) -> Answered {
     if let Some(ends) = state.deprecated.get(version) {
-        return Ok(ok(200, &json!({
-            "runner_version": version,
-            "registration_deprecates_at": stamp(ends.registration),
-            "runtime_deprecates_at": stamp(ends.runtime),
-        })));
+        return Ok(ok(
+            200,
+            &json!({
+                "runner_version": version,
+                "registration_deprecates_at": stamp(ends.registration),
+                "runtime_deprecates_at": stamp(ends.runtime),
+            }),
+        ));
     }
     if state.releases.contains_key(version) {
         return Ok(ok(200, &json!({ "runner_version": version })));
     }
-    Err(refuse(404, "Not Found"))
+    no(404, "Not Found")
 }
 
 fn delete(state: &mut State, id: &str) -> Answered {
-    let id: u64 = id.parse().map_err(|_| refuse(404, "Not Found"))?;
-    let Some(runner) = state.runners.get(&id) else { return Err(refuse(404, "Not Found")) };
+    let id: u64 = id.parse().map_err(|_| Box::new(refuse(404, "Not Found")))?;
+    let Some(runner) = state.runners.get(&id) else { return no(404, "Not Found") };
     if runner.job.is_some() {
         let name = &runner.name;
-        return Err(refuse(422, &format!("Bad request - Runner \"{name}\" is currently running a job and cannot be deleted.")));
+        return no(422, &format!("Bad request - Runner \"{name}\" is currently running a job and cannot be deleted."));
     }
     state.runners.remove(&id);
     Ok(StatusCode::NO_CONTENT.into_response())

@@ -51,7 +51,8 @@ done
 "#;
 
 /// The real one records the user's PATH and language for the listener, which reads `.env`.
-const ENV: &str = "#!/bin/bash\ncd \"$(dirname \"${BASH_SOURCE[0]}\")\" || exit 1\necho \"LANG=${LANG:-C.UTF-8}\" >.env\n";
+const ENV: &str =
+    "#!/bin/bash\ncd \"$(dirname \"${BASH_SOURCE[0]}\")\" || exit 1\necho \"LANG=${LANG:-C.UTF-8}\" >.env\n";
 
 const DEPENDENCIES: &str = "#!/bin/bash\necho \"Can't detect current OS type\"\nexit 1\n";
 

@@ -1,0 +1,169 @@
+//! What the installation asks: registrations, runners, and a token that is renewed in time.
+
+use std::time::Duration;
+
+use crate::support::{ORGANIZATION, app, assert_secretless, fail, organization, start, status};
+use kiln_github::{Deleted, ErrorKind, JitRequest};
+use kiln_rehearsal::github::Answer;
+use secrecy::ExposeSecret as _;
+
+fn jit(name: &str) -> JitRequest {
+    let labels = vec!["self-hosted".to_owned(), "linux".to_owned()];
+    JitRequest { name: name.to_owned(), runner_group_id: 1, labels, work_folder: "_work".to_owned() }
+}
+
+#[tokio::test]
+async fn one_token_serves_many_calls_and_is_renewed_before_its_hour_ends() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    let clone = client.clone();
+    let (one, two) = tokio::join!(client.registration_token(), clone.runners(None));
+    let token = one.unwrap();
+    assert!(two.unwrap().is_empty());
+    assert!(!format!("{token:?}").contains(token.token.expose_secret()));
+    assert_ne!(client.remove_token().await.unwrap().token.expose_secret(), token.token.expose_secret());
+    assert_eq!(github.count("POST", "/access_tokens"), 1);
+    for (minutes, minted) in [(50, 1), (6, 2), (30, 2)] {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(minutes * 60)).await;
+        tokio::time::resume();
+        client.runners(None).await.unwrap();
+        assert_eq!(github.count("POST", "/access_tokens"), minted, "{minutes} minutes later");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_ends_early_is_minted_anew_once() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    client.mint().await.unwrap();
+    github.expire_tokens();
+    client.runners(None).await.unwrap();
+    github.expire_tokens();
+    assert_eq!(client.delete_runner(1).await.unwrap(), Deleted::Absent);
+    assert_eq!(github.count("POST", "/access_tokens"), 3);
+    fail(&github, "GET", "/runners", 9, status(401, &[], "Bad credentials"));
+    assert_eq!(client.runners(None).await.unwrap_err().kind, ErrorKind::BadToken);
+    assert_eq!(github.count("POST", "/access_tokens"), 4);
+}
+
+#[tokio::test]
+async fn the_installation_is_looked_up_where_it_is_not_given() {
+    let (github, key) = start().await;
+    let client = |login: &str| {
+        let signer = std::sync::Arc::clone(&key) as _;
+        kiln_github::OrgClient::new(
+            &crate::support::api(&github),
+            "kiln-tests/0",
+            github.client_id(),
+            signer,
+            login,
+            None,
+        )
+        .unwrap()
+    };
+    client(ORGANIZATION).registration_token().await.unwrap();
+    assert_eq!(github.count("GET", "/orgs/acme/installation"), 1);
+    assert_eq!(client("acmee").registration_token().await.unwrap_err().kind, ErrorKind::NotInstalled);
+    assert_eq!(app(&github, &key).clock_error_secs(), 0);
+}
+
+#[tokio::test]
+async fn a_just_in_time_runner_is_registered_under_a_name_of_its_own() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    let made = client.generate_jit_config(&jit("linux-i-0-1")).await.unwrap();
+    assert_eq!((made.runner.name.as_str(), made.runner.os.as_str()), ("linux-i-0-1", "Linux"));
+    assert_eq!(made.runner.ephemeral, Some(true));
+    let labels: Vec<_> = made.runner.labels.iter().map(|label| label.name.as_str()).collect();
+    assert_eq!(labels, ["self-hosted", "linux"], "GitHub adds none to a just-in-time runner");
+    assert!(!made.runner.is_online() && !made.runner.busy);
+    assert!(!format!("{made:?}").contains(made.encoded.expose_secret()));
+
+    let error = client.generate_jit_config(&jit("linux-i-0-1")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NameTaken);
+    assert!(!error.is_retryable());
+    assert_secretless(&error);
+    let error = client.generate_jit_config(&jit(&"x".repeat(65))).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Validation);
+    assert!(error.to_string().contains("422 Validation Failed: name invalid"), "{error}");
+    let elsewhere = JitRequest { runner_group_id: 4711, ..jit("linux-i-0-2") };
+    assert_eq!(client.generate_jit_config(&elsewhere).await.unwrap_err().kind, ErrorKind::NotFound);
+    let group = github.add_runner_group("builders");
+    let groups = client.runner_groups().await.unwrap();
+    assert!(groups.iter().any(|known| known.id == group && known.name == "builders" && !known.default), "{groups:?}");
+    client.generate_jit_config(&JitRequest { runner_group_id: group, ..jit("linux-i-0-2") }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_configuration_is_told_and_not_asked_for_again() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    fail(&github, "POST", "/generate-jitconfig", 1, Answer::Truncated);
+    let error = client.generate_jit_config(&jit("once")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Body);
+    assert_eq!(github.count("POST", "/generate-jitconfig"), 1);
+    // The caller's way out: the half-made runner is there to be removed.
+    let left = client.runners(Some("once")).await.unwrap();
+    assert_eq!(client.delete_runner(left[0].id).await.unwrap(), Deleted::Gone);
+    client.generate_jit_config(&jit("once")).await.unwrap();
+}
+
+#[tokio::test]
+async fn every_page_is_read_and_a_name_is_asked_for_as_it_is() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    github.add_offline_runners((0..250).map(|number| format!("runner {number}&page=9")));
+    let all = client.runners(None).await.unwrap();
+    assert_eq!(all.len(), 250);
+    assert_eq!(github.count("GET", "/actions/runners?"), 3);
+    let one = client.runners(Some("runner 7&page=9")).await.unwrap();
+    assert_eq!(one.iter().map(|runner| runner.name.as_str()).collect::<Vec<_>>(), ["runner 7&page=9"]);
+    assert_eq!(client.runner(one[0].id).await.unwrap().unwrap(), one[0]);
+    assert_eq!(client.runner(4711).await.unwrap(), None);
+    assert!(client.runners(Some("nobody")).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_listing_without_end_is_given_up() {
+    let (github, key) = start().await;
+    github.add_offline_runners((0..10_001).map(|number| number.to_string()));
+    let error = organization(&github, &key).runners(None).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Validation);
+    assert_eq!(github.count("GET", "/actions/runners?"), 100);
+}
+
+#[tokio::test]
+async fn a_runner_is_deleted_absent_or_busy() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    github.add_offline_runners(["one".to_owned()]);
+    let id = github.runners()[0].id;
+    let busy = "Bad request - Runner \"one\" is currently running a job and cannot be deleted.";
+    for message in [busy, "Bad request - Runner \"one\" is still running a job", "said otherwise"] {
+        fail(&github, "DELETE", "/runners/", 1, status(422, &[], message));
+        assert_eq!(client.delete_runner(id).await.unwrap(), Deleted::Busy);
+    }
+    // The first answer is lost: the second finds it gone.
+    fail(&github, "DELETE", "/runners/", 1, Answer::Truncated);
+    assert_eq!(client.delete_runner(id).await.unwrap(), Deleted::Absent);
+    assert!(github.runners().is_empty());
+}
+
+#[tokio::test]
+async fn a_permission_that_is_taken_away_is_named() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    client.mint().await.unwrap();
+    github.grant(false);
+    let error = client.registration_token().await.unwrap_err();
+    let accepted = "organization_self_hosted_runners=write".to_owned();
+    assert_eq!(error.kind, ErrorKind::MissingPermission { accepted });
+    assert!(error.hint().unwrap().contains("organization_self_hosted_runners=write"));
+    assert_secretless(&error);
+    github.grant(true);
+    fail(&github, "POST", "/registration-token", 1, status(403, &[], "the organization has an IP allow list enabled"));
+    assert_eq!(client.registration_token().await.unwrap_err().kind, ErrorKind::Forbidden);
+    github.suspend(true);
+    assert_eq!(client.registration_token().await.unwrap_err().kind, ErrorKind::Suspended);
+}

@@ -1,0 +1,127 @@
+//! What passes by itself is tried again, within bounds; what does not is told at once.
+
+use std::time::Duration;
+
+use crate::support::{ORGANIZATION, QUICK, app, assert_secretless, fail, organization, organization_at, start, status};
+use kiln_github::{Bounds, ErrorKind};
+use kiln_rehearsal::github::{Answer, GitHub, GitHubOptions};
+
+#[tokio::test]
+async fn a_failure_that_passes_is_not_noticed() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    let passing = [
+        status(502, &[], "Server Error"),
+        status(503, &[], "Service Unavailable"),
+        status(429, &[("retry-after", "0")], "Too Many Requests"),
+        status(403, &[("retry-after", "0")], "You have exceeded a secondary rate limit."),
+        Answer::Dropped,
+        Answer::Truncated,
+    ];
+    for answer in passing {
+        let before = github.count("GET", "/actions/runners");
+        fail(&github, "GET", "/actions/runners", 2, answer.clone());
+        client.runners(None).await.unwrap_or_else(|error| panic!("{answer:?}: {error:?}"));
+        assert_eq!(github.count("GET", "/actions/runners"), before + 3, "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_stays_is_given_up_with_its_kind() {
+    let (github, key) = start().await;
+    let client = app(&github, &key);
+    let staying = [
+        (status(500, &[], "Server Error"), ErrorKind::Server(500)),
+        (Answer::Dropped, ErrorKind::Body),
+        (Answer::Truncated, ErrorKind::Body),
+        (status(429, &[("retry-after", "0")], "slow down"), ErrorKind::RateLimited { retry_after: Duration::ZERO }),
+    ];
+    for (answer, kind) in staying {
+        let before = github.requests().len();
+        fail(&github, "GET", "/app", 3, answer);
+        let error = client.app().await.unwrap_err();
+        assert_eq!(error.kind, kind);
+        assert!(error.is_retryable(), "{error:?}");
+        assert_secretless(&error);
+        assert_eq!(github.requests().len(), before + 3, "a try and two more: {error}");
+        client.app().await.unwrap();
+    }
+    fail(&github, "GET", "/app", 1, status(418, &[], "teapot"));
+    assert_eq!(client.app().await.unwrap_err().kind, ErrorKind::Status(418));
+}
+
+#[tokio::test]
+async fn a_limit_that_ends_late_is_told_and_not_slept_on() {
+    let (github, key) = start().await;
+    let client = app(&github, &key);
+    fail(&github, "GET", "/app", 1, status(403, &[("retry-after", "3600")], "secondary rate limit"));
+    let error = client.app().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::RateLimited { retry_after: Duration::from_secs(3600) });
+    assert!(error.hint().unwrap().contains("3600 s"));
+    // Without a time GitHub asks for a minute.
+    fail(&github, "GET", "/app", 1, status(429, &[], "secondary rate limit"));
+    let error = client.app().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::RateLimited { retry_after: Duration::from_secs(60) });
+    // The hour's limit: until its reset by GitHub's clock, not by this machine's.
+    github.skew_clock(100_000);
+    github.use_up_limit(0, 1800);
+    let error = client.app().await.unwrap_err();
+    let ErrorKind::RateLimited { retry_after } = error.kind else { panic!("{error:?}") };
+    assert!((1795..=1800).contains(&retry_after.as_secs()), "{retry_after:?}");
+    assert_eq!(github.count("GET", "/app"), 3);
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_come_is_a_timeout() {
+    let (github, key) = start().await;
+    let bounds = Bounds { answer: Duration::from_millis(300), retries: 1, ..QUICK };
+    let client = app(&github, &key).with_bounds(bounds);
+    fail(&github, "GET", "/app", 9, Answer::Late(Duration::from_secs(30)));
+    let error = client.app().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Timeout);
+    assert!(error.is_retryable());
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_there_and_one_without_tls_are_told_apart() {
+    let (github, key) = start().await;
+    let nowhere = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}/api/v3", listener.local_addr().unwrap()).parse().unwrap()
+    };
+    let error = organization_at(&nowhere, &github, &key).mint().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Connect);
+    assert!(error.is_retryable() && error.hint().is_some());
+    let plain = github.api_url().replace("http://", "https://").parse().unwrap();
+    let error = organization_at(&plain, &github, &key).mint().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Tls, "{error:?}");
+    assert!(!error.is_retryable() && error.hint().is_some());
+    assert_secretless(&error);
+}
+
+#[tokio::test]
+async fn a_token_is_carried_to_no_other_host() {
+    let (github, key) = start().await;
+    let elsewhere = GitHub::start(GitHubOptions::new(ORGANIZATION)).await.unwrap();
+    let client = app(&github, &key);
+    fail(&github, "GET", "/app", 1, status(302, &[("location", &format!("{}/app", elsewhere.api_url()))], ""));
+    let error = client.app().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Redirected);
+    assert!(error.to_string().contains(&elsewhere.api_url()), "{error}");
+    assert!(elsewhere.requests().is_empty());
+    // Within the host it is: GitHub moves things, and says so.
+    fail(&github, "GET", "/app", 1, status(301, &[("location", "/api/v3/app")], "Moved Permanently"));
+    client.app().await.unwrap();
+    let around = ("location", "/api/v3/app");
+    fail(&github, "GET", "/app", 99, status(307, &[around], "Temporary Redirect"));
+    assert_eq!(client.app().await.unwrap_err().kind, ErrorKind::Redirected);
+}
+
+#[tokio::test]
+async fn an_answer_of_another_shape_is_no_success() {
+    let (github, key) = start().await;
+    fail(&github, "GET", "/app", 1, status(200, &[], "a captive portal says hello"));
+    let error = app(&github, &key).app().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Body);
+    assert!(std::error::Error::source(&error).is_some());
+}
