@@ -157,7 +157,7 @@ impl<'a> Story<'a> {
     /// A job on each fleet: the persistent runner stays, the ephemeral one's instance is replaced.
     async fn work(&mut self, runner: &str) -> anyhow::Result<String> {
         let begin = Instant::now();
-        let job = self.world.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run("id -un; pwd".to_owned())));
+        let job = self.world.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run("id -u; pwd".to_owned())));
         let done = self.completed(job).await?;
         ensure!(done == runner, "the job ran on {done}, not on {runner}");
         self.timeline.add(begin.elapsed(), format!("a job ran on {runner}"));
