@@ -74,7 +74,11 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools) -> anyhow::Result<()> 
         }
         Check::CfnLint => {
             let cfn_lint = tools.cfn_lint();
-            cmd!(shell, "{cfn_lint} --non-zero-exit-code informational infra/bake.yaml infra/fleet.yaml").run()?;
+            cmd!(
+                shell,
+                "{cfn_lint} --non-zero-exit-code informational infra/bake.yaml infra/fleet.yaml infra/network.yaml"
+            )
+            .run()?;
         }
         Check::Clippy => {
             cmd!(shell, "cargo clippy --locked --workspace --all-targets -- -D warnings").run()?;

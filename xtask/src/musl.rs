@@ -47,7 +47,9 @@ pub(crate) fn build_bootstrap(shell: &Shell, architecture: Architecture, fallbac
     let path = match way(shell, target) {
         Some(way) => build_musl(shell, &root, target, &way)?,
         None if fallback == Fallback::StaticGlibc => {
-            eprintln!("no standard library for {target}: this rehearsal's binary is linked statically with glibc instead");
+            eprintln!(
+                "no standard library for {target}: this rehearsal's binary is linked statically with glibc instead"
+            );
             build_glibc(shell, &root)?
         }
         None => bail!(

@@ -73,9 +73,7 @@ impl Ui {
         let (text, code) = match failure {
             Failure::Release(error) => (describe(error), error.kind.exit_code()),
             Failure::Other(error) => (format!("error: {error:#}"), Kind::Other.exit_code()),
-            Failure::Interrupted => {
-                ("interrupted; the same command again goes on from there".to_owned(), 130)
-            }
+            Failure::Interrupted => ("interrupted; the same command again goes on from there".to_owned(), 130),
         };
         eprintln!("{text}");
         ExitCode::from(code)

@@ -28,7 +28,12 @@ impl Aws {
     /// What a service should not have answered, or did not answer in time.
     pub(crate) fn odd(&self, doing: impl Into<String>, what: impl Into<String>) -> CloudError {
         let source: Box<dyn std::error::Error + Send + Sync> = Box::new(Said(what.into()));
-        CloudError { doing: doing.into(), region: self.region.clone(), kind: CloudErrorKind::Other, source: Some(source) }
+        CloudError {
+            doing: doing.into(),
+            region: self.region.clone(),
+            kind: CloudErrorKind::Other,
+            source: Some(source),
+        }
     }
 }
 
@@ -48,19 +53,36 @@ where
 
 fn kind_of_code(code: &str) -> CloudErrorKind {
     match code {
-        "ExpiredToken" | "ExpiredTokenException" | "InvalidClientTokenId" | "UnrecognizedClientException"
-        | "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "AuthFailure" => CloudErrorKind::Credentials,
+        "ExpiredToken"
+        | "ExpiredTokenException"
+        | "InvalidClientTokenId"
+        | "UnrecognizedClientException"
+        | "SignatureDoesNotMatch"
+        | "InvalidAccessKeyId"
+        | "AuthFailure" => CloudErrorKind::Credentials,
         "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" | "ForbiddenException" => {
             CloudErrorKind::AccessDenied
         }
-        "Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequestsException"
-        | "CallRateLimitExceededException" | "SlowDown" => CloudErrorKind::Throttled,
-        "AlreadyExistsException" | "InstanceRefreshInProgress" | "InstanceRefreshInProgressFault" | "ScalingActivityInProgress"
-        | "ResourceInUseException" | "ConflictException" => CloudErrorKind::Conflict,
-        "LimitExceeded" | "LimitExceededException" | "ServiceQuotaExceededException" | "InsufficientCapabilitiesException" => {
-            CloudErrorKind::Quota
-        }
-        "ValidationError" | "ValidationException" | "InvalidRequestException" | "InvalidParameterValueException"
+        "Throttling"
+        | "ThrottlingException"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException"
+        | "CallRateLimitExceededException"
+        | "SlowDown" => CloudErrorKind::Throttled,
+        "AlreadyExistsException"
+        | "InstanceRefreshInProgress"
+        | "InstanceRefreshInProgressFault"
+        | "ScalingActivityInProgress"
+        | "ResourceInUseException"
+        | "ConflictException" => CloudErrorKind::Conflict,
+        "LimitExceeded"
+        | "LimitExceededException"
+        | "ServiceQuotaExceededException"
+        | "InsufficientCapabilitiesException" => CloudErrorKind::Quota,
+        "ValidationError"
+        | "ValidationException"
+        | "InvalidRequestException"
+        | "InvalidParameterValueException"
         | "InvalidParameterException" => CloudErrorKind::Invalid,
         code if code.contains("NotFound") || code.starts_with("NoSuch") => CloudErrorKind::NotFound,
         _ => CloudErrorKind::Other,

@@ -14,7 +14,8 @@ use crate::Aws;
 
 impl Aws {
     async fn described(&self, name: &GroupName) -> Result<Option<AutoScalingGroup>> {
-        let answer = self.autoscaling.describe_auto_scaling_groups().auto_scaling_group_names(name.as_str()).send().await;
+        let answer =
+            self.autoscaling.describe_auto_scaling_groups().auto_scaling_group_names(name.as_str()).send().await;
         let answer = answer.map_err(|error| self.failed(format!("describe Auto Scaling group `{name}`"), error))?;
         Ok(answer.auto_scaling_groups.unwrap_or_default().into_iter().next())
     }

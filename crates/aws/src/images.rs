@@ -120,11 +120,16 @@ impl Aws {
                 let ami = image.output_resources().and_then(|output| {
                     output.amis().iter().find(|ami| ami.region() == Some(&self.region))?.image().map(str::to_owned)
                 });
-                let Some(ami) = ami else { return Err(self.odd(doing, "it is available without an AMI in this region")) };
+                let Some(ami) = ami else {
+                    return Err(self.odd(doing, "it is available without an AMI in this region"));
+                };
                 BuildStatus::Available(self.ami_of(&doing, &ami)?)
             }
             Some(
-                ImageStatus::Failed | ImageStatus::Cancelled | ImageStatus::Deprecated | ImageStatus::Deleted
+                ImageStatus::Failed
+                | ImageStatus::Cancelled
+                | ImageStatus::Deprecated
+                | ImageStatus::Deleted
                 | ImageStatus::Disabled,
             ) => {
                 let failure = state.failure_context().and_then(|context| context.component_failure());
@@ -214,10 +219,12 @@ impl Images for Aws {
             .set_tags(Self::managed())
             .client_token(Self::token());
         for used in &recipe.components {
-            let mut configuration = ComponentConfiguration::builder().component_arn(self.component_arn(&used.id).await?);
+            let mut configuration =
+                ComponentConfiguration::builder().component_arn(self.component_arn(&used.id).await?);
             for (name, value) in &used.parameters {
                 let parameter = ComponentParameter::builder().name(name).value(value).build();
-                configuration = configuration.parameters(parameter.map_err(|error| self.odd(&doing, error.to_string()))?);
+                configuration =
+                    configuration.parameters(parameter.map_err(|error| self.odd(&doing, error.to_string()))?);
             }
             let configuration = configuration.build().map_err(|error| self.odd(&doing, error.to_string()))?;
             create = create.components(configuration);
@@ -260,7 +267,8 @@ impl Images for Aws {
         let logs = S3Logs::builder().s3_bucket_name(&wanted.log_bucket).s3_key_prefix(LOG_PREFIX).build();
         let logging = Logging::builder().s3_logs(logs).build();
         // The same as a runner's own: no token without a session, none beyond the instance.
-        let metadata = InstanceMetadataOptions::builder().http_tokens("required").http_put_response_hop_limit(1).build();
+        let metadata =
+            InstanceMetadataOptions::builder().http_tokens("required").http_put_response_hop_limit(1).build();
         if self.infrastructure(&wanted.name).await?.is_some() {
             let update = self
                 .imagebuilder
@@ -431,7 +439,9 @@ impl Images for Aws {
     async fn tag_ami(&self, id: &AmiId, tags: &BTreeMap<String, String>) -> Result<()> {
         let tags = tags.iter().map(|(key, value)| Ec2Tag::builder().key(key).value(value).build()).collect();
         let tag = self.ec2.create_tags().resources(id.as_str()).set_tags(Some(tags)).send().await;
-        tag.map_err(|error: aws_sdk_ec2::error::SdkError<_>| -> CloudError { self.failed(format!("tag {id}"), error) })?;
+        tag.map_err(|error: aws_sdk_ec2::error::SdkError<_>| -> CloudError {
+            self.failed(format!("tag {id}"), error)
+        })?;
         Ok(())
     }
 }

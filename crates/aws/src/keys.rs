@@ -98,7 +98,9 @@ impl Aws {
     async fn kms_key(&self, alias: &str) -> Result<Option<StoredKey>> {
         let described = match self.kms.describe_key().key_id(alias).send().await {
             Ok(answer) => answer.key_metadata,
-            Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found_exception()) => return Ok(None),
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found_exception()) => {
+                return Ok(None);
+            }
             Err(error) => return Err(self.failed(format!("describe {alias}"), error)),
         };
         let doing = || format!("read the public half of {alias}");
@@ -295,28 +297,43 @@ impl Aws {
         }
     }
 
-    async fn secret_version(
-        &self,
-        name: &str,
-        stage: &str,
-        wanted: Option<&Fingerprint>,
-    ) -> Result<Option<StoredKey>> {
+    async fn secret_version(&self, name: &str, stage: &str, wanted: Option<&Fingerprint>) -> Result<Option<StoredKey>> {
         let Some(versions) = self.versions(name).await? else { return Ok(None) };
         let found = versions
             .into_iter()
             .find(|(id, stages)| stages.iter().any(|s| s == stage) && wanted.is_none_or(|w| *id == version_id(w)));
         let Some((id, _)) = found else { return Ok(None) };
-        let fingerprint = fingerprint_of(&id).ok_or_else(|| {
-            self.odd(format!("tell the key in secret {name}"), format!("version {id} was not made by Kiln: its id is no fingerprint"))
-        })?;
+        let fingerprint = match fingerprint_of(&id) {
+            Some(fingerprint) => fingerprint,
+            // Put there by hand. What holds no key, such as nothing at all, is none.
+            None => match self.read_version(name, &id).await? {
+                Some(key) => key.fingerprint(),
+                None => return Ok(None),
+            },
+        };
         Ok(Some(StoredKey { store: KeyStore::SecretsManager, id, fingerprint }))
+    }
+
+    /// The key that a version holds, if it holds one.
+    async fn read_version(&self, name: &str, id: &str) -> Result<Option<AppKey>> {
+        match self.secrets.get_secret_value().secret_id(name).version_id(id).send().await {
+            Ok(answer) => {
+                let text = answer.secret_string.map(Zeroizing::new);
+                Ok(text.and_then(|pem| AppKey::from_pem(pem.as_bytes()).ok()))
+            }
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_resource_not_found_exception()) => {
+                Ok(None)
+            }
+            Err(error) => Err(self.failed(format!("read version {id} of secret {name}"), error)),
+        }
     }
 
     async fn put_pending(&self, name: &str, key: &AppKey) -> Result<String> {
         let doing = format!("store key {} in secret {name}", key.fingerprint());
         let tag = SecretTag::builder().key("kiln:managed").value("true").build();
         // Without a value: the first one put would be current at once.
-        let create = self.secrets.create_secret().name(name).description("GitHub App private key, kept by Kiln").tags(tag);
+        let create =
+            self.secrets.create_secret().name(name).description("GitHub App private key, kept by Kiln").tags(tag);
         if let Err(error) = create.send().await
             && !error.as_service_error().is_some_and(|error| error.is_resource_exists_exception())
         {

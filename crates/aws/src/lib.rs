@@ -50,16 +50,20 @@ impl Aws {
             .region(aws_config::Region::new(region.to_string()))
             .retry_config(RetryConfig::standard().with_max_attempts(MOST_ATTEMPTS))
             .timeout_config(
-                TimeoutConfig::builder().connect_timeout(CONNECT_BOUND).operation_attempt_timeout(ATTEMPT_BOUND).build(),
+                TimeoutConfig::builder()
+                    .connect_timeout(CONNECT_BOUND)
+                    .operation_attempt_timeout(ATTEMPT_BOUND)
+                    .build(),
             );
         if let Ok(name) = AppName::new("kiln") {
             loader = loader.app_name(name);
         }
         let config = Box::pin(loader.load()).await;
-        Self::of(region, &config)
+        Self::new(region, &config)
     }
 
-    fn of(region: &Region, config: &SdkConfig) -> Self {
+    /// With a configuration that is already loaded, which names the same region.
+    pub fn new(region: &Region, config: &SdkConfig) -> Self {
         // An endpoint that is given serves every bucket under one host name.
         let s3 = aws_sdk_s3::config::Builder::from(config).force_path_style(config.endpoint_url().is_some()).build();
         Self {

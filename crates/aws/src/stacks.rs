@@ -76,14 +76,16 @@ impl Stacks for Aws {
     }
 
     async fn execute(&self, change_set: &ChangeSet) -> Result<()> {
-        let execute = self.cloudformation.execute_change_set().change_set_name(&change_set.id).stack_name(&change_set.stack);
+        let execute =
+            self.cloudformation.execute_change_set().change_set_name(&change_set.id).stack_name(&change_set.stack);
         let doing = || format!("execute change set {}", change_set.id);
         execute.send().await.map_err(|error| self.failed(doing(), error))?;
         Ok(())
     }
 
     async fn discard(&self, change_set: &ChangeSet) -> Result<()> {
-        let delete = self.cloudformation.delete_change_set().change_set_name(&change_set.id).stack_name(&change_set.stack);
+        let delete =
+            self.cloudformation.delete_change_set().change_set_name(&change_set.id).stack_name(&change_set.stack);
         let doing = || format!("delete change set {}", change_set.id);
         delete.send().await.map_err(|error| self.failed(doing(), error))?;
         Ok(())
@@ -166,11 +168,8 @@ impl Aws {
 
 fn change_of(change: &Change) -> Option<ResourceChange> {
     let change = change.resource_change()?;
-    let mut details: Vec<String> = change
-        .details()
-        .iter()
-        .filter_map(|detail| detail.target()?.name().map(str::to_owned))
-        .collect();
+    let mut details: Vec<String> =
+        change.details().iter().filter_map(|detail| detail.target()?.name().map(str::to_owned)).collect();
     details.sort();
     details.dedup();
     Some(ResourceChange {

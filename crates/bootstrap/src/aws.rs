@@ -100,7 +100,12 @@ impl AppSigner for KmsSigner {
                     // What the SDK has tried often enough is worth another phase only if KMS was not the one to refuse.
                     let refused = matches!(
                         error.code(),
-                        Some("AccessDeniedException" | "NotFoundException" | "DisabledException" | "KMSInvalidStateException")
+                        Some(
+                            "AccessDeniedException"
+                                | "NotFoundException"
+                                | "DisabledException"
+                                | "KMSInvalidStateException"
+                        )
                     );
                     Err(failed(!refused, Some(Box::new(error))))
                 }

@@ -19,7 +19,13 @@ const LONGEST: Duration = Duration::from_secs(48 * 3600);
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 
 /// Waits until the runner is idle and gone from GitHub, then ends the listener.
-pub(crate) async fn drain(github: &OrgClient, name: &str, id: Option<u64>, listener: &mut Listener, group: Option<&Group>) {
+pub(crate) async fn drain(
+    github: &OrgClient,
+    name: &str,
+    id: Option<u64>,
+    listener: &mut Listener,
+    group: Option<&Group>,
+) {
     let (limit, heartbeat) = match group {
         Some(group) => {
             let lifecycle = group.lifecycle();
@@ -36,7 +42,11 @@ pub(crate) async fn drain(github: &OrgClient, name: &str, id: Option<u64>, liste
             break;
         }
         if Instant::now() >= deadline {
-            tracing::error!(phase = "drain", limit_secs = limit.as_secs(), "the bound is reached: the running job is lost");
+            tracing::error!(
+                phase = "drain",
+                limit_secs = limit.as_secs(),
+                "the bound is reached: the running job is lost"
+            );
             break;
         }
         if let Some(group) = group.filter(|_| Instant::now() >= next_heartbeat) {

@@ -64,7 +64,8 @@ impl Metadata {
             self.required("meta-data/placement/region"),
             self.optional("user-data"),
         )?;
-        let user_data = user_data.context("the instance has no user data: its launch template must hold a BootConfig")?;
+        let user_data =
+            user_data.context("the instance has no user data: its launch template must hold a BootConfig")?;
         Ok(Identity { instance: instance.trim().parse()?, region, config: BootConfig::from_json(&user_data)? })
     }
 

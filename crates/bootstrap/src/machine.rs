@@ -77,7 +77,12 @@ impl Machine {
             ("LANG", OsStr::new("C.UTF-8")),
             ("PATH", OsStr::new("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")),
         ]);
-        command.env_clear().envs(environment).current_dir(directory).stdin(std::process::Stdio::null()).process_group(0);
+        command
+            .env_clear()
+            .envs(environment)
+            .current_dir(directory)
+            .stdin(std::process::Stdio::null())
+            .process_group(0);
         Ok(command)
     }
 }

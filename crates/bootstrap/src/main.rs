@@ -24,12 +24,16 @@ use crate::machine::Machine;
 
 /// Registers this instance as a GitHub Actions runner and looks after it until it must go.
 #[derive(Debug, Parser)]
-#[command(name = "kiln-bootstrap", version, after_help = "\
+#[command(
+    name = "kiln-bootstrap",
+    version,
+    after_help = "\
 Exit codes of `run`:
   0  drained and left, or asked to be replaced
   1  the boot can't succeed; the last line of the log says why, and what to do
   2  wrong usage of the command line
-  3  the runner ended again and again")]
+  3  the runner ended again and again"
+)]
 struct Cli {
     /// The machine's root directory; another one in rehearsals.
     #[arg(long, value_name = "DIR", default_value = "/")]

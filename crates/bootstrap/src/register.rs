@@ -81,12 +81,8 @@ async fn persistent(
     ] {
         command.env(format!("ACTIONS_RUNNER_INPUT_{input}"), value);
     }
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("start config.sh")?;
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().context("start config.sh")?;
     let (mut said, mut complained) = (String::new(), String::new());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (stdout, stderr) = (stdout.context("stdout is piped")?, stderr.context("stderr is piped")?);
@@ -114,8 +110,7 @@ async fn ephemeral(
     labels.extend(config.labels.iter().map(ToString::to_string));
     for _ in 0..MOST_NAMES {
         let name = format!("{}-{}-{}", config.fleet, identity.instance, suffix());
-        let request =
-            JitRequest { name, runner_group_id, labels: labels.clone(), work_folder: "_work".to_owned() };
+        let request = JitRequest { name, runner_group_id, labels: labels.clone(), work_folder: "_work".to_owned() };
         match github.generate_jit_config(&request).await {
             Ok(made) => {
                 let (name, id) = (made.runner.name, Some(made.runner.id));
@@ -123,7 +118,11 @@ async fn ephemeral(
             }
             // The answer was lost, or another try's was: the runner may be there, but its credentials are not here.
             Err(Error { kind: ErrorKind::NameTaken | ErrorKind::Body, .. }) => {
-                tracing::warn!(phase = "register", name = request.name, "no configuration came back: taking another name");
+                tracing::warn!(
+                    phase = "register",
+                    name = request.name,
+                    "no configuration came back: taking another name"
+                );
                 forget(github, &request.name).await?;
             }
             Err(error) => return Err(error.into()),

@@ -120,7 +120,12 @@ checked_string! {
     SubnetId, "a subnet id such as subnet-0123456789abcdef0", |v| aws_id(v, "subnet-")
 }
 checked_string! {
-    /// A release of actions/runner, without the tag's leading `v`.
+    /// A VPC's id.
+    VpcId, "a VPC's id such as vpc-0123456789abcdef0", |v| aws_id(v, "vpc-")
+}
+checked_string! {
+    /// A release of actions/runner, without the tag's leading `v`. Its order is that of text: compare
+    /// [`RunnerVersion::numbers`] to know which is newer.
     RunnerVersion, "a runner version such as 2.338.0",
     |v| v.split('.').count() == 3 && v.split('.').all(|p| p.len() <= 6 && all(p, |b| b.is_ascii_digit()))
 }
@@ -138,6 +143,27 @@ checked_string! {
     /// An EC2 instance type.
     InstanceType, "an instance type such as m6i.large",
     |v| v.split('.').count() == 2 && v.split('.').all(|p| all(p, |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))
+}
+
+impl RunnerVersion {
+    /// Major, minor and patch.
+    pub fn numbers(&self) -> [u32; 3] {
+        let mut numbers = self.0.split('.').map(|part| part.parse().expect("a part is one to six digits"));
+        std::array::from_fn(|_| numbers.next().expect("a version has three parts"))
+    }
+}
+
+impl InstanceType {
+    /// The processor's architecture, as the family's name tells it: Graviton families have a `g` among the letters
+    /// behind the generation's digit (m6g, c7gn, im4gn, p6e-gb200), and a1 was the first of all. A `g` before the digit
+    /// stands for graphics (g5, gr6).
+    ///
+    /// Source: <https://docs.aws.amazon.com/ec2/latest/instancetypes/instance-type-names.html>
+    pub fn architecture(&self) -> Architecture {
+        let family = self.0.split('.').next().unwrap_or_default();
+        let generation = family.trim_start_matches(|c: char| !c.is_ascii_digit());
+        if generation.contains('g') || family == "a1" { Architecture::Aarch64 } else { Architecture::X86_64 }
+    }
 }
 
 /// A processor architecture, by its Rust target's name.

@@ -25,8 +25,8 @@ use tokio::task::JoinHandle;
 use backend::Backend;
 pub use bake::BakedImage;
 pub use gateway::{Request, When};
-pub use groups::InstanceView;
 use groups::Groups;
+pub use groups::InstanceView;
 use image_builder::ImageBuilder;
 
 /// The region of every rehearsal.

@@ -255,7 +255,9 @@ impl<'a> Story<'a> {
         let prefix = format!("{fleet}-i-");
         let runners = self.world.github.runners().into_iter();
         runners
-            .filter(|runner| runner.name.starts_with(&prefix) && runner.online && runner.version.as_deref() == Some(version))
+            .filter(|runner| {
+                runner.name.starts_with(&prefix) && runner.online && runner.version.as_deref() == Some(version)
+            })
             .map(|runner| runner.name)
             .collect()
     }
@@ -295,7 +297,12 @@ impl<'a> Story<'a> {
         let mut text = String::new();
         for instance in self.world.aws.instances() {
             let log = std::fs::read_to_string(&instance.log).unwrap_or_default();
-            text.push_str(&format!("instance {} is {}:\n{}\n", instance.id, instance.state, crate::world::tail(&log, 15)));
+            text.push_str(&format!(
+                "instance {} is {}:\n{}\n",
+                instance.id,
+                instance.state,
+                crate::world::tail(&log, 15)
+            ));
         }
         for runner in self.world.github.runners() {
             text.push_str(&format!("runner {runner:?}\n"));

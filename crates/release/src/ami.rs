@@ -134,7 +134,9 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stack(step) => step.fmt(f),
-            Self::Upload { bucket, key, bytes } => write!(f, "upload the payload, {bytes} bytes, to s3://{bucket}/{key}"),
+            Self::Upload { bucket, key, bytes } => {
+                write!(f, "upload the payload, {bytes} bytes, to s3://{bucket}/{key}")
+            }
             Self::Component(component) => write!(f, "create component {}", component.id),
             Self::Recipe(recipe) => {
                 write!(f, "create recipe {} on {}", recipe.id, recipe.base)?;
@@ -307,8 +309,8 @@ pub async fn observe(request: &Request<'_>, cloud: &impl Cloud, progress: &dyn P
     let stack = stacks::settled_stack(cloud, &wanted.stack.name, progress).await?;
     let difference = stacks::difference(stack.as_ref(), &wanted.stack);
     // The bucket exists with the stack; a look at a bucket that does not exist would be a permission error.
-    let payload = stack.is_some_and(|s| s.outputs.contains_key("Bucket"))
-        && cloud.has_blob(&wanted.bucket, &wanted.key).await?;
+    let payload =
+        stack.is_some_and(|s| s.outputs.contains_key("Bucket")) && cloud.has_blob(&wanted.bucket, &wanted.key).await?;
     let mut components = Vec::new();
     for component in &wanted.components {
         components.push(cloud.has_component(&component.id).await?);

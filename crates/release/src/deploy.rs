@@ -100,7 +100,9 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AwaitRefresh { group, id } => write!(f, "wait for instance refresh {id} of {group}, which is running"),
+            Self::AwaitRefresh { group, id } => {
+                write!(f, "wait for instance refresh {id} of {group}, which is running")
+            }
             Self::Stack(step) => step.fmt(f),
             Self::Roll { group } => write!(f, "roll {group} to the stack's newest launch template version"),
             Self::Settle(request) => {
@@ -162,11 +164,8 @@ async fn recorded_image(request: &Request<'_>, cloud: &impl Cloud) -> Result<Ami
     let Request { config, fleet } = request;
     let parameter = config.image_parameter(fleet.image());
     let Some(id) = cloud.recorded(&parameter).await? else {
-        return Err(Error::new(
-            Kind::Precondition,
-            format!("no image {} is recorded in {parameter}", fleet.image()),
-        )
-        .hint("run `cargo xtask ami` first: it bakes, tests and records it"));
+        return Err(Error::new(Kind::Precondition, format!("no image {} is recorded in {parameter}", fleet.image()))
+            .hint("run `cargo xtask ami` first: it bakes, tests and records it"));
     };
     match cloud.ami(&id).await? {
         Some(ami) if ami.state == "available" => Ok(id),
@@ -312,10 +311,10 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Result<Plan<Step>> {
     let refreshing = matches!(observed.refresh, Some(Refresh { status: RefreshStatus::Running(_), .. }));
     let held_at = stack.parameters.get(SERVING).cloned().unwrap_or_default();
     let live = group.launch_template.as_ref().map(|live| live.version.clone()).unwrap_or_default();
-    let launches_anew = stacks::difference(Some(stack), &StackRequest {
-        parameters: with_serving(&settled.parameters, &held_at),
-        ..settled.clone()
-    })
+    let launches_anew = stacks::difference(
+        Some(stack),
+        &StackRequest { parameters: with_serving(&settled.parameters, &held_at), ..settled.clone() },
+    )
     .is_some_and(|difference| difference.touches(LAUNCH_PARAMETERS));
     let roll = launches_anew || !all_on(group, newest_version(stack).as_ref()) || refreshing;
     if roll {
@@ -434,12 +433,7 @@ async fn apply_step(
     }
 }
 
-async fn roll(
-    request: &Request<'_>,
-    name: &GroupName,
-    cloud: &impl Cloud,
-    progress: &dyn Progress,
-) -> Result<()> {
+async fn roll(request: &Request<'_>, name: &GroupName, cloud: &impl Cloud, progress: &dyn Progress) -> Result<()> {
     let (group, version) = group_and_version(request, name, cloud).await?;
     if all_on(&group, Some(&version)) {
         progress.say(&format!("{name} has launch template version {} already", version.version));
@@ -471,8 +465,11 @@ async fn group_and_version(
         return Err(Error::new(Kind::Failed, format!("stack `{stack_name}` does not name its launch template")));
     };
     let Some(group) = cloud.group(name).await? else {
-        return Err(Error::new(Kind::Failed, format!("Auto Scaling group `{name}` does not exist, though its stack does"))
-            .hint(format!("`aws cloudformation detect-stack-drift --stack-name {stack_name}` shows what was removed")));
+        return Err(Error::new(
+            Kind::Failed,
+            format!("Auto Scaling group `{name}` does not exist, though its stack does"),
+        )
+        .hint(format!("`aws cloudformation detect-stack-drift --stack-name {stack_name}` shows what was removed")));
     };
     Ok((group, version))
 }
@@ -534,11 +531,14 @@ async fn verify(
         };
         progress.state(&what);
         if pace.pause().await.is_err() {
-            return Err(Error::new(Kind::Failed, format!("{name} does not serve after {}: {what}", human(ONLINE_BOUND)))
-                .hint(
-                    "a new instance's own account of its boot is in its journal (and in the EC2 console's system log); \
+            return Err(Error::new(
+                Kind::Failed,
+                format!("{name} does not serve after {}: {what}", human(ONLINE_BOUND)),
+            )
+            .hint(
+                "a new instance's own account of its boot is in its journal (and in the EC2 console's system log); \
                      mend it and run this again",
-                ));
+            ));
         }
     }
 }

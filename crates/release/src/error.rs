@@ -105,7 +105,9 @@ impl From<CloudError> for Error {
             CloudErrorKind::Throttled => {
                 (Kind::Other, Some("run the same command again: it goes on from where it stopped".to_owned()))
             }
-            CloudErrorKind::Quota => (Kind::Precondition, Some("raise the quota named below, then run it again".to_owned())),
+            CloudErrorKind::Quota => {
+                (Kind::Precondition, Some("raise the quota named below, then run it again".to_owned()))
+            }
             CloudErrorKind::Conflict => (
                 Kind::Precondition,
                 Some("something else is changing it: wait until that has ended, then run it again".to_owned()),

@@ -240,7 +240,13 @@ pub trait Blobs: Send + Sync {
     /// Is there an object of that key?
     fn has_blob(&self, bucket: &str, key: &str) -> impl Future<Output = Result<bool>> + Send;
     /// Puts one; S3 checks the digest.
-    fn put_blob(&self, bucket: &str, key: &str, bytes: Vec<u8>, sha256: &Sha256) -> impl Future<Output = Result<()>> + Send;
+    fn put_blob(
+        &self,
+        bucket: &str,
+        key: &str,
+        bytes: Vec<u8>,
+        sha256: &Sha256,
+    ) -> impl Future<Output = Result<()>> + Send;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -466,7 +472,12 @@ pub trait Keys: Send + Sync {
         fingerprint: &Fingerprint,
     ) -> impl Future<Output = Result<Option<StoredKey>>> + Send;
     /// Stores a key beside the current one, unused as yet. Takes up what an interrupted run left half-made.
-    fn stage_key(&self, names: &KeyNames, store: KeyStore, key: &AppKey) -> impl Future<Output = Result<StoredKey>> + Send;
+    fn stage_key(
+        &self,
+        names: &KeyNames,
+        store: KeyStore,
+        key: &AppKey,
+    ) -> impl Future<Output = Result<StoredKey>> + Send;
     /// Makes a staged key the current one; the former one stays in the store.
     fn promote_key(&self, names: &KeyNames, key: &StoredKey) -> impl Future<Output = Result<()>> + Send;
     /// Signs with that very key, as an instance would.

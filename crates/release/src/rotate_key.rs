@@ -179,12 +179,7 @@ pub async fn apply(
     Ok(former)
 }
 
-async fn apply_step(
-    request: &Request<'_>,
-    step: &Step,
-    staged: &mut Vec<StoredKey>,
-    cloud: &impl Keys,
-) -> Result<()> {
+async fn apply_step(request: &Request<'_>, step: &Step, staged: &mut Vec<StoredKey>, cloud: &impl Keys) -> Result<()> {
     let Request { config, key } = request;
     let names = key_names(config);
     let of = |staged: &[StoredKey], store: KeyStore| {

@@ -170,9 +170,10 @@ async fn first_failure(cloud: &impl Stacks, name: &str) -> Option<String> {
                 && matches!(e.status.as_str(), "CREATE_IN_PROGRESS" | "UPDATE_IN_PROGRESS")
         })
         .unwrap_or(0);
-    events[begin..].iter().find(|e| e.status.ends_with("_FAILED")).map(|e| {
-        format!("{} ({}): {}", e.resource, e.kind, e.reason.as_deref().unwrap_or("no reason given"))
-    })
+    events[begin..]
+        .iter()
+        .find(|e| e.status.ends_with("_FAILED"))
+        .map(|e| format!("{} ({}): {}", e.resource, e.kind, e.reason.as_deref().unwrap_or("no reason given")))
 }
 
 /// Carries out a [`StackStep`]: change set, shown; executed; events streamed until the end.
@@ -226,7 +227,8 @@ async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, pro
                 if event.kind == "AWS::CloudFormation::Stack" && event.resource == name {
                     told.clone_from(&event.status);
                 }
-                let reason = event.reason.as_deref().filter(|r| !r.is_empty()).map(|r| format!(": {r}")).unwrap_or_default();
+                let reason =
+                    event.reason.as_deref().filter(|r| !r.is_empty()).map(|r| format!(": {r}")).unwrap_or_default();
                 progress.say(&format!("{} {} ({}){reason}", event.status, event.resource, event.kind));
             }
         }

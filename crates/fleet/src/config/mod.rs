@@ -1,11 +1,15 @@
-//! `kiln.toml`: parsed to a raw form, validated to [`Config`].
+//! `kiln.toml`: parsed, checked for its shape, read to a raw form, validated to [`Config`].
 
 mod diagnostic;
+mod fleet;
 mod raw;
+mod shape;
 mod validate;
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize as _;
+use toml::de::DeTable;
 use url::Url;
 
 use crate::boot;
@@ -15,6 +19,7 @@ use crate::model::{
 };
 
 pub use diagnostic::ConfigError;
+use diagnostic::{Diagnostic, Findings};
 
 /// A validated `kiln.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,9 +153,20 @@ pub const RUNNER_USER: &str = "runner";
 /// Where the image keeps the runner.
 pub const RUNNER_DIRECTORY: &str = "/opt/actions-runner";
 
+/// GitHub's own releases of actions/runner.
+const DEFAULT_RELEASE_URL: &str = "https://github.com/actions/runner/releases/download";
+/// The runner group every organization has.
+const DEFAULT_RUNNER_GROUP: &str = "Default";
+/// Auto Scaling gives up an instance that has been silent for so long: short, for a dead one holds its place.
+const DEFAULT_HEARTBEAT_SECS: u32 = 300;
+/// What GitHub gives a job by default, 6 hours, and within the hundred heartbeats that Auto Scaling gives an instance.
+const DEFAULT_DRAIN_LIMIT_SECS: u32 = 6 * 3600;
+
 /// The JSON schema of `kiln.toml`, pretty-printed, for editors.
 pub fn json_schema() -> String {
-    let schema = schemars::schema_for!(raw::RawConfig);
+    let mut schema = raw::schema();
+    // The text must not depend on whether another crate turns on serde_json's `preserve_order`.
+    schema.sort_all_objects();
     let mut text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");
     text.push('\n');
     text
@@ -162,9 +178,31 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it, each with line, column, what was expected and a hint.
     pub fn from_toml(file: &str, text: &str) -> Result<Self, ConfigError> {
-        let raw: raw::RawConfig =
-            toml::from_str(text).map_err(|error| ConfigError::of_syntax(file, text, &error))?;
-        validate::validate(&raw).map_err(|found| ConfigError::new(file, text, found))
+        let mut found = Findings::default();
+        if let Some(at) = text.find("PRIVATE KEY-----") {
+            found.push(Diagnostic::new(at..at, "a private key does not belong into this file").secret().hint(
+                "take it out, and install it with `cargo xtask rotate-key --pem FILE`; if it was ever committed, \
+                     delete it in the App's settings and generate another",
+            ));
+            return Err(ConfigError::new(file, text, found));
+        }
+        let (mut document, mistakes) = DeTable::parse_recoverable(text);
+        mistakes.iter().for_each(|mistake| found.push_toml(mistake));
+        if !found.is_empty() {
+            return Err(ConfigError::new(file, text, found));
+        }
+        shape::check(document.get_mut(), &raw::schema(), &mut found);
+        let config = match raw::RawConfig::deserialize(toml::Deserializer::from(document)) {
+            Ok(raw) => validate::validate(&raw, &mut found),
+            Err(error) => {
+                found.push_toml(&error);
+                None
+            }
+        };
+        match config {
+            Some(config) if found.is_empty() => Ok(config),
+            _ => Err(ConfigError::new(file, text, found)),
+        }
     }
 
     /// The organization's login as AWS resource names want it.

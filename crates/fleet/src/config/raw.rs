@@ -1,139 +1,231 @@
-//! `kiln.toml` as it is written, with the place of each value. Its doc comments are the schema's descriptions.
+//! `kiln.toml` as it is written, with the place of each value.
+//!
+//! The JSON schema is derived from these types: their doc comments are its descriptions, and [`super::shape`] checks a
+//! file by it before serde sees it. So every field is an `Option` to serde, because what the check has found wanting is
+//! left out; the schema requires those without `#[serde(default)]`, for it goes by the type in `with`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
 use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
 use toml::Spanned;
 
+use super::{DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_RELEASE_URL, DEFAULT_RUNNER_GROUP};
 use crate::model::{Architecture, BaseImage, KeyStore, Registration};
 
-/// Kiln: GitHub Actions self-hosted runners for an organization.
+type Field<T> = Option<Spanned<T>>;
+
+const ORGANIZATION: &str = "^[A-Za-z0-9]+(-[A-Za-z0-9]+)*$";
+const REGION: &str = "^[a-z0-9]+(-[a-z0-9]+)+-[0-9]+$";
+const CLIENT_ID: &str = "^[A-Za-z0-9][A-Za-z0-9._-]*$";
+const URL: &str = r"^https?://[^\s]+$";
+const RUNNER_VERSION: &str = r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$";
+const SHA256: &str = "^[0-9a-f]{64}$";
+const FLEET: &str = "^[a-z]([a-z0-9-]{0,22}[a-z0-9])?$";
+const LABEL: &str = "^[A-Za-z0-9._-]{1,256}$";
+const INSTANCE_TYPE: &str = r"^[a-z0-9-]+\.[a-z0-9-]+$";
+const VPC: &str = "^vpc-[0-9a-f]{8,17}$";
+const SUBNET: &str = "^subnet-[0-9a-f]{8,17}$";
+
+/// Kiln: GitHub Actions self-hosted runners for an organization, on its own AWS account.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "kiln.toml")]
 pub(super) struct RawConfig {
     /// The GitHub organization's login.
-    #[schemars(with = "String", example = &"acme")]
-    pub(super) organization: Spanned<String>,
+    #[schemars(with = "String", regex(pattern = ORGANIZATION), length(max = 39), example = &"acme")]
+    pub(super) organization: Field<String>,
     /// The AWS region everything lives in.
-    #[schemars(with = "String", example = &"eu-central-1")]
-    pub(super) region: Spanned<String>,
-    /// The GitHub App.
+    #[schemars(with = "String", regex(pattern = REGION), example = &"eu-central-1")]
+    pub(super) region: Field<String>,
+    /// The GitHub App that registers runners.
     #[schemars(with = "RawApp")]
-    pub(super) app: Spanned<RawApp>,
-    /// GitHub's endpoints, for GitHub Enterprise Server.
-    #[schemars(with = "Option<RawGitHub>")]
+    pub(super) app: Field<RawApp>,
+    /// GitHub's addresses. Only for GitHub Enterprise Server; github.com otherwise.
+    #[serde(default)]
+    #[schemars(with = "RawGitHub")]
     pub(super) github: Option<RawGitHub>,
     /// The pinned release of actions/runner.
-    pub(super) runner: RawRunner,
-    /// The fleets, by name.
+    #[schemars(with = "RawRunner")]
+    pub(super) runner: Option<RawRunner>,
+    /// The fleets, by name: lower-case letters, digits and hyphens.
     #[schemars(with = "BTreeMap<String, RawFleet>")]
-    #[serde(default)]
-    pub(super) fleet: BTreeMap<Spanned<String>, RawFleet>,
+    #[schemars(extend("minProperties" = 1, "propertyNames" = { "pattern": FLEET }))]
+    pub(super) fleet: Option<BTreeMap<Spanned<String>, RawFleet>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawApp {
-    /// The App's client id; either this or `app_id`.
-    #[schemars(with = "Option<String>", example = &"Iv23liEXAMPLE0000000")]
-    pub(super) client_id: Option<Spanned<String>>,
-    /// The App's id; either this or `client_id`.
-    #[schemars(with = "Option<u64>")]
-    pub(super) app_id: Option<Spanned<u64>>,
-    /// The App's installation in the organization. Written down, it saves each boot a request.
-    pub(super) installation_id: Option<u64>,
-    /// Where fleets keep the App's private key unless they say otherwise; `kms` by default.
-    pub(super) key_store: Option<KeyStore>,
+    /// The App's client id, at the top of its settings. Give this or `app_id`.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = CLIENT_ID), example = &"Iv23liEXAMPLE0000000")]
+    pub(super) client_id: Field<String>,
+    /// The App's id, a number. Give this or `client_id`, which GitHub recommends.
+    #[serde(default)]
+    #[schemars(with = "u64", range(min = 1), example = &123_456)]
+    pub(super) app_id: Field<u64>,
+    /// The number at the end of the installation's address. Looked up when absent, which costs each boot a request.
+    #[serde(default)]
+    #[schemars(with = "u64", range(min = 1), example = &12_345_678)]
+    pub(super) installation_id: Field<u64>,
+    /// Where fleets find the App's private key, unless they say otherwise.
+    #[serde(default)]
+    #[schemars(with = "KeyStore", extend("default" = KeyStore::Kms))]
+    pub(super) key_store: Field<KeyStore>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawGitHub {
-    /// The web address; `https://github.com` by default.
-    #[schemars(with = "Option<String>", example = &"https://github.example.com")]
-    pub(super) url: Option<Spanned<String>>,
-    /// The REST API's base; follows from `url` by default.
-    #[schemars(with = "Option<String>", example = &"https://github.example.com/api/v3")]
-    pub(super) api_url: Option<Spanned<String>>,
+    /// The web address, without a path.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = URL), example = &"https://github.example.com")]
+    #[schemars(extend("default" = "https://github.com"))]
+    pub(super) url: Field<String>,
+    /// The REST API's base. Follows from `url` when absent: `https://HOST/api/v3`.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = URL), example = &"https://github.example.com/api/v3")]
+    pub(super) api_url: Field<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRunner {
     /// The release, without the tag's `v`.
-    #[schemars(with = "String", example = &"2.338.0")]
-    pub(super) version: Spanned<String>,
+    #[schemars(with = "String", regex(pattern = RUNNER_VERSION), example = &"2.338.0")]
+    pub(super) version: Field<String>,
     /// The SHA-256 of the release's tarball, for each architecture in use.
-    #[schemars(with = "BTreeMap<Architecture, String>")]
-    pub(super) sha256: BTreeMap<Architecture, Spanned<String>>,
-    /// Where releases are downloaded from; a mirror of `https://github.com/actions/runner/releases/download`.
-    #[schemars(with = "Option<String>")]
-    pub(super) release_url: Option<Spanned<String>>,
+    #[schemars(with = "RawSha256")]
+    pub(super) sha256: Field<RawSha256>,
+    /// Where releases are downloaded from: GitHub, or a mirror of it.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = URL), extend("default" = DEFAULT_RELEASE_URL))]
+    pub(super) release_url: Field<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSha256 {
+    /// Of `actions-runner-linux-x64-VERSION.tar.gz`.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = SHA256))]
+    pub(super) x86_64: Field<String>,
+    /// Of `actions-runner-linux-arm64-VERSION.tar.gz`.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = SHA256))]
+    pub(super) aarch64: Field<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawFleet {
-    /// Labels beside the ones GitHub gives every self-hosted runner.
-    #[schemars(with = "Vec<String>")]
+    /// Labels beside the ones GitHub gives every self-hosted runner. An ephemeral fleet needs at least one.
     #[serde(default)]
-    pub(super) labels: Vec<Spanned<String>>,
-    /// The runner group; `Default` by default.
-    #[schemars(with = "Option<String>")]
-    pub(super) runner_group: Option<Spanned<String>>,
-    /// One runner for many jobs, or a fresh instance for each; `persistent` by default.
-    pub(super) registration: Option<Registration>,
-    /// The image's operating system; `amazon-linux-2` by default.
-    #[schemars(with = "Option<BaseImage>")]
-    pub(super) base_image: Option<Spanned<BaseImage>>,
-    /// The image's architecture; `x86_64` by default.
-    #[schemars(with = "Option<Architecture>")]
-    pub(super) architecture: Option<Spanned<Architecture>>,
-    /// Instance types in order of preference, one to five.
-    #[schemars(with = "Vec<String>", length(min = 1, max = 5))]
-    pub(super) instance_types: Spanned<Vec<Spanned<String>>>,
+    #[schemars(with = "Vec<String>", length(max = 100), inner(regex(pattern = LABEL)))]
+    #[schemars(extend("examples" = [["linux-x64"]], "uniqueItems" = true))]
+    pub(super) labels: Field<Vec<Spanned<String>>>,
+    /// The runner group the fleet's runners join.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1), extend("default" = DEFAULT_RUNNER_GROUP))]
+    pub(super) runner_group: Field<String>,
+    /// How long a runner lives.
+    #[serde(default)]
+    #[schemars(with = "Registration", extend("default" = Registration::Persistent))]
+    pub(super) registration: Field<Registration>,
+    /// The image's operating system.
+    #[serde(default)]
+    #[schemars(with = "BaseImage", extend("default" = BaseImage::AmazonLinux2))]
+    pub(super) base_image: Field<BaseImage>,
+    /// The image's architecture, which all instance types must have.
+    #[serde(default)]
+    #[schemars(with = "Architecture", extend("default" = Architecture::X86_64))]
+    pub(super) architecture: Field<Architecture>,
+    // The stack's template declares five parameters for them.
+    /// Instance types in order of preference.
+    #[schemars(with = "Vec<String>", length(min = 1, max = 5), inner(regex(pattern = INSTANCE_TYPE)))]
+    #[schemars(extend("examples" = [["m6i.large", "m5.large"]], "uniqueItems" = true))]
+    pub(super) instance_types: Field<Vec<Spanned<String>>>,
     /// The least number of instances, which Auto Scaling keeps up.
-    #[schemars(with = "u32")]
-    pub(super) min: Spanned<u32>,
+    #[schemars(with = "u32", example = &1)]
+    pub(super) min: Field<u32>,
     /// The largest number of instances.
-    #[schemars(with = "u32", range(min = 1))]
-    pub(super) max: Spanned<u32>,
-    /// `"create-vpc"`, or the VPC and subnets to use.
+    #[schemars(with = "u32", range(min = 1), example = &4)]
+    pub(super) max: Field<u32>,
+    /// Where instances live.
     #[schemars(with = "RawNetwork")]
-    pub(super) network: Spanned<RawNetwork>,
-    /// Where this fleet's instances find the App's key.
-    pub(super) key_store: Option<KeyStore>,
-    /// How long a leaving instance may be silent before Auto Scaling gives it up, in seconds; 300 by default.
-    #[schemars(with = "Option<u32>", range(min = 30, max = 7200))]
-    pub(super) heartbeat_secs: Option<Spanned<u32>>,
-    /// How long a running job may delay an instance's end, in seconds; 21600 (6 h) by default.
-    #[schemars(with = "Option<u32>", range(min = 60, max = 172_800))]
-    pub(super) drain_limit_secs: Option<Spanned<u32>>,
+    pub(super) network: Field<RawNetwork>,
+    /// Where this fleet's instances find the App's key, when it is not where `[app]` says.
+    #[serde(default)]
+    #[schemars(with = "KeyStore")]
+    pub(super) key_store: Field<KeyStore>,
+    // Auto Scaling's bounds: https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_PutLifecycleHook.html
+    /// How long a leaving instance may be silent before Auto Scaling gives it up, in seconds.
+    #[serde(default)]
+    #[schemars(with = "u32", range(min = 30, max = 7200), extend("default" = DEFAULT_HEARTBEAT_SECS))]
+    pub(super) heartbeat_secs: Field<u32>,
+    /// How long a running job may delay an instance's end, in seconds; at most a hundred heartbeats.
+    #[serde(default)]
+    #[schemars(with = "u32", range(min = 60, max = 172_800), extend("default" = DEFAULT_DRAIN_LIMIT_SECS))]
+    pub(super) drain_limit_secs: Field<u32>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(untagged, expecting = "expected \"create-vpc\" or { vpc = \"vpc-…\", subnets = [\"subnet-…\"] }")]
+/// Where a fleet's instances live.
+#[derive(Debug, JsonSchema)]
+#[schemars(untagged)]
 pub(super) enum RawNetwork {
-    /// One VPC for all fleets that ask for it: two private subnets behind a NAT gateway.
-    Create(CreateVpc),
-    /// Subnets that exist.
+    Made(MadeNetwork),
     Given(RawSubnets),
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub(super) enum CreateVpc {
+pub(super) enum MadeNetwork {
+    /// One VPC for all fleets that ask for it: private subnets behind a NAT gateway.
     #[serde(rename = "create-vpc")]
     CreateVpc,
 }
 
+/// Subnets that exist.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawSubnets {
     /// The VPC of the subnets.
-    pub(super) vpc: String,
-    /// Subnets with a way out to the internet.
-    #[schemars(length(min = 1))]
-    pub(super) subnets: Vec<String>,
+    #[schemars(with = "String", regex(pattern = VPC), example = &"vpc-0123456789abcdef0")]
+    pub(super) vpc: Field<String>,
+    /// Subnets of that VPC with a way out to the internet.
+    #[schemars(with = "Vec<String>", length(min = 1), inner(regex(pattern = SUBNET)))]
+    #[schemars(extend("examples" = [["subnet-0123456789abcdef0"]], "uniqueItems" = true))]
+    pub(super) subnets: Field<Vec<Spanned<String>>>,
+}
+
+/// Serde's `untagged` buffers the value and loses the places in it.
+impl<'de> Deserialize<'de> for RawNetwork {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = RawNetwork;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"create-vpc\" or { vpc = \"…\", subnets = [\"…\"] }")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<RawNetwork, E> {
+                MadeNetwork::deserialize(serde::de::value::StrDeserializer::new(value)).map(RawNetwork::Made)
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<RawNetwork, A::Error> {
+                RawSubnets::deserialize(MapAccessDeserializer::new(map)).map(RawNetwork::Given)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// The schema of a `kiln.toml`. Draft 7 is the newest that the TOML plugins of editors read.
+pub(super) fn schema() -> serde_json::Value {
+    let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
+    settings.into_generator().into_root_schema_for::<RawConfig>().into()
 }

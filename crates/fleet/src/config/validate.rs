@@ -1,354 +1,223 @@
-//! From the raw form to the model. All that is wrong is told at once.
+//! From the raw form to the model: what a file of the right shape can still have wrong. Every check adds to the
+//! findings and goes on, so that all is told at once; `None` stands for a value that was complained about.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
-use std::str::FromStr;
+use std::collections::BTreeMap;
 
 use toml::Spanned;
 use url::{Host, Url};
 
-use super::diagnostic::Diagnostic;
-use super::raw::{RawApp, RawConfig, RawFleet, RawGitHub, RawNetwork, RawSubnets};
-use super::{App, AppId, Config, Fleet, Network, RunnerPin};
+use super::diagnostic::{Diagnostic, Findings};
+use super::raw::{RawApp, RawConfig, RawGitHub, RawRunner};
+use super::{App, AppId, Config, DEFAULT_RELEASE_URL, Fleet, RunnerPin, fleet};
 use crate::boot;
-use crate::model::{
-    Architecture, BaseImage, FleetName, InstanceType, KeyStore, Malformed, Registration, RunnerVersion,
-};
+use crate::model::{Architecture, FleetName, KeyStore, Region, RunnerVersion, Sha256};
 
 /// GitHub refuses to register older runners since 2026-09.
-const OLDEST_RUNNER: [u64; 3] = [2, 329, 0];
-
-/// Auto Scaling's bounds of a lifecycle hook's heartbeat timeout, in seconds.
 ///
-/// Source: <https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_PutLifecycleHook.html>
-const HEARTBEAT_SECS: std::ops::RangeInclusive<u32> = 30..=7200;
+/// Source: <https://docs.github.com/en/actions/reference/runners/self-hosted-runners>
+const OLDEST_RUNNER: [u32; 3] = [2, 329, 0];
 
-/// Auto Scaling keeps an instance waiting for 48 hours or a hundred heartbeat timeouts, whichever is less.
-const LONGEST_DRAIN_SECS: u32 = 48 * 3600;
-
-/// The template declares as many parameters for instance types.
-const MOST_INSTANCE_TYPES: usize = 5;
-
-#[derive(Default)]
-struct Findings(Vec<Diagnostic>);
-
-impl Findings {
-    fn add(&mut self, span: Range<usize>, message: impl Into<String>, expected: impl Into<String>) -> &mut Diagnostic {
-        self.0.push(Diagnostic { span, message: message.into(), expected: expected.into(), hint: None });
-        self.0.last_mut().expect("one was pushed just now")
+pub(super) fn validate(raw: &RawConfig, found: &mut Findings) -> Option<Config> {
+    let organization = raw.organization.as_ref().and_then(|value| found.parse("`organization`", value));
+    let region = raw.region.as_ref().and_then(|value| found.parse_or("`region`", value, zone));
+    let app = raw.app.as_ref().and_then(|app| self::app(app, found));
+    let github = github(raw.github.as_ref(), found);
+    let runner = raw.runner.as_ref().and_then(|runner| self::runner(runner, found));
+    let fleets = fleets(raw, found);
+    let config =
+        Config { organization: organization?, region: region?, app: app?, github: github?, runner: runner?, fleets };
+    for (name, table) in raw.fleet.iter().flatten() {
+        fleet::boot_config(&config, name, table, found);
     }
-
-    fn hint(&mut self, span: Range<usize>, message: impl Into<String>, expected: &str, hint: impl Into<String>) {
-        self.add(span, message, expected).hint = Some(hint.into());
-    }
-
-    /// Parses a value to its type; what does not fit is added and gives `None`.
-    fn parse<T: FromStr<Err = Malformed>>(&mut self, key: &str, value: &Spanned<String>) -> Option<T> {
-        match value.get_ref().parse() {
-            Ok(parsed) => Some(parsed),
-            Err(Malformed { value: text, expected }) => {
-                self.add(value.span(), format!("`{key}` is `{text}`"), format!("expected {expected}"));
-                None
-            }
-        }
-    }
+    Some(config)
 }
 
-pub(super) fn validate(raw: &RawConfig) -> Result<Config, Vec<Diagnostic>> {
-    let mut found = Findings::default();
-    let organization = found.parse("organization", &raw.organization);
-    let region = found.parse("region", &raw.region);
-    let app = app(&raw.app, &mut found);
-    let github = github(raw.github.as_ref(), &mut found);
-    let runner = runner(raw, &mut found);
-    let fleets = fleets(raw, &mut found);
-    let (Some(organization), Some(region), Some(app), Some(github), Some(runner)) =
-        (organization, region, app, github, runner)
-    else {
-        return Err(found.0);
-    };
-    let config = Config { organization, region, app, github, runner, fleets };
-    boot_configs(raw, &config, &mut found);
-    if found.0.is_empty() { Ok(config) } else { Err(found.0) }
+/// An availability zone's letter behind its region's code.
+fn zone(value: &str) -> Option<String> {
+    let region: Region = value.strip_suffix(|letter: char| letter.is_ascii_lowercase())?.parse().ok()?;
+    Some(format!("`{value}` is an availability zone of {region}"))
 }
 
 fn app(raw: &Spanned<RawApp>, found: &mut Findings) -> Option<App> {
     let RawApp { client_id, app_id, installation_id, .. } = raw.get_ref();
     let id = match (client_id, app_id) {
-        (Some(client), None) if client.get_ref().is_empty() || client.get_ref().contains(char::is_whitespace) => {
-            found.add(client.span(), "`client_id` is empty or has spaces", "expected a client id such as Iv23liEXAMPLE");
-            return None;
-        }
-        (Some(client), None) => AppId::Client(client.get_ref().clone()),
+        (Some(client), None) => AppId::Client(self::client_id(client, found)?),
         (None, Some(id)) => AppId::App(*id.get_ref()),
-        (Some(_), Some(id)) => {
-            found.hint(id.span(), "both `client_id` and `app_id` name the App", "expected one of them", "keep `client_id`");
+        (Some(client), Some(id)) => {
+            found.push(
+                Diagnostic::new(id.span(), "both `client_id` and `app_id` name the App")
+                    .expected("expected one of them")
+                    .related(client.span(), "the other")
+                    .hint("keep `client_id`, which GitHub recommends"),
+            );
             return None;
         }
         (None, None) => {
-            let hint = "the App's settings at GitHub show its client id at the top";
-            found.hint(raw.span(), "nothing names the App", "expected `client_id` or `app_id` here", hint);
+            found.push(
+                Diagnostic::new(raw.span(), "nothing names the App")
+                    .expected("expected `client_id` or `app_id` in [app]")
+                    .hint("the App's settings at GitHub show its client id at the top"),
+            );
             return None;
         }
     };
-    Some(App { id, installation_id: *installation_id })
+    Some(App { id, installation_id: installation_id.as_ref().map(|id| *id.get_ref()) })
 }
 
-fn url(key: &str, value: &Spanned<String>, found: &mut Findings) -> Option<Url> {
-    let expected = "expected an https address (http only on this machine)";
-    let parsed = Url::parse(value.get_ref()).ok();
-    let loopback = |url: &Url| match url.host() {
+fn client_id(value: &Spanned<String>, found: &mut Findings) -> Option<String> {
+    let id = value.get_ref();
+    let number = id.bytes().all(|b| b.is_ascii_digit());
+    let starts = id.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if starts && !number && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+        return Some(id.clone());
+    }
+    let mut diagnostic = Diagnostic::new(value.span(), format!("`client_id` is `{id}`"))
+        .expected("expected a client id such as Iv23liEXAMPLE0000000");
+    if number && !id.is_empty() {
+        diagnostic = diagnostic.hint(format!("a number is the App's id: write `app_id = {id}`"));
+    }
+    found.push(diagnostic);
+    None
+}
+
+/// An address that secrets may be sent to: https, or http on this very machine.
+fn address(key: &str, value: &Spanned<String>, found: &mut Findings) -> Option<Url> {
+    let text = value.get_ref();
+    let wrong = Diagnostic::new(value.span(), format!("`{key}` is `{text}`"));
+    let Some(mut url) = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")) else {
+        found.push(wrong.expected("expected an address that begins with https://"));
+        return None;
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        let message = format!("`{key}` has a user's name or password in it");
+        found.push(Diagnostic::new(value.span(), message).secret().hint("take it out: kiln.toml holds no secret"));
+        return None;
+    }
+    let loopback = match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(address)) => address.is_loopback(),
         Some(Host::Ipv6(address)) => address.is_loopback(),
         None => false,
     };
-    match parsed {
-        Some(url) if url.host().is_some() && (url.scheme() == "https" || url.scheme() == "http" && loopback(&url)) => {
-            Some(url)
-        }
-        _ => {
-            found.add(value.span(), format!("`{key}` is `{}`", value.get_ref()), expected);
-            None
-        }
+    if url.scheme() == "http" && !loopback {
+        let hint = "tokens and the runner travel there; http is for an address of this machine, such as 127.0.0.1";
+        found.push(wrong.expected("expected an https address").hint(hint));
+        return None;
     }
+    if url.query().is_some() || url.fragment().is_some() {
+        found.push(wrong.expected("expected an address without `?` and `#`"));
+        return None;
+    }
+    let path = url.path().trim_end_matches('/').to_owned();
+    url.set_path(&path);
+    Some(url)
 }
 
 fn github(raw: Option<&RawGitHub>, found: &mut Findings) -> Option<boot::GitHub> {
     let constant = |text: &str| Url::parse(text).expect("a constant address");
-    let Some(RawGitHub { url: web, api_url }) = raw else {
+    let Some(RawGitHub { url, api_url }) = raw else {
         return Some(boot::GitHub { url: constant("https://github.com"), api_url: constant("https://api.github.com") });
     };
-    let web = match web {
-        Some(value) => url("url", value, found)?,
-        None => constant("https://github.com"),
+    let api = match api_url {
+        Some(value) => Some(address("api_url", value, found)?),
+        None => None,
     };
-    let api_url = match api_url {
-        Some(value) => url("api_url", value, found)?,
-        None if web.host_str() == Some("github.com") => constant("https://api.github.com"),
-        // GitHub Enterprise Server's base.
-        None => web.join("/api/v3").expect("a path joins any address with a host"),
+    let Some(value) = url else {
+        if let (Some(place), Some(api)) = (api_url, &api)
+            && api.host_str() != Some("api.github.com")
+        {
+            found.push(
+                Diagnostic::new(place.span(), "`api_url` is not github.com's, and there is no `url`")
+                    .hint("add the `url` of the GitHub that this API belongs to: a runner is configured with it"),
+            );
+            return None;
+        }
+        let api_url = api.unwrap_or_else(|| constant("https://api.github.com"));
+        return Some(boot::GitHub { url: constant("https://github.com"), api_url });
     };
+    let web = address("url", value, found)?;
+    if web.path() != "/" || web.host_str() == Some("api.github.com") {
+        found.push(
+            Diagnostic::new(value.span(), format!("`url` is `{}`", value.get_ref()))
+                .expected("expected GitHub's web address, without a path")
+                .hint("the API's address is `api_url`, the organization's name is `organization`"),
+        );
+        return None;
+    }
+    let api_url = api.unwrap_or_else(|| api_of(&web));
     Some(boot::GitHub { url: web, api_url })
 }
 
-fn runner(raw: &RawConfig, found: &mut Findings) -> Option<RunnerPin> {
-    let version: Option<RunnerVersion> = found.parse("version", &raw.runner.version);
-    if let Some(version) = &version {
-        let numbers: Vec<u64> = version.as_str().split('.').filter_map(|number| number.parse().ok()).collect();
-        if numbers.as_slice() < OLDEST_RUNNER.as_slice() {
-            found.hint(
-                raw.runner.version.span(),
-                format!("runner {version} can't register any more"),
-                "expected 2.329.0 or newer",
-                "GitHub refuses older runners since 2026-09; https://github.com/actions/runner/releases lists the newest",
+/// The API that belongs to a web address.
+///
+/// Source: <https://docs.github.com/en/enterprise-server@latest/rest/using-the-rest-api/getting-started-with-the-rest-api>,
+/// and for GHE.com <https://docs.github.com/en/enterprise-cloud@latest/admin/data-residency/network-details-for-ghecom>.
+fn api_of(web: &Url) -> Url {
+    let mut api = web.clone();
+    match web.host_str() {
+        Some(host) if host == "github.com" || host.ends_with(".ghe.com") => {
+            api.set_host(Some(&format!("api.{host}"))).expect("a host's name stays one with `api.` before it");
+        }
+        _ => api.set_path("/api/v3"),
+    }
+    api
+}
+
+fn runner(raw: &RawRunner, found: &mut Findings) -> Option<RunnerPin> {
+    let version: Option<RunnerVersion> = raw.version.as_ref().and_then(|value| {
+        let hint = |text: &str| text.starts_with('v').then(|| "leave out the `v` of the release's tag".to_owned());
+        found.parse_or("`version`", value, hint)
+    });
+    if let (Some(version), Some(place)) = (&version, &raw.version)
+        && version.numbers() < OLDEST_RUNNER
+    {
+        found.push(
+            Diagnostic::new(place.span(), format!("runner {version} can't register any more"))
+                .expected("expected 2.329.0 or newer")
+                .hint("GitHub refuses older ones; https://github.com/actions/runner/releases shows the newest"),
+        );
+    }
+    let sha256 = raw.sha256.as_ref().map(|pins| {
+        let (x86_64, aarch64) = (&pins.get_ref().x86_64, &pins.get_ref().aarch64);
+        if let (Some(one), Some(other)) = (x86_64, aarch64)
+            && one == other
+        {
+            found.push(
+                Diagnostic::new(other.span(), "both architectures have the same digest")
+                    .expected("expected the digest of the arm64 tarball")
+                    .related(one.span(), "the same"),
             );
         }
-    }
-    let sha256: BTreeMap<_, _> = raw
-        .runner
-        .sha256
-        .iter()
-        .filter_map(|(architecture, value)| Some((*architecture, found.parse("sha256", value)?)))
-        .collect();
-    let release_url = match &raw.runner.release_url {
-        Some(value) => url("release_url", value, found),
-        None => Url::parse("https://github.com/actions/runner/releases/download").ok(),
+        let pins = [(Architecture::X86_64, x86_64), (Architecture::Aarch64, aarch64)];
+        let parsed = pins.into_iter().filter_map(|(name, value)| Some((name, digest(name, value.as_ref()?, found)?)));
+        parsed.collect::<BTreeMap<_, _>>()
+    });
+    let release_url = match &raw.release_url {
+        Some(value) => address("release_url", value, found),
+        None => Some(Url::parse(DEFAULT_RELEASE_URL).expect("a constant address")),
     };
-    Some(RunnerPin { version: version?, sha256, release_url: release_url? })
+    Some(RunnerPin { version: version?, sha256: sha256?, release_url: release_url? })
 }
 
-fn fleets(raw: &RawConfig, found: &mut Findings) -> BTreeMap<FleetName, Fleet> {
-    if raw.fleet.is_empty() {
-        let hint = "add a table [fleet.linux] with instance_types, min, max and network";
-        found.hint(0..0, "there is no fleet", "", hint);
-    }
-    let default_store = raw.app.get_ref().key_store.unwrap_or(KeyStore::Kms);
-    raw.fleet
-        .iter()
-        .filter_map(|(name, fleet_table)| fleet(raw, name, fleet_table, default_store, found))
-        .map(|fleet| (fleet.name.clone(), fleet))
-        .collect()
-}
-
-fn fleet(
-    config: &RawConfig,
-    name: &Spanned<String>,
-    raw: &RawFleet,
-    default_store: KeyStore,
-    found: &mut Findings,
-) -> Option<Fleet> {
-    let fleet_name: Option<FleetName> = found.parse("fleet", name);
-    let architecture = raw.architecture.as_ref().map_or(Architecture::X86_64, |value| *value.get_ref());
-    let base_image = raw.base_image.as_ref().map_or(BaseImage::AmazonLinux2, |value| *value.get_ref());
-    image(config, name, raw, base_image, architecture, found);
-    let labels = labels(raw, found);
-    let runner_group = match &raw.runner_group {
-        Some(group) if group.get_ref().trim().is_empty() => {
-            found.add(group.span(), "`runner_group` is empty", "expected the group's name, such as Default");
-            None
-        }
-        Some(group) => Some(group.get_ref().clone()),
-        None => Some("Default".to_owned()),
-    };
-    let instance_types = instance_types(raw, architecture, found);
-    let (min, max) = (*raw.min.get_ref(), *raw.max.get_ref());
-    if max == 0 {
-        found.add(raw.max.span(), "`max` is 0", "expected at least 1");
-    } else if min > max {
-        found.add(raw.min.span(), format!("`min` is {min}, more than `max`"), format!("expected at most {max}"));
-    }
-    let network = network(&raw.network, found);
-    let (heartbeat_secs, drain_limit_secs) = times(raw, found);
-    Some(Fleet {
-        name: fleet_name?,
-        labels,
-        runner_group: runner_group?,
-        registration: raw.registration.unwrap_or(Registration::Persistent),
-        base_image,
-        architecture,
-        instance_types,
-        min,
-        max,
-        network: network?,
-        key_store: raw.key_store.unwrap_or(default_store),
-        heartbeat_secs,
-        drain_limit_secs,
+fn digest(architecture: Architecture, value: &Spanned<String>, found: &mut Findings) -> Option<Sha256> {
+    found.parse_or(&format!("the digest for {architecture}"), value, |text| {
+        let digits = text.trim().trim_start_matches("sha256:").to_ascii_lowercase();
+        let meant: Sha256 = digits.parse().ok()?;
+        Some(format!("write it as \"{meant}\""))
     })
 }
 
-/// The contradictions between operating system, architecture and pins.
-fn image(
-    config: &RawConfig,
-    name: &Spanned<String>,
-    raw: &RawFleet,
-    base: BaseImage,
-    architecture: Architecture,
-    found: &mut Findings,
-) {
-    let place = raw.architecture.as_ref().map_or_else(|| name.span(), Spanned::span);
-    if base == BaseImage::AmazonLinux2 && architecture == Architecture::Aarch64 {
-        found.hint(
-            place.clone(),
-            "no JavaScript action would run on Amazon Linux 2 for aarch64",
-            "expected x86_64 on amazon-linux-2",
-            "the runner's Node needs glibc 2.28, Amazon Linux 2 has 2.26, and no other build of Node for aarch64 exists: \
-             set base_image = \"amazon-linux-2023\"",
-        );
-    }
-    if !config.runner.sha256.contains_key(&architecture) {
-        found.hint(
-            place,
-            format!("fleet `{}` runs on {architecture}, for which no runner is pinned", name.get_ref()),
-            "",
-            format!("add `{architecture} = \"…\"` to [runner.sha256]; the release's page shows the digest"),
-        );
-    }
-}
-
-fn labels(raw: &RawFleet, found: &mut Findings) -> Vec<crate::model::Label> {
-    let mut seen = BTreeSet::new();
-    let mut labels = Vec::new();
-    for label in &raw.labels {
-        // GitHub compares labels without regard to case.
-        if !seen.insert(label.get_ref().to_ascii_lowercase()) {
-            found.add(label.span(), format!("label `{}` is there twice", label.get_ref()), "expected each label once");
-        } else if let Some(label) = found.parse("labels", label) {
-            labels.push(label);
-        }
-    }
-    labels
-}
-
-fn instance_types(raw: &RawFleet, architecture: Architecture, found: &mut Findings) -> Vec<InstanceType> {
-    let all = raw.instance_types.get_ref();
-    if all.is_empty() || all.len() > MOST_INSTANCE_TYPES {
-        let message = format!("`instance_types` has {} entries", all.len());
-        found.add(raw.instance_types.span(), message, format!("expected 1 to {MOST_INSTANCE_TYPES}"));
-    }
-    let mut types = Vec::new();
-    for value in all {
-        let Some(parsed) = found.parse::<InstanceType>("instance_types", value) else { continue };
-        let is = processor(parsed.as_str());
-        if is != architecture {
-            found.hint(
-                value.span(),
-                format!("{parsed} is an {is} type, the fleet's architecture is {architecture}"),
-                "expected a type of the fleet's architecture",
-                format!("set architecture = \"{is}\", or choose another type"),
-            );
-        }
-        types.push(parsed);
-    }
-    types
-}
-
-/// A Graviton family has a `g` among the letters behind its generation: m6g, c7gn, im4gn; a1 is the first of all.
-///
-/// Source: <https://docs.aws.amazon.com/ec2/latest/instancetypes/instance-type-names.html>
-fn processor(instance_type: &str) -> Architecture {
-    let family = instance_type.split('.').next().unwrap_or_default();
-    let attributes = family.trim_start_matches(|c: char| !c.is_ascii_digit()).trim_start_matches(|c: char| c.is_ascii_digit());
-    if attributes.split('-').next().is_some_and(|letters| letters.contains('g')) || family == "a1" {
-        Architecture::Aarch64
-    } else {
-        Architecture::X86_64
-    }
-}
-
-fn network(raw: &Spanned<RawNetwork>, found: &mut Findings) -> Option<Network> {
-    let RawNetwork::Given(RawSubnets { vpc, subnets }) = raw.get_ref() else { return Some(Network::NewVpc) };
-    if !vpc.starts_with("vpc-") {
-        found.add(raw.span(), format!("`vpc` is `{vpc}`"), "expected a VPC's id such as vpc-0123456789abcdef0");
-        return None;
-    }
-    let mut parsed = Vec::new();
-    for subnet in subnets {
-        match subnet.parse() {
-            Ok(subnet) => parsed.push(subnet),
-            Err(Malformed { value, expected }) => {
-                found.add(raw.span(), format!("`subnets` has `{value}`"), format!("expected {expected}"));
+fn fleets(raw: &RawConfig, found: &mut Findings) -> BTreeMap<FleetName, Fleet> {
+    let default_store = raw.app.as_ref().and_then(|app| app.get_ref().key_store.as_ref()).map(|store| *store.get_ref());
+    let pins = raw.runner.as_ref().and_then(|runner| runner.sha256.as_ref());
+    let tables = raw.fleet.iter().flatten();
+    tables
+        .filter_map(|(name, table)| {
+            let fleet = fleet::validate(name, table, default_store.unwrap_or(KeyStore::Kms), found);
+            if let Some(pins) = pins {
+                fleet::pinned(name, table, pins, found);
             }
-        }
-    }
-    if subnets.is_empty() {
-        found.add(raw.span(), "`subnets` is empty", "expected at least one subnet");
-    }
-    (parsed.len() == subnets.len() && !parsed.is_empty()).then(|| Network::Subnets { vpc: vpc.clone(), subnets: parsed })
-}
-
-fn times(raw: &RawFleet, found: &mut Findings) -> (u32, u32) {
-    let heartbeat = raw.heartbeat_secs.as_ref().map_or(300, |value| *value.get_ref());
-    if let Some(value) = raw.heartbeat_secs.as_ref().filter(|_| !HEARTBEAT_SECS.contains(&heartbeat)) {
-        let (least, most) = (HEARTBEAT_SECS.start(), HEARTBEAT_SECS.end());
-        found.add(value.span(), format!("`heartbeat_secs` is {heartbeat}"), format!("expected {least} to {most}"));
-    }
-    let drain = raw.drain_limit_secs.as_ref().map_or(6 * 3600, |value| *value.get_ref());
-    let longest = LONGEST_DRAIN_SECS.min(heartbeat.saturating_mul(100));
-    if !(60..=longest).contains(&drain) {
-        let span = raw.drain_limit_secs.as_ref().or(raw.heartbeat_secs.as_ref()).map_or(0..0, Spanned::span);
-        found.hint(
-            span,
-            format!("a drain of {drain} s"),
-            "expected a bound that Auto Scaling can keep",
-            format!("drain_limit_secs may be 60 to {longest}: 48 h or a hundred heartbeats, whichever is less"),
-        );
-    }
-    (heartbeat, drain)
-}
-
-/// What an instance is told must fit into a parameter of the stack.
-fn boot_configs(raw: &RawConfig, config: &Config, found: &mut Findings) {
-    for (name, table) in &raw.fleet {
-        let Some(fleet) = name.get_ref().parse().ok().and_then(|name: FleetName| config.fleets.get(&name)) else {
-            continue;
-        };
-        if let Err(error) = config.boot_config(fleet).to_json() {
-            let span = table.labels.first().zip(table.labels.last()).map_or_else(
-                || name.span(),
-                |(first, last)| first.span().start..last.span().end,
-            );
-            found.hint(span, error.to_string(), "", "fewer or shorter labels make it fit");
-        }
-    }
+            fleet.map(|fleet| (fleet.name.clone(), fleet))
+        })
+        .collect()
 }

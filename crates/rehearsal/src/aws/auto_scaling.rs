@@ -17,7 +17,9 @@ pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
     let hook = || (field("AutoScalingGroupName"), field("LifecycleHookName"), field("InstanceId"));
     let answered = match call.operation.as_str() {
         "DescribeAutoScalingGroups" => Ok(describe(&groups, &call.members("AutoScalingGroupNames"))),
-        "DescribeInstanceRefreshes" => refreshes(&groups, &field("AutoScalingGroupName"), &call.members("InstanceRefreshIds")),
+        "DescribeInstanceRefreshes" => {
+            refreshes(&groups, &field("AutoScalingGroupName"), &call.members("InstanceRefreshIds"))
+        }
         "StartInstanceRefresh" => start(&mut groups, call),
         "CompleteLifecycleAction" => {
             let (group, hook, id) = hook();
@@ -39,7 +41,9 @@ pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
 type Answered = Result<String, (&'static str, String)>;
 
 fn known(found: Option<()>, id: &str) -> Answered {
-    found.map(|()| String::new()).ok_or_else(|| ("ValidationError", format!("Instance Id not found - No managed instance found for instance ID: {id}")))
+    found.map(|()| String::new()).ok_or_else(|| {
+        ("ValidationError", format!("Instance Id not found - No managed instance found for instance ID: {id}"))
+    })
 }
 
 fn answer(operation: &str, answered: Answered) -> Response {
@@ -68,7 +72,8 @@ fn specification(group: &Group, version: &str) -> String {
 }
 
 fn mixed(group: &Group, version: &str) -> String {
-    let types: String = group.types.iter().map(|t| format!("<member><InstanceType>{t}</InstanceType></member>")).collect();
+    let types: String =
+        group.types.iter().map(|t| format!("<member><InstanceType>{t}</InstanceType></member>")).collect();
     format!(
         "<MixedInstancesPolicy><LaunchTemplate><LaunchTemplateSpecification>{}</LaunchTemplateSpecification>\
          <Overrides>{types}</Overrides></LaunchTemplate></MixedInstancesPolicy>",
@@ -122,7 +127,8 @@ fn refreshes(groups: &Groups, name: &str, ids: &[String]) -> Answered {
         .map(|refresh| {
             let Refresh { id, status, reason, to, .. } = refresh;
             let (left, percent) = if refresh.running() { (left, if left == 0 { 99 } else { 0 }) } else { (0, 100) };
-            let reason = if reason.is_empty() { String::new() } else { format!("<StatusReason>{reason}</StatusReason>") };
+            let reason =
+                if reason.is_empty() { String::new() } else { format!("<StatusReason>{reason}</StatusReason>") };
             format!(
                 "<member><InstanceRefreshId>{id}</InstanceRefreshId><AutoScalingGroupName>{name}</AutoScalingGroupName>\
                  <Status>{status}</Status>{reason}<PercentageComplete>{percent}</PercentageComplete>\
@@ -142,7 +148,10 @@ fn start(groups: &mut Groups, call: &Call) -> Answered {
     let name = call.field("AutoScalingGroupName").unwrap_or_default();
     let group = groups.groups.get_mut(&name).ok_or_else(|| missing(&name))?;
     if group.refreshes.last().is_some_and(Refresh::running) {
-        return Err(("InstanceRefreshInProgress", "An Instance Refresh is already in progress and blocks the execution of this Instance Refresh.".to_owned()));
+        return Err((
+            "InstanceRefreshInProgress",
+            "An Instance Refresh is already in progress and blocks the execution of this Instance Refresh.".to_owned(),
+        ));
     }
     let prefixes = [
         "DesiredConfiguration.MixedInstancesPolicy.LaunchTemplate.LaunchTemplateSpecification",
@@ -152,7 +161,10 @@ fn start(groups: &mut Groups, call: &Call) -> Answered {
     let auto_rollback = call.field("Preferences.AutoRollback").as_deref() == Some("true");
     let to = part("Version").unwrap_or_else(|| group.version.clone());
     if auto_rollback && (part("Version").is_none() || to.starts_with('$') || group.version.starts_with('$')) {
-        return Err(("ValidationError", "AutoRollback needs a desired configuration with a numbered launch template version.".to_owned()));
+        return Err((
+            "ValidationError",
+            "AutoRollback needs a desired configuration with a numbered launch template version.".to_owned(),
+        ));
     }
     if part("LaunchTemplateId").is_some_and(|id| id != group.template) {
         return Err(("ValidationError", "The launch template is not the group's.".to_owned()));
@@ -161,7 +173,11 @@ fn start(groups: &mut Groups, call: &Call) -> Answered {
     let least = percent("Preferences.MinHealthyPercentage", 90);
     let most = percent("Preferences.MaxHealthyPercentage", 100);
     if least > 100 || !(100..=200).contains(&most) || most - least > 100 {
-        return Err(("ValidationError", "The difference between MaxHealthyPercentage and MinHealthyPercentage cannot be greater than 100.".to_owned()));
+        return Err((
+            "ValidationError",
+            "The difference between MaxHealthyPercentage and MinHealthyPercentage cannot be greater than 100."
+                .to_owned(),
+        ));
     }
     let id = format!("refresh-{}-{}", name, group.refreshes.len() + 1);
     group.begin(id.clone(), to, auto_rollback);

@@ -190,7 +190,8 @@ async fn run_phase(
                 }
                 note(shared, baking, workflow, &name, "RUNNING");
                 let injected = baking.fail_step.as_deref() == Some(step.name.as_str());
-                let done = if injected { Err(anyhow::anyhow!("told to fail")) } else { execute(shared, step, &values).await };
+                let done =
+                    if injected { Err(anyhow::anyhow!("told to fail")) } else { execute(shared, step, &values).await };
                 note(shared, baking, workflow, &name, if done.is_ok() { "COMPLETED" } else { "FAILED" });
                 if let Err(error) = done {
                     failed(shared, baking, phase_name, step, &error);
@@ -204,9 +205,11 @@ async fn run_phase(
 }
 
 fn note(shared: &Shared, baking: &Baking, workflow: &'static str, name: &str, status: &'static str) {
-    update(shared, &baking.arn, |build| match build.steps.iter_mut().find(|(of, known, _)| *of == workflow && known == name) {
-        Some(step) => step.2 = status,
-        None => build.steps.push((workflow, name.to_owned(), status)),
+    update(shared, &baking.arn, |build| {
+        match build.steps.iter_mut().find(|(of, known, _)| *of == workflow && known == name) {
+            Some(step) => step.2 = status,
+            None => build.steps.push((workflow, name.to_owned(), status)),
+        }
     });
 }
 

@@ -119,8 +119,12 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
     };
     if call.from_pipeline {
         let status = response.status().as_u16();
-        let request =
-            Request { service: call.service.clone(), operation: call.operation.clone(), mutating: call.mutating(), status };
+        let request = Request {
+            service: call.service.clone(),
+            operation: call.operation.clone(),
+            mutating: call.mutating(),
+            status,
+        };
         lock(&shared.requests).push(request);
     }
     if let Some((When::After, tell)) = cut {
@@ -138,7 +142,8 @@ fn public_parameter(shared: &Shared, call: &Call) -> Option<Response> {
     let body: serde_json::Value = serde_json::from_slice(&call.body).ok()?;
     let name = body["Name"].as_str()?;
     let value = lock(&shared.image_builder).bases.get(name)?.clone();
-    let parameter = serde_json::json!({ "Name": name, "Value": value, "Type": "String", "DataType": "text", "Version": 1 });
+    let parameter =
+        serde_json::json!({ "Name": name, "Value": value, "Type": "String", "DataType": "text", "Version": 1 });
     let answer = serde_json::json!({ "Parameter": parameter }).to_string();
     Some(([(header::CONTENT_TYPE, "application/x-amz-json-1.1")], answer).into_response())
 }

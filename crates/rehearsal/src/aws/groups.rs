@@ -133,7 +133,15 @@ pub(super) struct Group {
 impl Group {
     pub(super) fn begin(&mut self, id: String, to: String, auto_rollback: bool) {
         let from = self.version.clone();
-        self.refreshes.push(Refresh { id, status: "Pending", reason: String::new(), to, from, begun: Instant::now(), auto_rollback });
+        self.refreshes.push(Refresh {
+            id,
+            status: "Pending",
+            reason: String::new(),
+            to,
+            from,
+            begun: Instant::now(),
+            auto_rollback,
+        });
     }
 }
 
@@ -489,9 +497,8 @@ async fn launch_data(shared: &Shared, template: &str, version: &str) -> anyhow::
     let fields = [("LaunchTemplateId", template), ("LaunchTemplateVersion.1", version)];
     let answer = shared.backend.query("ec2", "DescribeLaunchTemplateVersions", &fields).await?;
     let document = roxmltree::Document::parse(&answer)?;
-    let text = |name: &str| {
-        document.descendants().find(|node| node.tag_name().name() == name).and_then(|node| node.text())
-    };
+    let text =
+        |name: &str| document.descendants().find(|node| node.tag_name().name() == name).and_then(|node| node.text());
     let encoded = text("userData").context("the launch template holds user data")?;
     let user_data = String::from_utf8(STANDARD.decode(encoded.trim())?)?;
     Ok(LaunchData { ami: text("imageId").context("the launch template names an image")?.to_owned(), user_data })
@@ -563,7 +570,8 @@ pub(super) fn kill_below(folder: &Path) {
     let Ok(processes) = std::fs::read_dir("/proc") else { return };
     for process in processes.flatten() {
         let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        let below = |link: &str| std::fs::read_link(process.path().join(link)).is_ok_and(|path| path.starts_with(folder));
+        let below =
+            |link: &str| std::fs::read_link(process.path().join(link)).is_ok_and(|path| path.starts_with(folder));
         if below("exe") || below("cwd") {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }

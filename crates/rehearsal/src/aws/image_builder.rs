@@ -114,7 +114,10 @@ fn arn(kind: &str, rest: &str) -> String {
 }
 
 fn text<'a>(value: &'a Value, name: &str) -> Result<&'a str, Refused> {
-    value[name].as_str().filter(|text| !text.is_empty()).ok_or_else(|| invalid(format!("The value supplied for parameter '{name}' is not valid.")))
+    value[name]
+        .as_str()
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| invalid(format!("The value supplied for parameter '{name}' is not valid.")))
 }
 
 /// `[-_A-Za-z0-9 ]{3,128}` and `\d+.\d+.\d+` with nodes below 2^30.

@@ -63,10 +63,13 @@ fn value(instance: &Instance, path: &str) -> Option<String> {
         "meta-data/ami-id" => instance.ami.clone(),
         "meta-data/placement/region" => REGION.to_owned(),
         "meta-data/placement/availability-zone" => format!("{REGION}a"),
-        "meta-data/autoscaling/target-lifecycle-state" => lock(&instance.shared.groups).target_state(&instance.id)?.to_owned(),
+        "meta-data/autoscaling/target-lifecycle-state" => {
+            lock(&instance.shared.groups).target_state(&instance.id)?.to_owned()
+        }
         "user-data" => instance.user_data.clone(),
         "dynamic/instance-identity/document" => {
-            json!({ "instanceId": instance.id, "region": REGION, "accountId": ACCOUNT, "imageId": instance.ami }).to_string()
+            json!({ "instanceId": instance.id, "region": REGION, "accountId": ACCOUNT, "imageId": instance.ami })
+                .to_string()
         }
         "meta-data/iam/security-credentials" => ROLE.to_owned(),
         "meta-data/iam/security-credentials/kiln-runner" => json!({

@@ -84,6 +84,7 @@ pub(super) fn pack(version: &str, listener: &Path, url: String) -> anyhow::Resul
 
 fn header(mode: u32, kind: EntryType) -> Header {
     let mut header = Header::new_gnu();
+    header.set_size(0);
     header.set_entry_type(kind);
     header.set_mode(mode);
     header.set_mtime(0);

@@ -1,9 +1,7 @@
 //! What a person gets wrong: each is one paragraph with a hint and its documented exit code, and nothing is half done.
 
-mod support;
-
+use crate::support::{quiet, refused};
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
-use support::{quiet, refused};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_are_none_of_this_apps_are_refused_before_anything_changes() {
@@ -34,7 +32,8 @@ async fn keys_that_are_none_of_this_apps_are_refused_before_anything_changes() {
 async fn credentials_and_regions_that_do_not_work_are_told_from_each_other() {
     let world = support::world().await;
     world.write_config(VERSIONS[0], FLEETS).unwrap();
-    let outcome = world.command(&["deploy"]).env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").output();
+    let outcome =
+        world.command(&["deploy"]).env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").output();
     let outcome = outcome.await.unwrap();
     let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
     assert_eq!(outcome.status.code(), Some(4), "{said}");

@@ -1,11 +1,9 @@
 //! Every command is killed with SIGKILL at every mutating call it makes, before the call takes effect and after, and run
 //! again each time, until a run gets through: it must resume or start cleanly, and end right.
 
-mod support;
-
+use crate::support::{World, quiet};
 use kiln_rehearsal::aws::When;
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
-use support::{World, quiet};
 
 /// More than any command's mutating calls, twice over: one that makes no progress is found out.
 const MOST_RUNS: usize = 150;

@@ -1,0 +1,83 @@
+//! Images, and what SSM and EC2 know of them.
+
+use std::collections::BTreeMap;
+
+use kiln_fleet::model::{Architecture, BaseImage};
+use kiln_release::ports::{Component, Distribution, Identity as _, Images as _, Infrastructure, Versioned};
+
+use crate::there;
+
+#[tokio::test]
+async fn images_are_found_and_recorded() {
+    let there = there().await;
+    let cloud = &there.cloud;
+    let caller = cloud.caller().await.unwrap();
+    assert_eq!((caller.partition.as_str(), caller.account.as_str()), ("aws", "000000000000"));
+
+    let base = cloud.newest_base(BaseImage::AmazonLinux2, Architecture::X86_64).await.unwrap();
+    let other = cloud.newest_base(BaseImage::AmazonLinux2023, Architecture::X86_64).await.unwrap();
+    assert_ne!(base, other);
+    assert_eq!(cloud.ami(&base).await.unwrap().unwrap().state, "available");
+
+    let parameter = "/kiln-acme/image/al2-x86_64";
+    assert_eq!(cloud.recorded(parameter).await.unwrap(), None);
+    for ami in [&base, &base, &other] {
+        cloud.record(parameter, ami).await.unwrap();
+        assert_eq!(cloud.recorded(parameter).await.unwrap().as_ref(), Some(ami));
+    }
+    let tags = BTreeMap::from([("kiln:inputs".to_owned(), "aa".to_owned())]);
+    cloud.tag_ami(&base, &tags).await.unwrap();
+    assert_eq!(cloud.ami(&base).await.unwrap().unwrap().tags["kiln:inputs"], "aa");
+    there.local.deregister_image(base.as_str()).await.unwrap();
+    assert_eq!(cloud.ami(&base).await.unwrap(), None);
+    there.local.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_image_builder_has_is_made_once_and_updated_in_place() {
+    let there = there().await;
+    let cloud = &there.cloud;
+    let id = Versioned { name: "kiln-greet".to_owned(), version: "1.2.3".to_owned() };
+    let document = "\
+name: greet
+description: Greets.
+schemaVersion: '1.0'
+phases:
+  - name: build
+    steps:
+      - name: Greet
+        action: ExecuteBash
+        inputs:
+          commands: ['echo hello']
+";
+    let component =
+        Component { id: id.clone(), document: document.to_owned(), supported_os: vec!["Amazon Linux 2".to_owned()] };
+    assert!(!cloud.has_component(&id).await.unwrap());
+    cloud.create_component(&component).await.unwrap();
+    cloud.create_component(&component).await.unwrap();
+    assert!(cloud.has_component(&id).await.unwrap());
+
+    let mut infrastructure = Infrastructure {
+        name: "kiln-acme-al2-x86_64".to_owned(),
+        instance_profile: "kiln-acme-bake".to_owned(),
+        instance_types: vec!["m5.large".to_owned()],
+        log_bucket: "kiln-acme".to_owned(),
+    };
+    assert_eq!(cloud.infrastructure(&infrastructure.name).await.unwrap(), None);
+    for size in ["m5.large", "m5.xlarge"] {
+        infrastructure.instance_types = vec![size.to_owned()];
+        cloud.put_infrastructure(&infrastructure).await.unwrap();
+        assert_eq!(cloud.infrastructure(&infrastructure.name).await.unwrap().as_ref(), Some(&infrastructure));
+    }
+    let mut distribution = Distribution {
+        name: "kiln-acme-al2-x86_64".to_owned(),
+        ami_name: "kiln {{ imagebuilder:buildDate }}".to_owned(),
+        ami_tags: BTreeMap::new(),
+    };
+    for value in ["1", "2"] {
+        distribution.ami_tags.insert("kiln:managed".to_owned(), value.to_owned());
+        cloud.put_distribution(&distribution).await.unwrap();
+        assert_eq!(cloud.distribution(&distribution.name).await.unwrap().as_ref(), Some(&distribution));
+    }
+    there.local.shutdown().await;
+}

@@ -1,0 +1,65 @@
+//! CloudFormation, S3 in a bucket that a stack made, and groups that are not there.
+
+use std::collections::BTreeMap;
+
+use kiln_fleet::model::{GroupName, Sha256};
+use kiln_release::ports::{Blobs as _, Groups as _, Progress, StackRequest, Stacks as _};
+use kiln_release::stacks::{self, StackStep, difference};
+
+use crate::there;
+
+const TEMPLATE: &str = include_str!("../../../../infra/bake.yaml");
+const BUCKET: &str = "kiln-acme-000000000000-eu-central-1";
+
+fn wanted() -> StackRequest {
+    StackRequest {
+        name: "kiln-acme-bake".to_owned(),
+        template: TEMPLATE.to_owned(),
+        parameters: BTreeMap::from([("BucketName".to_owned(), BUCKET.to_owned())]),
+        tags: BTreeMap::from([("kiln:managed".to_owned(), "true".to_owned())]),
+    }
+}
+
+#[derive(Default)]
+struct Said(std::sync::Mutex<Vec<String>>);
+
+impl Progress for Said {
+    fn say(&self, line: &str) {
+        self.0.lock().unwrap().push(line.to_owned());
+    }
+    fn state(&self, _: &str) {}
+}
+
+#[tokio::test]
+async fn a_stack_is_made_once_and_holds_the_payload() {
+    let there = there().await;
+    let cloud = &there.cloud;
+    let wanted = wanted();
+    assert_eq!(cloud.stack(&wanted.name).await.unwrap(), None);
+    let step = StackStep { request: wanted.clone(), difference: difference(None, &wanted).unwrap() };
+    let said = Said::default();
+    stacks::apply(cloud, &step, &said).await.unwrap();
+    let said = said.0.into_inner().unwrap();
+    assert!(said.iter().any(|line| line.starts_with("+ Bucket (AWS::S3::Bucket)")), "{said:?}");
+    assert!(said.iter().any(|line| line.starts_with("CREATE_COMPLETE kiln-acme-bake")), "{said:?}");
+
+    let stack = cloud.stack(&wanted.name).await.unwrap().unwrap();
+    assert_eq!(difference(Some(&stack), &wanted), None, "what was asked for is what is read back");
+    assert_eq!(stack.outputs["Bucket"], BUCKET);
+
+    let bytes = b"payload".to_vec();
+    let sha256: Sha256 = "239f59ed55e737c77147cf55ad0c1b030b6d7ee748a7426952f9b852d5a935e5".parse().unwrap();
+    let key = "payload/239f59ed.tar.gz";
+    assert!(!cloud.has_blob(BUCKET, key).await.unwrap());
+    cloud.put_blob(BUCKET, key, bytes, &sha256).await.unwrap();
+    assert!(cloud.has_blob(BUCKET, key).await.unwrap());
+    there.local.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_group_that_is_not_there_is_none() {
+    let there = there().await;
+    let name: GroupName = "kiln-acme-fleet-linux".parse().unwrap();
+    assert_eq!(there.cloud.group(&name).await.unwrap(), None);
+    there.local.shutdown().await;
+}

@@ -1,0 +1,247 @@
+//! What one `[fleet.NAME]` can have wrong.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::str::FromStr;
+
+use toml::Spanned;
+
+use super::diagnostic::{Diagnostic, Findings};
+use super::raw::{RawFleet, RawNetwork, RawSha256};
+use super::{Config, DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_RUNNER_GROUP, Fleet, Network};
+use crate::model::{
+    Architecture, BaseImage, FleetName, InstanceType, KeyStore, Label, Malformed, Registration, SubnetId, VpcId,
+};
+
+/// Auto Scaling keeps an instance waiting for 48 hours or a hundred heartbeat timeouts, whichever is less; the 48 hours
+/// are in the schema.
+///
+/// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/lifecycle-hooks-overview.html>
+const MOST_HEARTBEATS: u32 = 100;
+
+pub(super) fn validate(
+    name: &Spanned<String>,
+    raw: &RawFleet,
+    default_store: KeyStore,
+    found: &mut Findings,
+) -> Option<Fleet> {
+    let fleet_name: Option<FleetName> = found.parse("the fleet's name", name);
+    let architecture = architecture(raw);
+    let base_image = get(raw.base_image.as_ref(), BaseImage::AmazonLinux2);
+    let registration = get(raw.registration.as_ref(), Registration::Persistent);
+    runs_actions(name, raw, base_image, architecture, found);
+    let labels = labels(name, raw, registration, found);
+    let runner_group = runner_group(raw, found);
+    let instance_types = raw.instance_types.as_ref().map(|types| instance_types(types, raw, architecture, found));
+    let capacity = capacity(raw, found);
+    let network = raw.network.as_ref().and_then(|network| self::network(network.get_ref(), found));
+    let (heartbeat_secs, drain_limit_secs) = times(name, raw, found);
+    let (min, max) = capacity?;
+    Some(Fleet {
+        name: fleet_name?,
+        labels,
+        runner_group: runner_group?,
+        registration,
+        base_image,
+        architecture,
+        instance_types: instance_types?,
+        min,
+        max,
+        network: network?,
+        key_store: get(raw.key_store.as_ref(), default_store),
+        heartbeat_secs,
+        drain_limit_secs,
+    })
+}
+
+fn get<T: Copy>(value: Option<&Spanned<T>>, default: T) -> T {
+    value.map_or(default, |value| *value.get_ref())
+}
+
+fn architecture(raw: &RawFleet) -> Architecture {
+    get(raw.architecture.as_ref(), Architecture::X86_64)
+}
+
+/// Where the architecture is said, or the fleet's name where it is left to the default.
+fn architecture_place(name: &Spanned<String>, raw: &RawFleet) -> Range<usize> {
+    raw.architecture.as_ref().map_or_else(|| name.span(), Spanned::span)
+}
+
+/// A runner must be pinned for every architecture in use.
+pub(super) fn pinned(name: &Spanned<String>, raw: &RawFleet, pins: &Spanned<RawSha256>, found: &mut Findings) {
+    let architecture = architecture(raw);
+    let pin = match architecture {
+        Architecture::X86_64 => &pins.get_ref().x86_64,
+        Architecture::Aarch64 => &pins.get_ref().aarch64,
+    };
+    if pin.is_none() {
+        let message = format!("fleet `{}` runs on {architecture}, for which no runner is pinned", name.get_ref());
+        found.push(
+            Diagnostic::new(architecture_place(name, raw), message)
+                .related(pins.span(), format!("expected a digest for {architecture} in here"))
+                .hint(format!(
+                    "add `{architecture} = \"…\"`: the SHA-256 of actions-runner-linux-{}-VERSION.tar.gz on the \
+                     release's page",
+                    architecture.runner_name()
+                )),
+        );
+    }
+}
+
+fn runs_actions(
+    name: &Spanned<String>,
+    raw: &RawFleet,
+    base: BaseImage,
+    architecture: Architecture,
+    found: &mut Findings,
+) {
+    if base == BaseImage::AmazonLinux2 && architecture == Architecture::Aarch64 {
+        found.push(
+            Diagnostic::new(
+                architecture_place(name, raw),
+                "no JavaScript action would run on amazon-linux-2 for aarch64",
+            )
+            .expected("expected x86_64 on amazon-linux-2")
+            .hint(
+                "set `base_image = \"amazon-linux-2023\"`: the runner's Node needs glibc 2.28, Amazon Linux 2 has \
+                     2.26, and nobody builds Node for that and aarch64",
+            ),
+        );
+    }
+}
+
+/// Parses the entries of an array and refuses those that are there twice; `same` is what makes them the same.
+fn distinct<T: FromStr<Err = Malformed>>(
+    key: &str,
+    entries: &[Spanned<String>],
+    same: fn(&str) -> String,
+    found: &mut Findings,
+) -> Vec<(Range<usize>, T)> {
+    let mut seen: BTreeMap<String, Range<usize>> = BTreeMap::new();
+    let mut parsed = Vec::new();
+    for entry in entries {
+        let Some(value) = found.parse(&format!("an entry of `{key}`"), entry) else { continue };
+        match seen.insert(same(entry.get_ref()), entry.span()) {
+            None => parsed.push((entry.span(), value)),
+            Some(first) => found.push(
+                Diagnostic::new(entry.span(), format!("`{}` is in `{key}` twice", entry.get_ref()))
+                    .expected("expected each once")
+                    .related(first, "the first"),
+            ),
+        }
+    }
+    parsed
+}
+
+fn labels(name: &Spanned<String>, raw: &RawFleet, registration: Registration, found: &mut Findings) -> Vec<Label> {
+    let entries = raw.labels.as_ref().map_or(&[][..], |labels| labels.get_ref().as_slice());
+    if entries.is_empty() && registration == Registration::Ephemeral {
+        let span = raw.labels.as_ref().map_or_else(|| name.span(), Spanned::span);
+        found.push(
+            Diagnostic::new(span, "an ephemeral fleet has no label")
+                .expected("expected `labels` with at least one")
+                .hint("GitHub makes no just-in-time configuration without one; `labels = [\"linux-x64\"]`, for one"),
+        );
+    }
+    // GitHub compares labels without regard to case.
+    let labels = distinct("labels", entries, str::to_ascii_lowercase, found);
+    labels.into_iter().map(|(_, label)| label).collect()
+}
+
+fn runner_group(raw: &RawFleet, found: &mut Findings) -> Option<String> {
+    let Some(group) = &raw.runner_group else { return Some(DEFAULT_RUNNER_GROUP.to_owned()) };
+    let name = group.get_ref();
+    if name.trim().is_empty() || name.trim() != name || name.contains(char::is_control) {
+        found.push(
+            Diagnostic::new(group.span(), format!("`runner_group` is `{}`", name.escape_debug()))
+                .expected("expected a group's name, without blanks around it")
+                .hint(format!("`{DEFAULT_RUNNER_GROUP}` is the one every organization has")),
+        );
+        return None;
+    }
+    Some(name.clone())
+}
+
+fn instance_types(
+    entries: &Spanned<Vec<Spanned<String>>>,
+    raw: &RawFleet,
+    wanted: Architecture,
+    found: &mut Findings,
+) -> Vec<InstanceType> {
+    let types: Vec<(_, InstanceType)> = distinct("instance_types", entries.get_ref(), str::to_owned, found);
+    for (span, instance_type) in &types {
+        let is = instance_type.architecture();
+        if is != wanted {
+            let message = format!("{instance_type} has a processor for {is}, the fleet's architecture is {wanted}");
+            let mut diagnostic = Diagnostic::new(span.clone(), message)
+                .expected(format!("expected a type for {wanted}"))
+                .hint(format!("choose another type, or set `architecture = \"{is}\"`"));
+            if let Some(architecture) = &raw.architecture {
+                diagnostic = diagnostic.related(architecture.span(), "the fleet's architecture");
+            }
+            found.push(diagnostic);
+        }
+    }
+    types.into_iter().map(|(_, instance_type)| instance_type).collect()
+}
+
+fn capacity(raw: &RawFleet, found: &mut Findings) -> Option<(u32, u32)> {
+    let (min, max) = (raw.min.as_ref()?, raw.max.as_ref()?);
+    if min > max {
+        found.push(
+            Diagnostic::new(min.span(), format!("`min` is {min}, more than `max`"))
+                .expected(format!("expected at most {max}"))
+                .related(max.span(), "`max`"),
+        );
+        return None;
+    }
+    Some((*min.get_ref(), *max.get_ref()))
+}
+
+fn network(raw: &RawNetwork, found: &mut Findings) -> Option<Network> {
+    let RawNetwork::Given(given) = raw else { return Some(Network::NewVpc) };
+    let vpc: Option<VpcId> = given.vpc.as_ref().and_then(|vpc| found.parse("`vpc`", vpc));
+    let subnets: Option<Vec<SubnetId>> = given.subnets.as_ref().map(|subnets| {
+        let subnets = distinct("subnets", subnets.get_ref(), str::to_owned, found);
+        subnets.into_iter().map(|(_, subnet)| subnet).collect()
+    });
+    Some(Network::Subnets { vpc: vpc?.to_string(), subnets: subnets? })
+}
+
+fn times(name: &Spanned<String>, raw: &RawFleet, found: &mut Findings) -> (u32, u32) {
+    let heartbeat = get(raw.heartbeat_secs.as_ref(), DEFAULT_HEARTBEAT_SECS);
+    let drain = get(raw.drain_limit_secs.as_ref(), DEFAULT_DRAIN_LIMIT_SECS);
+    let longest = heartbeat.saturating_mul(MOST_HEARTBEATS);
+    if drain > longest {
+        let [drain_place, heartbeat_place] = [&raw.drain_limit_secs, &raw.heartbeat_secs];
+        let place = drain_place.as_ref().or(heartbeat_place.as_ref());
+        let mut diagnostic = Diagnostic::new(
+            place.map_or_else(|| name.span(), Spanned::span),
+            format!("a drain of {drain} s takes more than {MOST_HEARTBEATS} heartbeats of {heartbeat} s"),
+        )
+        .expected(format!("Auto Scaling would end it after {longest} s"))
+        .hint(format!(
+            "set `heartbeat_secs` to at least {}, or `drain_limit_secs` to at most {longest}",
+            drain.div_ceil(MOST_HEARTBEATS)
+        ));
+        if let (Some(_), Some(heartbeat)) = (drain_place, heartbeat_place) {
+            diagnostic = diagnostic.related(heartbeat.span(), "the heartbeat");
+        }
+        found.push(diagnostic);
+    }
+    (heartbeat, drain)
+}
+
+/// What an instance is told must fit into a parameter of the stack.
+pub(super) fn boot_config(config: &Config, name: &Spanned<String>, raw: &RawFleet, found: &mut Findings) {
+    let parsed: Result<FleetName, _> = name.get_ref().parse();
+    let Some(fleet) = parsed.ok().and_then(|name| config.fleets.get(&name)) else { return };
+    if let Err(error) = config.boot_config(fleet).to_json() {
+        let span = raw.labels.as_ref().map_or_else(|| name.span(), Spanned::span);
+        found.push(
+            Diagnostic::new(span, error.to_string())
+                .expected("expected fewer or shorter labels")
+                .hint("labels are what of it can be of any length; the rest takes less than 1,500 bytes"),
+        );
+    }
+}

@@ -1,0 +1,225 @@
+//! What `deploy` would do.
+
+use std::collections::BTreeMap;
+
+use kiln_fleet::config::Config;
+use kiln_fleet::model::AmiId;
+use kiln_github::Runner;
+use kiln_release::deploy::{self, Observed, Request, SERVING, Step};
+use kiln_release::plan::Plan;
+use kiln_release::ports::{Group, GroupInstance, LaunchTemplateVersion, Refresh, RefreshStatus, Stack, StackRequest};
+
+use crate::{assert_nothing_to_do, config, steps};
+
+const AMI: &str = "ami-000000000000000aa";
+const INSTANCE: &str = "i-00000000000000001";
+
+fn version(number: u32) -> LaunchTemplateVersion {
+    LaunchTemplateVersion { id: "lt-1".to_owned(), version: number.to_string() }
+}
+
+fn ami() -> AmiId {
+    AMI.parse().unwrap()
+}
+
+/// The stack as a deploy of `wanted` leaves it.
+fn stack_of(wanted: &StackRequest, newest: u32) -> Stack {
+    let version = version(newest);
+    Stack {
+        name: wanted.name.clone(),
+        status: "UPDATE_COMPLETE".to_owned(),
+        reason: None,
+        template: Some(wanted.template.clone()),
+        parameters: wanted.parameters.clone(),
+        outputs: BTreeMap::from([
+            ("LaunchTemplateId".to_owned(), version.id),
+            ("LaunchTemplateVersion".to_owned(), version.version),
+        ]),
+    }
+}
+
+fn instance(number: u32) -> GroupInstance {
+    GroupInstance {
+        id: INSTANCE.parse().unwrap(),
+        state: "InService".to_owned(),
+        healthy: true,
+        launch_template: Some(version(number)),
+    }
+}
+
+fn runner(status: &str) -> Runner {
+    serde_json::from_value(serde_json::json!({
+        "id": 1, "name": format!("linux-{INSTANCE}"), "status": status, "busy": false, "ephemeral": false, "version": null
+    }))
+    .unwrap()
+}
+
+struct There {
+    config: Config,
+    observed: Observed,
+}
+
+impl There {
+    /// Fleet `linux`, served by version 3.
+    fn serving() -> Self {
+        let config = config();
+        let request = Request { config: &config, fleet: &config.fleets[&"linux".parse().unwrap()] };
+        let wanted = deploy::stack_request(&request, &ami(), None, "").unwrap();
+        let group = Group {
+            name: config.group(&request.fleet.name),
+            launch_template: Some(version(3)),
+            min: 1,
+            max: 4,
+            desired: 1,
+            instances: vec![instance(3)],
+        };
+        let observed = Observed {
+            ami: ami(),
+            network: None,
+            stack: Some(stack_of(&wanted, 3)),
+            group: Some(group),
+            refresh: None,
+            runners: vec![runner("online")],
+        };
+        Self { config, observed }
+    }
+
+    fn stack(&mut self) -> &mut Stack {
+        self.observed.stack.as_mut().unwrap()
+    }
+
+    fn group(&mut self) -> &mut Group {
+        self.observed.group.as_mut().unwrap()
+    }
+
+    fn plan(&self) -> Plan<Step> {
+        self.plan_of("linux")
+    }
+
+    fn plan_of(&self, fleet: &str) -> Plan<Step> {
+        let fleet = &self.config.fleets[&fleet.parse().unwrap()];
+        deploy::plan(&Request { config: &self.config, fleet }, &self.observed).unwrap()
+    }
+}
+
+/// The value a stack step would give a parameter.
+fn parameter<'a>(step: &'a Step, name: &str) -> &'a str {
+    let Step::Stack(step) = step else { panic!("no stack step: {step}") };
+    &step.request.parameters[name]
+}
+
+#[test]
+fn nothing_changed() {
+    let plan = There::serving().plan();
+    assert_nothing_to_do(&plan);
+    assert!(plan.settled.contains(AMI), "{}", plan.settled);
+}
+
+#[test]
+fn the_first_time() {
+    let mut there = There::serving();
+    there.observed = Observed { stack: None, group: None, runners: Vec::new(), ..there.observed };
+    let plan = there.plan();
+    let expected = ["create stack kiln-acme-fleet-linux", "see the runners of kiln-acme-fleet-linux online at GitHub"];
+    assert_eq!(steps(&plan), expected);
+    assert_eq!(parameter(&plan.steps[0], SERVING), "");
+}
+
+#[test]
+fn a_fleet_without_a_network_gets_one_first() {
+    let mut there = There::serving();
+    there.observed = Observed { stack: None, group: None, runners: Vec::new(), ..there.observed };
+    let plan = there.plan_of("once");
+    let steps = steps(&plan);
+    assert_eq!(steps[..2], ["create stack kiln-acme-network", "create stack kiln-acme-fleet-once"]);
+    assert_eq!(parameter(&plan.steps[1], "VpcId"), "output:kiln-acme-network:VpcId");
+}
+
+#[test]
+fn a_new_image_is_rolled_while_the_group_is_held_at_what_serves() {
+    let mut there = There::serving();
+    there.observed.ami = "ami-000000000000000bb".parse().unwrap();
+    let plan = there.plan();
+    let expected = [
+        "update stack kiln-acme-fleet-linux",
+        "roll kiln-acme-fleet-linux to the stack's newest launch template version",
+        "settle stack kiln-acme-fleet-linux: it follows its newest launch template version again",
+        "see the runners of kiln-acme-fleet-linux online at GitHub",
+    ];
+    assert_eq!(steps(&plan), expected);
+    assert_eq!(parameter(&plan.steps[0], SERVING), "3", "the group may not follow before the roll");
+    let shown = plan.steps[0].to_string();
+    assert!(shown.contains(&format!("~ AmiId = {AMI} -> ami-000000000000000bb")), "{shown}");
+    assert!(!shown.contains("MaxSize"), "what stays is not shown: {shown}");
+}
+
+#[test]
+fn each_state_that_an_interrupted_roll_leaves_is_gone_on_from() {
+    // The stack was updated, the group held.
+    let mut there = There::serving();
+    there.stack().parameters.insert(SERVING.to_owned(), "3".to_owned());
+    there.stack().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
+    let rest = [
+        "roll kiln-acme-fleet-linux to the stack's newest launch template version",
+        "settle stack kiln-acme-fleet-linux: it follows its newest launch template version again",
+        "see the runners of kiln-acme-fleet-linux online at GitHub",
+    ];
+    assert_eq!(steps(&there.plan()), rest);
+
+    // The refresh was started.
+    let running = Refresh {
+        id: "refresh-1".to_owned(),
+        status: RefreshStatus::Running("InProgress".to_owned()),
+        percent: 0,
+        remaining: 1,
+        reason: None,
+        to: Some(version(4)),
+    };
+    there.observed.refresh = Some(running.clone());
+    let planned = steps(&there.plan());
+    assert_eq!(planned[0], "wait for instance refresh refresh-1 of kiln-acme-fleet-linux, which is running");
+    assert_eq!(planned[1..], rest);
+
+    // It ended.
+    there.observed.refresh = Some(Refresh { status: RefreshStatus::Successful, ..running });
+    there.group().launch_template = Some(version(4));
+    there.group().instances = vec![instance(4)];
+    assert_eq!(steps(&there.plan()), rest[1..]);
+}
+
+#[test]
+fn a_rolled_back_group_is_rolled_again() {
+    let mut there = There::serving();
+    there.stack().parameters.insert(SERVING.to_owned(), "3".to_owned());
+    there.stack().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
+    there.observed.refresh = Some(Refresh {
+        id: "refresh-1".to_owned(),
+        status: RefreshStatus::Ended("RollbackSuccessful".to_owned()),
+        percent: 100,
+        remaining: 0,
+        reason: None,
+        to: Some(version(4)),
+    });
+    assert!(steps(&there.plan())[0].starts_with("roll "));
+}
+
+#[test]
+fn other_bounds_roll_nothing() {
+    let mut there = There::serving();
+    there.stack().parameters.insert("MaxSize".to_owned(), "9".to_owned());
+    let plan = there.plan();
+    assert_eq!(plan.steps.len(), 2, "{plan}");
+    assert!(plan.to_string().contains("~ MaxSize = 9 -> 4"), "{plan}");
+    assert_eq!(parameter(&plan.steps[0], SERVING), "");
+}
+
+#[test]
+fn an_instance_whose_runner_is_offline_or_leaving_counts_as_it_should() {
+    let mut there = There::serving();
+    there.observed.runners = vec![runner("offline")];
+    assert_eq!(steps(&there.plan()), ["see the runners of kiln-acme-fleet-linux online at GitHub"]);
+
+    let mut there = There::serving();
+    there.group().instances.push(GroupInstance { state: "Terminating:Wait".to_owned(), ..instance(2) });
+    assert_nothing_to_do(&there.plan());
+}

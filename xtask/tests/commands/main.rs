@@ -1,0 +1,8 @@
+//! The commands, as the shipped executable, in worlds of their own.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bad_input;
+mod kill;
+mod map;
+mod support;
