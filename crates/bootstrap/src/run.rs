@@ -42,7 +42,7 @@ const SERVED: Duration = Duration::from_secs(600);
 /// Runs it; the exit code is the process's.
 pub(crate) async fn run(machine: &Machine) -> ExitCode {
     let metadata = Metadata::connect();
-    let identity = match phase("identify", IDENTIFY_BOUND, metadata.identify()).await {
+    let identity = match phase("identify", IDENTIFY_BOUND, Box::pin(metadata.identify())).await {
         Ok((identity, ms)) => (identity, ms),
         // Nothing says which group to tell: the launch hook's own timeout gives the instance up.
         Err(error) => {

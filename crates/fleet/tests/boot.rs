@@ -1,5 +1,7 @@
 //! BootConfig: the document that instances in the field read.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use kiln_fleet::boot::{App, BootConfig, BootConfigError, GitHub, KeySource, Lifecycle, MAX_BYTES, Runner, VERSION};
 use kiln_fleet::model::Registration;
 

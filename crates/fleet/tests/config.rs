@@ -1,4 +1,6 @@
 //! What is wrong with a kiln.toml is shown with line, column, expectation and hint, and all of it at once.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "config")]
 
 use kiln_fleet::config::{AppId, Config, Network};

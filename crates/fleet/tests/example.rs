@@ -1,4 +1,6 @@
 //! The committed kiln.toml and its schema.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "config")]
 
 use std::str::FromStr;

@@ -1,11 +1,11 @@
 //! What a person gets wrong: each is one paragraph with a hint and its documented exit code, and nothing is half done.
 
-use crate::support::{quiet, refused};
+use crate::support::{quiet, refused, world};
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_are_none_of_this_apps_are_refused_before_anything_changes() {
-    let world = support::world().await;
+    let world = world().await;
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     let other = world.write_pem("other.pem", &world.github.other_apps_key()).unwrap();
     let ec = world.path("ec.pem");
@@ -30,7 +30,7 @@ async fn keys_that_are_none_of_this_apps_are_refused_before_anything_changes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn credentials_and_regions_that_do_not_work_are_told_from_each_other() {
-    let world = support::world().await;
+    let world = world().await;
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     let outcome =
         world.command(&["deploy"]).env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").output();
@@ -48,7 +48,7 @@ async fn credentials_and_regions_that_do_not_work_are_told_from_each_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deploy_names_what_has_to_be_done_first() {
-    let world = support::world().await;
+    let world = world().await;
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     let said = refused(&world, &["deploy"], 5).await;
     assert!(said.contains("rotate-key --pem"), "{said}");

@@ -1,7 +1,7 @@
 //! Every command is killed with SIGKILL at every mutating call it makes, before the call takes effect and after, and run
 //! again each time, until a run gets through: it must resume or start cleanly, and end right.
 
-use crate::support::{World, quiet};
+use crate::support::{World, quiet, world};
 use kiln_rehearsal::aws::When;
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
 
@@ -47,7 +47,7 @@ async fn serves(world: &World, version: &str, pem: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_survives_being_killed_at_every_call() {
-    let world = support::world().await;
+    let world = world().await;
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     let first = world.download_key("first.pem").unwrap();
     let first = first.to_str().unwrap();

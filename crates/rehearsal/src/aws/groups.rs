@@ -18,6 +18,9 @@ use tokio::task::JoinHandle;
 use super::template::Template;
 use super::{Shared, imds, lock};
 
+/// Parameters or outputs, by key.
+type Texts = BTreeMap<String, String>;
+
 /// How long a machine that is told to power off is given; EC2 gives a few minutes.
 const POWER_OFF: Duration = Duration::from_secs(10);
 
@@ -286,12 +289,12 @@ fn texts(node: roxmltree::Node<'_, '_>, list: &str, key: &str, value: &str) -> B
             .map(|c| c.text().unwrap_or_default().to_owned())
             .unwrap_or_else(|| child(member, name))
     };
-    members.filter(|m| m.is_element()).map(|member| (local(member, key), local(member, value))).collect()
+    members.filter(roxmltree::Node::is_element).map(|member| (local(member, key), local(member, value))).collect()
 }
 
 pub(super) async fn read_stacks(shared: &Shared) -> anyhow::Result<()> {
     let described = shared.backend.query("cloudformation", "DescribeStacks", &[]).await?;
-    let stacks: Vec<(String, BTreeMap<String, String>, BTreeMap<String, String>)> = {
+    let stacks: Vec<(String, Texts, Texts)> = {
         let document = roxmltree::Document::parse(&described)?;
         let stacks = document.descendants().filter(|node| node.tag_name().name() == "Stacks");
         stacks

@@ -56,7 +56,7 @@ impl Template {
     fn output_of(&self, tag: &str, wanted: &Value) -> Option<String> {
         let outputs = self.document.get("Outputs")?.as_mapping()?;
         let (name, _) = outputs.iter().find(|(_, output)| match output.get("Value") {
-            Some(Value::Tagged(tagged)) => tagged.tag.to_string() == tag && tagged.value == *wanted,
+            Some(Value::Tagged(tagged)) => tagged.tag == tag && tagged.value == *wanted,
             _ => false,
         })?;
         self.outputs.get(name.as_str()?).cloned()
