@@ -57,7 +57,9 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
 fn read_key(path: &Path) -> Result<AppKey, Error> {
     let named = if path == Path::new("-") { "standard input".to_owned() } else { format!("`{}`", path.display()) };
     let pem = read_pem(path).map_err(|error| {
-        Error::new(Kind::Configuration, format!("can't read the key from {named}")).caused_by(error)
+        Error::new(Kind::Configuration, format!("can't read the key from {named}"))
+            .caused_by(error)
+            .hint("give the .pem file that GitHub downloaded when the key was made, or - for standard input")
     })?;
     AppKey::from_pem(&pem).map_err(|error| {
         Error::new(Kind::Configuration, format!("{named} holds no key of a GitHub App"))

@@ -330,14 +330,11 @@ impl Aws {
 
     async fn put_pending(&self, name: &str, key: &AppKey) -> Result<String> {
         let doing = format!("store key {} in secret {name}", key.fingerprint());
-        let tag = SecretTag::builder().key("kiln:managed").value("true").build();
-        // Without a value: the first one put would be current at once.
-        let create =
-            self.secrets.create_secret().name(name).description("GitHub App private key, kept by Kiln").tags(tag);
-        if let Err(error) = create.send().await
-            && !error.as_service_error().is_some_and(|error| error.is_resource_exists_exception())
-        {
-            return Err(self.failed(doing, error));
+        if self.versions(name).await?.is_none() {
+            let tag = SecretTag::builder().key("kiln:managed").value("true").build();
+            // Without a value: the first one put would be current at once.
+            let create = self.secrets.create_secret().name(name).description("GitHub App private key, kept by Kiln");
+            create.tags(tag).send().await.map_err(|error| self.failed(&doing, error))?;
         }
         let id = version_id(&key.fingerprint());
         let put = self

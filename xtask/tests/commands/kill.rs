@@ -8,24 +8,47 @@ use kiln_rehearsal::story::{FLEETS, VERSIONS};
 /// More than any command's mutating calls, twice over: one that makes no progress is found out.
 const MOST_RUNS: usize = 150;
 
-/// Runs a command that dies at its first mutating call, in turns before and after it took effect, until there is none
-/// left. Each pair of runs thus gets one call further. Gives the number of kills.
+/// Runs a command that dies at a mutating call, in turns before and after it took effect, until it gets through. The call
+/// is the first one, or the next where dying there twice over has left the plan as it was. Gives the number of kills.
 async fn die_all_the_way(world: &World, arguments: &[&str]) -> usize {
+    let mut plan = dry_run(world, arguments).await;
+    let mut nth = 1;
+    let mut stalled = false;
     for kills in 0..MOST_RUNS {
         let when = if kills % 2 == 0 { When::Before } else { When::After };
-        let mut reached = std::pin::pin!(world.aws.on_mutation(1, when));
+        let mut reached = std::pin::pin!(world.aws.on_mutation(nth, when));
         let mut command = world.spawn(arguments, quiet).unwrap();
         let reached = tokio::select! {
             () = &mut reached => true,
             () = command.exited() => false,
         };
         if !reached {
+            world.aws.disarm();
             command.end().await.unwrap().success().unwrap();
             return kills;
         }
         command.kill().await.unwrap();
+        world.aws.disarm();
+        if kills % 2 == 1 {
+            let left = dry_run(world, arguments).await;
+            // A call may be half of what makes a step of the plan.
+            (nth, stalled) = match (left == plan, stalled) {
+                (false, _) => (1, false),
+                (true, false) => (nth, true),
+                (true, true) => (nth + 1, false),
+            };
+            plan = left;
+        }
     }
-    panic!("{arguments:?} makes no progress: killed {MOST_RUNS} times");
+    panic!("{arguments:?} makes no progress: killed {MOST_RUNS} times, and this is left:\n{plan}");
+}
+
+/// What a command would do now. Doing it is no part of telling it.
+async fn dry_run(world: &World, arguments: &[&str]) -> String {
+    let before = world.aws.mutations();
+    let outcome = world.run(&[arguments, &["--dry-run"]].concat(), quiet).await.unwrap().success().unwrap();
+    assert_eq!(world.aws.mutations(), before, "{arguments:?} --dry-run made a mutating call");
+    outcome.stderr
 }
 
 /// The world serves: each fleet has as many runners online as wanted, with this version, and nothing is left to do.
