@@ -49,17 +49,11 @@ Output meant for machines goes to stdout, everything else to stderr.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Bake and test the image, and record its AMI.
     Ami(ami::Args),
-    /// Bring a fleet's infrastructure to the wanted state and roll it to the recorded image.
     Deploy(deploy::Args),
-    /// Install or replace the GitHub App's private key.
     RotateKey(rotate_key::Args),
-    /// Run all of the above on this machine, against a local AWS and GitHub.
     Rehearse(rehearse::Args),
-    /// Run every check that the project has.
     Ci(ci::Args),
-    /// Write kiln.toml's JSON schema, for editors.
     Schema(schema::Args),
     /// Install the tools that `rehearse` and `ci` use, under target/tools.
     Setup,

@@ -3,6 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod cli;
+mod failures;
+mod interrupt;
 mod kill;
 mod map;
+mod secrets;
 mod support;

@@ -1,0 +1,56 @@
+//! What goes wrong on AWS's side or GitHub's: an end that is defined, told, and gone on from.
+
+use kiln_rehearsal::story::{FLEETS, VERSIONS};
+
+use crate::support::{World, quiet, refused, world};
+
+async fn installed() -> World {
+    let world = world().await;
+    world.write_config(VERSIONS[0], FLEETS).unwrap();
+    let pem = world.download_key("key.pem").unwrap();
+    world.run(&["rotate-key", "--pem", pem.to_str().unwrap()], quiet).await.unwrap().success().unwrap();
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_bake_records_nothing_and_the_next_run_starts_a_new_build() {
+    let world = installed().await;
+    world.aws.fail_build_step("CheckVersion");
+    let said = refused(&world, &["ami"], 6).await;
+    assert!(said.contains("CheckVersion") && said.contains("told to fail"), "{said}");
+    assert!(said.contains("already done:"), "{said}");
+    assert!(world.aws.images().is_empty());
+    let said = refused(&world, &["deploy"], 5).await;
+    assert!(said.contains("run `cargo xtask ami` first"), "{said}");
+
+    let again = world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    assert_eq!(again.stdout.trim_end(), world.aws.images()[0].ami);
+    world.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_can_not_serve_is_rolled_back_from() {
+    let world = installed().await;
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    world.run(&["deploy"], quiet).await.unwrap().success().unwrap();
+    let serving = world.github.runners();
+
+    world.write_config(VERSIONS[1], FLEETS).unwrap();
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    // Between the bake and the roll-out GitHub stops to serve what was baked.
+    world.github.deprecate(VERSIONS[1]);
+    let said = refused(&world, &["deploy", "--fleet", "linux"], 6).await;
+    assert!(said.contains("instance refresh") && said.contains("the version before still serves"), "{said}");
+    assert!(said.contains("already done:"), "{said}");
+    let runners = world.github.runners();
+    let online: Vec<_> = runners.iter().filter(|runner| runner.online && runner.name.starts_with("linux-")).collect();
+    assert_eq!(online.len(), 1, "{runners:?}");
+    assert_eq!(online[0].version.as_deref(), Some(VERSIONS[0]));
+    assert!(serving.iter().any(|runner| runner.id == online[0].id), "the runner that served before still does");
+
+    // Back to the pin that is served: the same command ends right.
+    world.write_config(VERSIONS[0], FLEETS).unwrap();
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    world.run(&["deploy"], quiet).await.unwrap().success().unwrap();
+    world.shutdown().await.unwrap();
+}
