@@ -1,8 +1,7 @@
 //! The only place on the instance that uses the AWS SDK: the App's key, and the instance's place in its group.
 
-use std::sync::Arc;
+use std::path::PathBuf;
 
-use anyhow::Context as _;
 use aws_config::imds::credentials::ImdsCredentialsProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -15,6 +14,7 @@ use kiln_fleet::model::InstanceId;
 use kiln_github::{AppKey, AppSigner, BoxFuture, SignError};
 
 use crate::identify::Metadata;
+use crate::life::Verdict;
 use crate::machine::Machine;
 
 /// The SDK's own backoff between these spans about half a minute: KMS throttles per account, and a fleet boots at once.
@@ -41,27 +41,18 @@ impl Aws {
         Self { config: builder.build() }
     }
 
-    /// Who signs as the App.
-    ///
-    /// # Errors
-    /// The secret or the file can't be read, or holds no key.
-    pub(crate) async fn signer(&self, source: &KeySource, machine: &Machine) -> anyhow::Result<Arc<dyn AppSigner>> {
-        match source {
+    /// Who signs as the App. Asks for nothing yet.
+    pub(crate) fn signer(&self, source: &KeySource, machine: &Machine) -> Signer {
+        let source = match source {
             KeySource::Kms(alias) => {
-                Ok(Arc::new(KmsSigner { client: aws_sdk_kms::Client::new(&self.config), alias: alias.clone() }))
+                Source::Kms { client: aws_sdk_kms::Client::new(&self.config), alias: alias.clone() }
             }
             KeySource::SecretsManager(name) => {
-                let client = aws_sdk_secretsmanager::Client::new(&self.config);
-                let secret = client.get_secret_value().secret_id(name).send().await;
-                let secret = secret.with_context(|| format!("read secret {name}"))?;
-                let pem = secret.secret_string().with_context(|| format!("secret {name} holds no text"))?;
-                Ok(Arc::new(AppKey::from_pem(pem.as_bytes()).with_context(|| format!("secret {name}"))?))
+                Source::Secret { client: aws_sdk_secretsmanager::Client::new(&self.config), name: name.clone() }
             }
-            KeySource::File(path) => {
-                let pem = zeroize::Zeroizing::new(std::fs::read(machine.path(path)).with_context(|| path.clone())?);
-                Ok(Arc::new(AppKey::from_pem(&pem).with_context(|| path.clone())?))
-            }
-        }
+            KeySource::File(path) => Source::File(machine.path(path)),
+        };
+        Signer(source)
     }
 
     /// The instance's place in its group.
@@ -74,44 +65,83 @@ impl Aws {
     }
 }
 
+/// Signs as the App. A key that has to be read is read for each signature, an hour apart, and not kept.
 #[derive(Debug)]
-struct KmsSigner {
-    client: aws_sdk_kms::Client,
-    alias: String,
+pub(crate) struct Signer(Source);
+
+#[derive(Debug)]
+enum Source {
+    Kms { client: aws_sdk_kms::Client, alias: String },
+    Secret { client: aws_sdk_secretsmanager::Client, name: String },
+    File(PathBuf),
 }
 
-impl AppSigner for KmsSigner {
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+impl AppSigner for Signer {
     fn sign<'a>(&'a self, signing_input: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, SignError>> {
         Box::pin(async move {
-            let answer = self
-                .client
-                .sign()
-                .key_id(&self.alias)
-                // RAW lets KMS hash; a signing input is far below its 4,096 bytes.
-                .message(Blob::new(signing_input))
-                .message_type(MessageType::Raw)
-                .signing_algorithm(SigningAlgorithmSpec::RsassaPkcs1V15Sha256)
-                .send()
-                .await;
-            let failed = |retryable, source| SignError { what: format!("sign with {}", self.alias), retryable, source };
-            match answer {
-                Ok(answer) => answer.signature.map(Blob::into_inner).ok_or_else(|| failed(false, None)),
-                Err(error) => {
-                    // What the SDK has tried often enough is worth another phase only if KMS was not the one to refuse.
-                    let refused = matches!(
-                        error.code(),
-                        Some(
-                            "AccessDeniedException"
-                                | "NotFoundException"
-                                | "DisabledException"
-                                | "KMSInvalidStateException"
-                        )
-                    );
-                    Err(failed(!refused, Some(Box::new(error))))
+            match &self.0 {
+                Source::Kms { client, alias } => sign_by_kms(client, alias, signing_input).await,
+                Source::Secret { client, name } => {
+                    let what = || format!("read the App's key in secret {name}");
+                    let answer = client.get_secret_value().secret_id(name).send().await.map_err(|error| SignError {
+                        what: what(),
+                        retryable: is_worth_another_try(&error),
+                        source: Some(Box::new(error)),
+                    })?;
+                    let pem = answer.secret_string.map(zeroize::Zeroizing::new);
+                    let pem = pem.ok_or_else(|| unusable(what(), "it holds no text".into()))?;
+                    let key = AppKey::from_pem(pem.as_bytes()).map_err(|error| unusable(what(), error.into()))?;
+                    key.sign(signing_input).await
+                }
+                Source::File(path) => {
+                    let what = || format!("read the App's key in {}", path.display());
+                    let pem = std::fs::read(path).map_err(|error| unusable(what(), error.into()))?;
+                    let pem = zeroize::Zeroizing::new(pem);
+                    let key = AppKey::from_pem(&pem).map_err(|error| unusable(what(), error.into()))?;
+                    key.sign(signing_input).await
                 }
             }
         })
     }
+}
+
+fn unusable(what: String, source: Cause) -> SignError {
+    SignError { what, retryable: false, source: Some(source) }
+}
+
+async fn sign_by_kms(client: &aws_sdk_kms::Client, alias: &str, input: &[u8]) -> Result<Vec<u8>, SignError> {
+    let answer = client
+        .sign()
+        .key_id(alias)
+        // RAW lets KMS hash; a signing input is far below its 4,096 bytes.
+        .message(Blob::new(input))
+        .message_type(MessageType::Raw)
+        .signing_algorithm(SigningAlgorithmSpec::RsassaPkcs1V15Sha256)
+        .send()
+        .await;
+    let what = || format!("sign with {alias}");
+    match answer {
+        Ok(answer) => answer.signature.map(Blob::into_inner).ok_or_else(|| unusable(what(), "no signature".into())),
+        Err(error) => {
+            Err(SignError { what: what(), retryable: is_worth_another_try(&error), source: Some(Box::new(error)) })
+        }
+    }
+}
+
+/// What the SDK has tried often enough is worth another phase only if it was not the service that refused.
+fn is_worth_another_try<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> bool {
+    !matches!(
+        error.code(),
+        Some(
+            "AccessDeniedException"
+                | "NotFoundException"
+                | "ResourceNotFoundException"
+                | "DisabledException"
+                | "KMSInvalidStateException"
+        )
+    )
 }
 
 /// The service's own words, or what kept them from coming.
@@ -134,18 +164,7 @@ pub(crate) struct Group {
     instance: InstanceId,
 }
 
-/// How a lifecycle action ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Continue,
-    Abandon,
-}
-
 impl Group {
-    pub(crate) fn lifecycle(&self) -> &Lifecycle {
-        &self.lifecycle
-    }
-
     /// Lets a new instance into service, or gives it up.
     pub(crate) async fn complete_launch(&self, verdict: Verdict) {
         self.complete(&self.lifecycle.launch_hook, verdict).await;
@@ -191,18 +210,23 @@ impl Group {
         }
     }
 
-    /// Asks for another instance in this one's place. The group's desired capacity stays.
-    pub(crate) async fn replace(&self) {
+    /// Asks Auto Scaling to terminate this instance, through its hook: for another one in its place, or for none. Was it
+    /// granted?
+    pub(crate) async fn terminate(&self, decrement: bool) -> bool {
         let answer = self
             .client
             .terminate_instance_in_auto_scaling_group()
             .instance_id(self.instance.as_str())
-            .should_decrement_desired_capacity(false)
+            .should_decrement_desired_capacity(decrement)
             .send()
             .await;
+        let granted = answer.is_ok();
         match answer {
-            Ok(_) => tracing::info!("asked to be replaced"),
+            Ok(_) => tracing::info!(decrement, "asked the group to terminate this instance"),
+            // A group of its least size keeps what it has.
+            Err(error) if decrement => tracing::info!(error = said(&error), "the group keeps this instance"),
             Err(error) => tracing::error!(error = said(&error), "could not ask to be replaced"),
         }
+        granted
     }
 }

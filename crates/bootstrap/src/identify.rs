@@ -8,6 +8,8 @@ use aws_config::imds::client::error::ImdsError;
 use kiln_fleet::boot::BootConfig;
 use kiln_fleet::model::InstanceId;
 
+use crate::life::Notice;
+
 /// The metadata service is on the same host; a second is a thousand times its usual answer.
 const CONNECT_BOUND: Duration = Duration::from_secs(1);
 
@@ -18,12 +20,33 @@ const MOST_ATTEMPTS: u32 = 4;
 #[derive(Debug, Clone)]
 pub(crate) struct Metadata(imds::Client);
 
+/// What the metadata service tells, as it tells it.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    instance: String,
+    pub(crate) region: String,
+    user_data: Option<String>,
+}
+
 /// What the instance is.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     pub(crate) instance: InstanceId,
-    pub(crate) region: String,
     pub(crate) config: BootConfig,
+}
+
+impl Found {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// The user data is no BootConfig.
+    pub(crate) fn configure(&self) -> anyhow::Result<Identity> {
+        let user_data = self
+            .user_data
+            .as_deref()
+            .context("the instance has no user data: its launch template must hold a BootConfig")?;
+        Ok(Identity { instance: self.instance.trim().parse()?, config: BootConfig::from_json(user_data)? })
+    }
 }
 
 impl Metadata {
@@ -54,33 +77,34 @@ impl Metadata {
         }
     }
 
-    /// Identity and BootConfig, side by side.
+    /// Asks for identity and user data, side by side.
     ///
     /// # Errors
-    /// The service does not answer, or the user data is no BootConfig.
-    pub(crate) async fn identify(&self) -> anyhow::Result<Identity> {
+    /// The service does not answer.
+    pub(crate) async fn identify(&self) -> anyhow::Result<Found> {
         let (instance, region, user_data) = tokio::try_join!(
             self.required("meta-data/instance-id"),
             self.required("meta-data/placement/region"),
             self.optional("user-data"),
         )?;
-        let user_data =
-            user_data.context("the instance has no user data: its launch template must hold a BootConfig")?;
-        Ok(Identity { instance: instance.trim().parse()?, region, config: BootConfig::from_json(&user_data)? })
+        Ok(Found { instance, region, user_data })
     }
 
-    /// Why the instance has to leave, if it has to.
+    /// Whether the instance has to leave, or is about to.
     ///
     /// # Errors
     /// The service does not answer.
-    pub(crate) async fn leaving(&self) -> anyhow::Result<Option<&'static str>> {
-        let (state, spot) = tokio::try_join!(
+    pub(crate) async fn notice(&self) -> anyhow::Result<Option<Notice>> {
+        let (state, spot, rebalance) = tokio::try_join!(
             self.optional("meta-data/autoscaling/target-lifecycle-state"),
             self.optional("meta-data/spot/instance-action"),
+            self.optional("meta-data/events/recommendations/rebalance"),
         )?;
-        if spot.is_some() {
-            return Ok(Some("spot interruption"));
-        }
-        Ok(state.filter(|state| state.trim() == "Terminated").map(|_| "Auto Scaling terminates it"))
+        Ok(match state.as_deref().map(str::trim) {
+            // The shorter notice first.
+            _ if spot.is_some() => Some(Notice::Spot),
+            Some("Terminated") => Some(Notice::Terminate),
+            _ => rebalance.map(|_| Notice::Rebalance),
+        })
     }
 }

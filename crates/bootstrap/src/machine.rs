@@ -35,6 +35,11 @@ impl Machine {
         self.root.join(absolute.trim_start_matches('/'))
     }
 
+    /// Is it the machine itself, and not a folder that stands for one?
+    pub(crate) fn is_whole(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
     /// Looks a user up in the machine's own files: a static binary has no other way, and a rehearsal's root is not `/`.
     ///
     /// # Errors

@@ -5,9 +5,11 @@
 
 mod aws;
 mod check;
-mod drain;
+mod guard;
 mod identify;
+mod life;
 mod machine;
+mod outside;
 mod phase;
 mod register;
 mod run;
@@ -49,10 +51,16 @@ enum Command {
     Run,
     /// See whether this machine has what `run` will need; part of the image's test.
     Check,
+    /// Try to reach the metadata service; `run` calls it as the runner's user.
+    #[command(hide = true)]
+    ProbeMetadata,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if matches!(cli.command, Command::ProbeMetadata) {
+        return guard::probe();
+    }
     log();
     let machine = Machine::new(cli.root);
     if matches!(cli.command, Command::Check) {

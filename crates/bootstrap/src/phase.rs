@@ -23,3 +23,12 @@ pub(crate) async fn phase<T>(
     tracing::info!(phase = name, ms, "done");
     Ok((done, ms))
 }
+
+/// The processor time that this process has spent, in milliseconds, and the most memory it has held, in KiB.
+pub(crate) fn spent() -> (u64, u64) {
+    use nix::sys::resource::{UsageWho, getrusage};
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return (0, 0) };
+    let ms = |time: nix::sys::time::TimeVal| time.tv_sec() * 1000 + time.tv_usec() / 1000;
+    let cpu = ms(usage.user_time()) + ms(usage.system_time());
+    (u64::try_from(cpu).unwrap_or_default(), u64::try_from(usage.max_rss()).unwrap_or_default())
+}

@@ -1,11 +1,13 @@
 //! Registration: a registration token and `config.sh`, or a just-in-time configuration.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
+use kiln_fleet::boot::BootConfig;
 use kiln_fleet::model::Registration;
-use kiln_github::{Deleted, Error, ErrorKind, JitRequest, OrgClient};
+use kiln_github::{Deleted, Error, ErrorKind, JitConfig, JitRequest, OrgClient};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::AsyncReadExt as _;
 
@@ -28,29 +30,59 @@ pub(crate) struct Registered {
     pub(crate) jit: Option<SecretString>,
     pub(crate) user: User,
     pub(crate) directory: PathBuf,
+    /// What the runner and its jobs find in their environment.
+    pub(crate) environment: BTreeMap<String, String>,
+}
+
+/// Where the image keeps the scripts that the runner calls around a job, and the variables that name them.
+const HOOKS: [(&str, &str); 2] = [
+    ("ACTIONS_RUNNER_HOOK_JOB_STARTED", "/opt/kiln/hooks/job-started.sh"),
+    ("ACTIONS_RUNNER_HOOK_JOB_COMPLETED", "/opt/kiln/hooks/job-completed.sh"),
+];
+
+/// BootConfig's variables, and the hooks that the image has unless BootConfig names others. The runner's own `.env` does
+/// as much, but a job can rewrite it.
+fn environment(machine: &Machine, config: &BootConfig) -> BTreeMap<String, String> {
+    let mut environment = config.environment.clone();
+    for (variable, path) in HOOKS {
+        let path = machine.path(path);
+        if path.exists() {
+            environment.entry(variable.to_owned()).or_insert_with(|| path.display().to_string());
+        }
+    }
+    environment
 }
 
 /// Registers with GitHub.
 ///
 /// # Errors
 /// What GitHub answers; `config.sh` fails.
-pub(crate) async fn register(machine: &Machine, identity: &Identity, github: &OrgClient) -> anyhow::Result<Registered> {
+pub(crate) async fn register(
+    machine: &Machine,
+    identity: &Identity,
+    user: User,
+    github: &OrgClient,
+) -> anyhow::Result<Registered> {
     let config = &identity.config;
-    let user = machine.user(&config.runner.user)?;
     let directory = machine.path(&config.runner.directory);
-    match config.registration {
-        Registration::Persistent => persistent(machine, identity, github, user, directory).await,
-        Registration::Ephemeral => ephemeral(identity, github, user, directory).await,
-    }
+    let environment = environment(machine, config);
+    let (name, id, jit) = match config.registration {
+        Registration::Persistent => (persistent(machine, identity, github, &user, &directory).await?, None, None),
+        Registration::Ephemeral => {
+            let made = ephemeral(identity, github).await?;
+            (made.runner.name, Some(made.runner.id), Some(made.encoded))
+        }
+    };
+    Ok(Registered { name, id, jit, user, directory, environment })
 }
 
 async fn persistent(
     machine: &Machine,
     identity: &Identity,
     github: &OrgClient,
-    user: User,
-    directory: PathBuf,
-) -> anyhow::Result<Registered> {
+    user: &User,
+    directory: &Path,
+) -> anyhow::Result<String> {
     let config = &identity.config;
     let token = github.registration_token().await?;
     // What an earlier start of this instance left; config.sh refuses to go over it.
@@ -65,7 +97,7 @@ async fn persistent(
     let name = format!("{}-{}", config.fleet, identity.instance);
     let labels: Vec<&str> = config.labels.iter().map(kiln_fleet::model::Label::as_str).collect();
     let url = format!("{}/{}", config.github.url.as_str().trim_end_matches('/'), config.organization);
-    let mut command = machine.command_as(&user, &directory.join("config.sh"), &directory)?;
+    let mut command = machine.command_as(user, &directory.join("config.sh"), directory)?;
     // By environment: arguments can be read by every process of the machine.
     for (input, value) in [
         ("UNATTENDED", "true"),
@@ -94,15 +126,10 @@ async fn persistent(
     if !status.success() {
         bail!("config.sh ended with {status}: {} {}", said.trim(), complained.trim());
     }
-    Ok(Registered { name, id: None, jit: None, user, directory })
+    Ok(name)
 }
 
-async fn ephemeral(
-    identity: &Identity,
-    github: &OrgClient,
-    user: User,
-    directory: PathBuf,
-) -> anyhow::Result<Registered> {
+async fn ephemeral(identity: &Identity, github: &OrgClient) -> anyhow::Result<JitConfig> {
     let config = &identity.config;
     let runner_group_id = group_id(github, &config.runner_group).await?;
     // Labels must not be empty here, and GitHub adds none of its own to a just-in-time runner.
@@ -112,10 +139,7 @@ async fn ephemeral(
         let name = format!("{}-{}-{}", config.fleet, identity.instance, suffix());
         let request = JitRequest { name, runner_group_id, labels: labels.clone(), work_folder: "_work".to_owned() };
         match github.generate_jit_config(&request).await {
-            Ok(made) => {
-                let (name, id) = (made.runner.name, Some(made.runner.id));
-                return Ok(Registered { name, id, jit: Some(made.encoded), user, directory });
-            }
+            Ok(made) => return Ok(made),
             // The answer was lost, or another try's was: the runner may be there, but its credentials are not here.
             Err(Error { kind: ErrorKind::NameTaken | ErrorKind::Body, .. }) => {
                 tracing::warn!(

@@ -1,20 +1,24 @@
-//! A runner's life, from process start to the instance's end.
+//! A boot: identify → configure → mint → register; then the runner's life.
 
+use std::convert::Infallible;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use anyhow::Context as _;
+use kiln_fleet::boot::{BootConfig, MetadataAccess};
 use kiln_fleet::model::Registration;
-use kiln_github::OrgClient;
-use tokio::signal::unix::{SignalKind, signal};
+use kiln_github::{OrgClient, Usage};
+use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
 
-use crate::aws::{Aws, Group, Verdict};
-use crate::drain::drain;
+use crate::aws::Aws;
+use crate::guard;
 use crate::identify::{Identity, Metadata};
+use crate::life::{End, Life, Terms, Verdict};
 use crate::machine::Machine;
-use crate::phase::phase;
+use crate::outside::{Real, Signals};
+use crate::phase::{phase, spent};
 use crate::register::{Registered, register};
-use crate::serve::{Ended, Listener, ended};
 
 const USER_AGENT: &str = concat!("kiln-bootstrap/", env!("CARGO_PKG_VERSION"));
 
@@ -27,249 +31,177 @@ const MINT_BOUND: Duration = Duration::from_secs(180);
 /// `config.sh` starts .NET twice, on the smallest instances a quarter of a minute.
 const REGISTER_BOUND: Duration = Duration::from_secs(240);
 
-/// From the listener's start to its session. Connecting takes seconds; a session conflict GitHub clears in a minute or two.
-const LISTEN_BOUND: Duration = Duration::from_secs(240);
-
-/// Auto Scaling asks for a look every few seconds at the least; a spot notice comes two minutes ahead.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-
-/// A listener that ends this often without having served is broken: the instance is replaced.
-const MOST_STARTS: u32 = 5;
-
-/// One that served this long is not counted as broken.
-const SERVED: Duration = Duration::from_secs(600);
+/// A boot that failed is tried again so much later: what a person mends, such as a key, then needs no new instance.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Runs it; the exit code is the process's.
 pub(crate) async fn run(machine: &Machine) -> ExitCode {
+    let born = Instant::now();
     let metadata = Metadata::connect();
-    let identity = match phase("identify", IDENTIFY_BOUND, Box::pin(metadata.identify())).await {
-        Ok((identity, ms)) => (identity, ms),
+    let identified = async {
+        let found = phase("identify", IDENTIFY_BOUND, Box::pin(metadata.identify())).await?;
+        let config = phase("configure", IDENTIFY_BOUND, async { found.0.configure() }).await?;
+        anyhow::Ok((found, config, Signals::catch().context("catch signals")?))
+    };
+    let ((found, identify_ms), (identity, configure_ms), signals) = match identified.await {
+        Ok((found, config, signals)) => (found, config, signals),
         // Nothing says which group to tell: the launch hook's own timeout gives the instance up.
         Err(error) => {
-            tracing::error!(phase = "identify", error = %format!("{error:#}"), "this boot can't succeed");
+            tracing::error!(error = %format!("{error:#}"), "this boot can't succeed");
             return ExitCode::FAILURE;
         }
     };
-    let (identity, identify_ms) = identity;
     let span = tracing::info_span!("runner", instance = %identity.instance, fleet = %identity.config.fleet);
-    async {
-        let aws = Aws::connect(&identity.region, &metadata);
-        let group = identity.config.lifecycle.as_ref().map(|lifecycle| aws.group(lifecycle, &identity.instance));
-        match boot(machine, &identity, &aws, identify_ms).await {
-            Ok((github, registered)) => {
-                Life { machine, metadata: &metadata, group, github, registered, identity: &identity }.live().await
-            }
+    let boot = Boot { machine, aws: Aws::connect(&found.region, &metadata), metadata, identity, signals, born };
+    boot.run([identify_ms, configure_ms]).instrument(span).await
+}
+
+struct Boot<'a> {
+    machine: &'a Machine,
+    metadata: Metadata,
+    identity: Identity,
+    aws: Aws,
+    signals: Signals,
+    born: Instant,
+}
+
+impl Boot<'_> {
+    fn config(&self) -> &BootConfig {
+        &self.identity.config
+    }
+
+    async fn run(&self, before_ms: [u64; 2]) -> ExitCode {
+        let group = self.config().lifecycle.as_ref().map(|own| self.aws.group(own, &self.identity.instance));
+        let terms = self.terms();
+        let (github, registered) = match self.registered(before_ms, &terms).await {
+            Ok(done) => done,
             Err(error) => {
-                let hint = hint(&error).unwrap_or_default();
-                tracing::error!(error = %format!("{error:#}"), hint, "this boot can't succeed");
                 if let Some(group) = group {
                     group.complete_launch(Verdict::Abandon).await;
                 }
-                ExitCode::FAILURE
+                tracing::error!(error = %format!("{error:#}"), "given up");
+                return ExitCode::FAILURE;
+            }
+        };
+        let outside = Real {
+            machine: self.machine,
+            metadata: &self.metadata,
+            group: group.as_ref(),
+            github,
+            registered,
+            signals: &self.signals,
+        };
+        let life = Life { outside: &outside, terms: &terms, born: self.born };
+        let end = tokio::select! {
+            end = Box::pin(life.live()) => end,
+            never = watchdog() => match never {},
+        };
+        match end {
+            End::Left => ExitCode::SUCCESS,
+            End::Broken => ExitCode::from(3),
+        }
+    }
+
+    fn terms(&self) -> Terms {
+        let config = self.config();
+        let secs = |secs: u32| Duration::from_secs(secs.into());
+        let retirement = config.retirement.unwrap_or_default();
+        let own = config.lifecycle.as_ref();
+        Terms {
+            ephemeral: config.registration == Registration::Ephemeral,
+            in_group: own.is_some(),
+            // Without a group nobody waits for a sign of life, and a job may take Auto Scaling's own longest.
+            heartbeat: secs(own.map_or(7200, |own| own.heartbeat_secs)),
+            drain_limit: secs(own.map_or(48 * 3600, |own| own.drain_limit_secs)),
+            replace_pause: secs(own.map_or(0, |own| own.replace_pause_secs)),
+            max_age: retirement.max_age_secs.map(secs),
+            idle_limit: retirement.idle_limit_secs.map(secs),
+        }
+    }
+
+    /// Registers, again and again until the pause before a replacement is over.
+    async fn registered(&self, before_ms: [u64; 2], terms: &Terms) -> anyhow::Result<(OrgClient, Registered)> {
+        loop {
+            let error = match self.attempt(before_ms).await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            let hint = hint(&error).unwrap_or_default();
+            let shown = format!("{error:#}");
+            if self.born.elapsed() + TRY_AGAIN > terms.replace_pause {
+                tracing::error!(error = shown, hint, "this boot can't succeed");
+                return Err(error);
+            }
+            tracing::error!(error = shown, hint, again_in_secs = TRY_AGAIN.as_secs(), "not registered");
+            tokio::select! {
+                () = sleep(TRY_AGAIN) => {}
+                why = self.signals.next() => return Err(error.context(why)),
             }
         }
     }
-    .instrument(span)
-    .await
+
+    async fn attempt(&self, [identify_ms, configure_ms]: [u64; 2]) -> anyhow::Result<(OrgClient, Registered)> {
+        let config = self.config();
+        let user = self.machine.user(&config.runner.user)?;
+        let guarded = async {
+            match config.job_metadata_access {
+                MetadataAccess::Blocked => guard::check(self.machine, &user).await,
+                MetadataAccess::Allowed => guard::lift(self.machine).await,
+            }
+        };
+        // Independent of each other: the connection to GitHub, the key, and whether a job could get at the key.
+        let mint = async {
+            let signer = self.aws.signer(&config.key, self.machine);
+            let github = OrgClient::new(
+                &config.github.api_url,
+                USER_AGENT,
+                config.app.issuer.clone(),
+                std::sync::Arc::new(signer),
+                config.organization.as_str(),
+                config.app.installation_id,
+            )?;
+            github.app().open_ahead().await;
+            github.mint().await?;
+            anyhow::Ok(github)
+        };
+        let both = async { Ok(tokio::try_join!(mint, guarded)?.0) };
+        let (github, mint_ms) = phase("mint", MINT_BOUND, Box::pin(both)).await?;
+        let clock_error_secs = github.app().clock_error_secs();
+        if clock_error_secs != 0 {
+            tracing::warn!(phase = "mint", clock_error_secs, "this machine's clock is off; GitHub's was used instead");
+        }
+        let register = Box::pin(register(self.machine, &self.identity, user, &github));
+        let (registered, register_ms) = phase("register", REGISTER_BOUND, register).await?;
+        let Usage { requests, connections, bytes } = github.app().usage();
+        let (cpu_ms, peak_kib) = spent();
+        tracing::info!(
+            runner = registered.name,
+            ms = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX),
+            identify_ms,
+            configure_ms,
+            mint_ms,
+            register_ms,
+            requests,
+            connections,
+            bytes,
+            cpu_ms,
+            peak_kib,
+            "registered"
+        );
+        Ok((github, registered))
+    }
 }
 
-/// What GitHub's refusal asks of a person.
+/// What a refusal asks of a person.
 fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| cause.downcast_ref::<kiln_github::Error>()).and_then(kiln_github::Error::hint)
 }
 
-async fn boot(
-    machine: &Machine,
-    identity: &Identity,
-    aws: &Aws,
-    identify_ms: u64,
-) -> anyhow::Result<(OrgClient, Registered)> {
-    let config = &identity.config;
-    let mint = async {
-        let signer = aws.signer(&config.key, machine).await?;
-        let github = OrgClient::new(
-            &config.github.api_url,
-            USER_AGENT,
-            config.app.issuer.clone(),
-            signer,
-            config.organization.as_str(),
-            config.app.installation_id,
-        )?;
-        github.mint().await?;
-        Ok(github)
-    };
-    let (github, mint_ms) = phase("mint", MINT_BOUND, mint).await?;
-    let clock_error_secs = github.app().clock_error_secs();
-    if clock_error_secs != 0 {
-        tracing::warn!(phase = "mint", clock_error_secs, "this machine's clock is off; GitHub's was used instead");
-    }
-    let (registered, register_ms) = phase("register", REGISTER_BOUND, register(machine, identity, &github)).await?;
-    tracing::info!(runner = registered.name, identify_ms, mint_ms, register_ms, "registered");
-    Ok((github, registered))
-}
-
-struct Life<'a> {
-    machine: &'a Machine,
-    metadata: &'a Metadata,
-    group: Option<Group>,
-    github: OrgClient,
-    registered: Registered,
-    identity: &'a Identity,
-}
-
-/// Why the serving ended.
-enum Turn {
-    Listener(Option<i32>),
-    Leave(&'static str),
-    Silent,
-}
-
-impl Life<'_> {
-    async fn live(self) -> ExitCode {
-        let ephemeral = self.identity.config.registration == Registration::Ephemeral;
-        let mut starts = 0;
-        let mut launched = false;
-        loop {
-            let begin = Instant::now();
-            let mut listener = match Listener::start(self.machine, &self.registered) {
-                Ok(listener) => listener,
-                Err(error) => {
-                    tracing::error!(phase = "serve", error = %format!("{error:#}"), "this boot can't succeed");
-                    return self.give_up(launched).await;
-                }
-            };
-            let turn = self.serve(&mut listener, &mut launched).await;
-            let code = match turn {
-                Turn::Leave(why) => return self.leave(why, &mut listener).await,
-                Turn::Silent => {
-                    tracing::error!(phase = "serve", "no session within {} s", LISTEN_BOUND.as_secs());
-                    listener.stop().await;
-                    Some(2)
-                }
-                Turn::Listener(code) => code,
-            };
-            starts = if begin.elapsed() >= SERVED { 1 } else { starts + 1 };
-            match ended(code, ephemeral) {
-                Ended::JobDone => {
-                    tracing::info!(phase = "serve", "the one job is done");
-                    return self.replaced(&mut listener).await;
-                }
-                Ended::Deprecated => return self.retired(&mut listener, launched).await,
-                // A just-in-time configuration is good for one start once it has had a session.
-                Ended::Again(why) if starts >= MOST_STARTS || ephemeral && launched => {
-                    tracing::error!(phase = "serve", why, starts, "the listener does not stay up");
-                    let _ = drain(&self.github, &self.registered.name, self.registered.id, &mut listener, None).await;
-                    return self.give_up(launched).await;
-                }
-                Ended::Again(why) => {
-                    let pause = Duration::from_secs(1 << starts);
-                    tracing::warn!(phase = "serve", why, starts, pause_secs = pause.as_secs(), "the listener ended");
-                    tokio::time::sleep(pause).await;
-                }
-            }
-        }
-    }
-
-    /// Serves until the listener ends or the instance has to leave.
-    async fn serve(&self, listener: &mut Listener, launched: &mut bool) -> Turn {
-        let listening = listener.listening();
-        let mut listening = std::pin::pin!(listening);
-        let leave = self.must_leave();
-        let mut leave = std::pin::pin!(leave);
-        let silent = tokio::time::sleep(LISTEN_BOUND);
-        let mut silent = std::pin::pin!(silent);
-        let mut online = false;
-        loop {
-            tokio::select! {
-                () = &mut listening, if !online => {
-                    online = true;
-                    if !std::mem::replace(launched, true) {
-                        tracing::info!(phase = "serve", runner = self.registered.name, "online");
-                        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-                        if let Some(group) = &self.group {
-                            group.complete_launch(Verdict::Continue).await;
-                        }
-                    }
-                }
-                () = &mut silent, if !online => return Turn::Silent,
-                code = listener.exit() => return Turn::Listener(code),
-                why = &mut leave => return Turn::Leave(why),
-            }
-        }
-    }
-
-    /// Resolves when the instance has to leave, with the reason.
-    async fn must_leave(&self) -> &'static str {
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            return "signals can't be handled";
-        };
-        let told = async {
-            if self.group.is_none() {
-                return std::future::pending().await;
-            }
-            loop {
-                match self.metadata.leaving().await {
-                    Ok(Some(why)) => return why,
-                    Ok(None) => {}
-                    Err(error) => tracing::warn!(error = %format!("{error:#}"), "the metadata service does not answer"),
-                }
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            why = told => why,
-        }
-    }
-
-    async fn leave(self, why: &'static str, listener: &mut Listener) -> ExitCode {
-        tracing::info!(phase = "drain", why, "leaving");
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        drain(&self.github, &self.registered.name, self.registered.id, listener, self.group.as_ref()).await;
-        if let Some(group) = &self.group {
-            group.complete_termination().await;
-        }
-        ExitCode::SUCCESS
-    }
-
-    /// Asks for a fresh instance, and leaves when the group says so.
-    async fn replaced(self, listener: &mut Listener) -> ExitCode {
-        if let Some(group) = &self.group {
-            group.replace().await;
-            let why = self.must_leave().await;
-            return self.leave(why, listener).await;
-        }
-        self.leave("the one job is done", listener).await
-    }
-
-    /// Stays, registered no more and idle: a fresh instance of the same image would fare no better, and would replace
-    /// itself for ever.
-    async fn retired(self, listener: &mut Listener, launched: bool) -> ExitCode {
-        let version = &self.identity.config.runner.version;
-        tracing::error!(
-            phase = "serve",
-            %version,
-            hint = "pin a newer runner in kiln.toml, then `cargo xtask ami` and `cargo xtask deploy`",
-            "GitHub serves this runner version no more"
-        );
-        drain(&self.github, &self.registered.name, self.registered.id, listener, None).await;
-        if let Some(group) = self.group.as_ref().filter(|_| !launched) {
-            group.complete_launch(Verdict::Abandon).await;
-        }
-        let why = self.must_leave().await;
-        self.leave(why, listener).await
-    }
-
-    async fn give_up(self, launched: bool) -> ExitCode {
-        if let Some(group) = &self.group {
-            if launched {
-                group.replace().await;
-            } else {
-                group.complete_launch(Verdict::Abandon).await;
-            }
-        }
-        ExitCode::from(3)
+/// Lets systemd see that the binary is alive, at twice the rate it asks for, for as long as the life goes on.
+async fn watchdog() -> Infallible {
+    let Some(bound) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    loop {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        sleep(bound / 2).await;
     }
 }

@@ -11,50 +11,26 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::Child;
 use tokio::sync::watch;
 
+use crate::life::{Heard, Process};
 use crate::machine::Machine;
 use crate::register::Registered;
 
 /// An idle listener ends within a second of SIGINT; half a minute is for a machine under load.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// What the listener says once it has a session.
+/// What the listener says once it has a session, when a job begins, and when it ends.
+///
+/// Source: `Runner.Listener`'s `MessageListener` and `JobDispatcher`, in actions/runner.
 const LISTENING: &str = "Listening for Jobs";
+const BEGINS: &str = "Running job: ";
+const ENDS: &str = " completed with result: ";
 
 /// The listener's process.
 #[derive(Debug)]
 pub(crate) struct Listener {
     child: Child,
     group: Option<Pid>,
-    listening: watch::Receiver<bool>,
-}
-
-/// What an end of the listener asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// Its one job is done.
-    JobDone,
-    /// Start it again.
-    Again(&'static str),
-    /// GitHub serves this version no more: starting it again would burn registrations.
-    Deprecated,
-}
-
-/// Acts on the listener's exit code, which `run.sh` would hide.
-///
-/// Source: `Constants.Runner.ReturnCode` of actions/runner.
-pub(crate) fn ended(code: Option<i32>, ephemeral: bool) -> Ended {
-    match code {
-        Some(0) if ephemeral => Ended::JobDone,
-        Some(0) => Ended::Again("ended without being asked to"),
-        Some(1) => Ended::Again("terminated, or its registration is gone"),
-        Some(2) => Ended::Again("retryable error"),
-        Some(3 | 4) => Ended::Again("wanted to update itself, which the image does for it"),
-        Some(5) => Ended::Again("another session of this runner exists"),
-        Some(6) => Ended::Again("its configuration was refreshed"),
-        Some(7) => Ended::Deprecated,
-        Some(_) => Ended::Again("unknown exit code"),
-        None => Ended::Again("killed by a signal"),
-    }
+    heard: watch::Receiver<Heard>,
 }
 
 impl Listener {
@@ -65,7 +41,7 @@ impl Listener {
     pub(crate) fn start(machine: &Machine, registered: &Registered) -> anyhow::Result<Self> {
         let program = registered.directory.join("bin/Runner.Listener");
         let mut command = machine.command_as(&registered.user, &program, &registered.directory)?;
-        command.arg("run").env("ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE", "1");
+        command.arg("run").envs(&registered.environment).env("ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE", "1");
         if let Some(jit) = &registered.jit {
             // The listener removes it from its environment when it has read it.
             command.env("ACTIONS_RUNNER_INPUT_JITCONFIG", jit.expose_secret());
@@ -76,7 +52,7 @@ impl Listener {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("start {}", program.display()))?;
-        let (tell, listening) = watch::channel(false);
+        let (tell, heard) = watch::channel(Heard::default());
         if let Some(stdout) = child.stdout.take() {
             tokio::spawn(forward(stdout, Some(tell)));
         }
@@ -84,26 +60,20 @@ impl Listener {
             tokio::spawn(forward(stderr, None));
         }
         let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-        Ok(Self { child, group, listening })
+        Ok(Self { child, group, heard })
+    }
+}
+
+impl Process for Listener {
+    fn heard(&self) -> watch::Receiver<Heard> {
+        self.heard.clone()
     }
 
-    /// Resolves when it has a session; never if it ends without one.
-    pub(crate) fn listening(&self) -> impl Future<Output = ()> + use<> {
-        let mut listening = self.listening.clone();
-        async move {
-            if listening.wait_for(|listening| *listening).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
-    /// Its exit code, when it ends.
-    pub(crate) async fn exit(&mut self) -> Option<i32> {
+    async fn exit(&mut self) -> Option<i32> {
         self.child.wait().await.ok().and_then(|status| status.code())
     }
 
-    /// Ends it. It must be idle: GitHub's listener answers any signal by cancelling its job.
-    pub(crate) async fn stop(&mut self) {
+    async fn stop(&mut self) {
         if let Some(group) = self.group.filter(|_| self.child.id().is_some()) {
             let _ = killpg(group, Signal::SIGINT);
             if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
@@ -118,17 +88,31 @@ impl Listener {
     }
 }
 
-async fn forward(stream: impl AsyncRead + Unpin, tell: Option<watch::Sender<bool>>) {
+async fn forward(stream: impl AsyncRead + Unpin, tell: Option<watch::Sender<Heard>>) {
     let mut lines = BufReader::new(stream).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         if line.trim().is_empty() {
             continue;
         }
         tracing::info!(phase = "serve", listener = line);
-        if let Some(tell) = tell.as_ref().filter(|_| line.contains(LISTENING)) {
-            let _ = tell.send(true);
+        if let Some(tell) = &tell {
+            tell.send_if_modified(|heard| hear(heard, &line));
         }
     }
+}
+
+/// Takes in a line; did it tell something new?
+fn hear(heard: &mut Heard, line: &str) -> bool {
+    let before = *heard;
+    if line.contains(LISTENING) {
+        heard.online = true;
+    } else if line.contains(BEGINS) {
+        heard.busy = true;
+    } else if line.contains(ENDS) {
+        heard.busy = false;
+    }
+    // The end of a job is news though it was short: the idle time begins anew.
+    *heard != before || line.contains(ENDS)
 }
 
 #[cfg(test)]
@@ -136,12 +120,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_deprecated_version_is_never_started_again() {
-        assert_eq!(ended(Some(7), false), Ended::Deprecated);
-        assert_eq!(ended(Some(7), true), Ended::Deprecated);
-        assert_eq!(ended(Some(0), true), Ended::JobDone);
-        for code in [Some(0), Some(1), Some(2), Some(3), Some(4), Some(5), Some(6), Some(139), None] {
-            assert!(matches!(ended(code, false), Ended::Again(_)), "{code:?}");
+    fn a_listener_is_heard_in_its_own_words() {
+        let mut heard = Heard::default();
+        for (line, news, online, busy) in [
+            ("√ Connected to GitHub", false, false, false),
+            ("2026-11-23 09:00:00Z: Listening for Jobs", true, true, false),
+            ("2026-11-23 09:00:05Z: Running job: build", true, true, true),
+            ("2026-11-23 09:00:06Z: Job build completed with result: Succeeded", true, true, false),
+            ("2026-11-23 09:00:07Z: Job next completed with result: Failed", true, true, false),
+        ] {
+            assert_eq!(hear(&mut heard, line), news, "{line}");
+            assert_eq!((heard.online, heard.busy), (online, busy), "{line}");
         }
     }
 }

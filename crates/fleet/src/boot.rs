@@ -2,6 +2,8 @@
 //!
 //! It names things and holds no secret: anything on the instance that reaches the metadata service can read it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use url::Url;
 
@@ -39,6 +41,15 @@ pub struct BootConfig {
     pub runner_group: String,
     /// The runner installed in the image.
     pub runner: Runner,
+    /// May a job reach the metadata service?
+    #[serde(default)]
+    pub job_metadata_access: MetadataAccess,
+    /// When the instance retires by itself. Absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retirement: Option<Retirement>,
+    /// Variables for the runner and its jobs, beside those of the machine.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
     /// The Auto Scaling group and how to leave it. Absent: the instance belongs to no group and nobody asks it to leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<Lifecycle>,
@@ -103,6 +114,32 @@ pub struct Lifecycle {
     pub heartbeat_secs: u32,
     /// How long a running job may delay the instance's end, at most 172,800 s (48 h, Auto Scaling's own bound).
     pub drain_limit_secs: u32,
+    /// An instance that can't serve gives itself up no earlier after its boot, and tries on until then.
+    pub replace_pause_secs: u32,
+}
+
+/// When an instance retires by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retirement {
+    /// At this age it asks to be replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_secs: Option<u32>,
+    /// After so long without a job it asks the group to do without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_limit_secs: Option<u32>,
+}
+
+/// May a job reach the instance's metadata service, and so the instance's role?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum MetadataAccess {
+    /// No: an instance on which its runner's user reaches the service refuses to serve.
+    #[default]
+    Blocked,
+    /// Yes: jobs use the instance's role, and whoever writes a workflow can sign as the App.
+    Allowed,
 }
 
 /// Why a document is no BootConfig.

@@ -2,7 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use kiln_fleet::boot::{App, BootConfig, BootConfigError, GitHub, KeySource, Lifecycle, MAX_BYTES, Runner, VERSION};
+use std::collections::BTreeMap;
+
+use kiln_fleet::boot::{
+    App, BootConfig, BootConfigError, GitHub, KeySource, Lifecycle, MAX_BYTES, MetadataAccess, Retirement, Runner,
+    VERSION,
+};
 use kiln_fleet::model::Registration;
 
 fn boot_config() -> BootConfig {
@@ -24,12 +29,16 @@ fn boot_config() -> BootConfig {
             user: "runner".to_owned(),
             directory: "/opt/actions-runner".to_owned(),
         },
+        job_metadata_access: MetadataAccess::Blocked,
+        retirement: None,
+        environment: BTreeMap::new(),
         lifecycle: Some(Lifecycle {
             group: "kiln-acme-fleet-linux".parse().unwrap(),
             launch_hook: "kiln-launch".to_owned(),
             termination_hook: "kiln-terminate".to_owned(),
             heartbeat_secs: 300,
             drain_limit_secs: 21_600,
+            replace_pause_secs: 300,
         }),
     }
 }
@@ -37,7 +46,7 @@ fn boot_config() -> BootConfig {
 /// A change of this text strands every image baked before it: raise `VERSION` along with it.
 #[test]
 fn the_document_is_this_very_text() {
-    insta::assert_snapshot!(boot_config().to_json().unwrap(), @r#"{"version":1,"organization":"acme","fleet":"linux","github":{"api_url":"https://api.github.com/","url":"https://github.com/"},"app":{"issuer":"Iv23liEXAMPLE0000000","installation_id":12345678},"key":{"kms":"alias/kiln-acme-app-key"},"registration":"persistent","labels":["linux-x64"],"runner_group":"Default","runner":{"version":"2.338.0","user":"runner","directory":"/opt/actions-runner"},"lifecycle":{"group":"kiln-acme-fleet-linux","launch_hook":"kiln-launch","termination_hook":"kiln-terminate","heartbeat_secs":300,"drain_limit_secs":21600}}"#);
+    insta::assert_snapshot!(boot_config().to_json().unwrap(), @r#"{"version":1,"organization":"acme","fleet":"linux","github":{"api_url":"https://api.github.com/","url":"https://github.com/"},"app":{"issuer":"Iv23liEXAMPLE0000000","installation_id":12345678},"key":{"kms":"alias/kiln-acme-app-key"},"registration":"persistent","labels":["linux-x64"],"runner_group":"Default","runner":{"version":"2.338.0","user":"runner","directory":"/opt/actions-runner"},"job_metadata_access":"blocked","lifecycle":{"group":"kiln-acme-fleet-linux","launch_hook":"kiln-launch","termination_hook":"kiln-terminate","heartbeat_secs":300,"drain_limit_secs":21600,"replace_pause_secs":300}}"#);
 }
 
 #[test]
@@ -56,8 +65,14 @@ fn every_variant_is_written_in_this_form_and_comes_back() {
     config.registration = Registration::Ephemeral;
     config.app.installation_id = None;
     config.lifecycle = None;
+    config.retirement = Some(Retirement { max_age_secs: Some(604_800), idle_limit_secs: None });
+    config.environment.insert("https_proxy".to_owned(), "http://proxy:3128".to_owned());
+    config.job_metadata_access = MetadataAccess::Allowed;
     let json = config.to_json().unwrap();
     assert!(json.contains(r#""registration":"ephemeral""#), "{json}");
+    assert!(json.contains(r#""retirement":{"max_age_secs":604800}"#), "{json}");
+    assert!(json.contains(r#""environment":{"https_proxy":"http://proxy:3128"}"#), "{json}");
+    assert!(json.contains(r#""job_metadata_access":"allowed""#), "{json}");
     assert!(!json.contains("installation_id") && !json.contains("lifecycle") && !json.contains("null"), "{json}");
     assert_eq!(BootConfig::from_json(&json).unwrap(), config);
 }

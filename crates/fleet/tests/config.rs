@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "config")]
 
+use kiln_fleet::boot::{MetadataAccess, Retirement};
 use kiln_fleet::config::{AppId, Config, Network};
 use kiln_fleet::model::{Architecture, KeyStore, Registration};
 
@@ -142,7 +143,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     16 | lables = ["a"]
        | ^^^^^^ did you mean `labels`?
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, heartbeat_secs, instance_types, key_store, labels, max, min, network, registration, runner_group
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group
     "#);
     insta::assert_snapshot!(error(&with([("instance_types", "instance-types")])), @r#"
     error: unknown key `instance-types` in [fleet.linux]
@@ -151,7 +152,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     12 | instance-types = ["m6i.large"]
        | ^^^^^^^^^^^^^^ did you mean `instance_types`?
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, heartbeat_secs, instance_types, key_store, labels, max, min, network, registration, runner_group
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group
     "#);
 }
 
@@ -164,7 +165,7 @@ fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
     16 | subnets = ["subnet-01234567"]
        | ^^^^^^^ `subnets` is a key of [fleet.NAME.network]
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, heartbeat_secs, instance_types, key_store, labels, max, min, network, registration, runner_group
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group
     "#);
     insta::assert_snapshot!(error(&with([("organization = \"acme\"\n", ""), ("[app]", "[app]\norganization = \"acme\"")])), @r#"
     error: `organization` is missing
@@ -202,7 +203,7 @@ fn a_value_given_as_a_key_is_understood() {
     15 | create_vpc = true
        | ^^^^^^^^^^ did you mean `network = "create-vpc"`?
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, heartbeat_secs, instance_types, key_store, labels, max, min, network, registration, runner_group
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group
     "#);
 }
 
@@ -786,7 +787,7 @@ fn a_boot_config_that_does_not_fit_into_a_parameter_is_told_at_the_labels() {
     let labels: Vec<String> = (0..40).map(|n| format!("\"{}{n}\"", "x".repeat(120))).collect();
     let wrong = error(&fleet(&format!("labels = [{}]", labels.join(", "))));
     assert!(wrong.contains("more than the 4096") && wrong.contains("kiln.toml:16:10"), "{wrong}");
-    assert!(wrong.contains("fewer or shorter labels"), "{wrong}");
+    assert!(wrong.contains("fewer or shorter labels, or a smaller `environment`"), "{wrong}");
 }
 
 #[test]
@@ -894,4 +895,35 @@ fn line() -> impl proptest::strategy::Strategy<Value = String> {
         1 => regex(format!("\\[(fleet\\.)?({keys})\\]")),
         1 => regex(format!("\\[\\[({keys})\\]\\]")),
     ]
+}
+
+#[test]
+fn what_a_life_is_bound_by_is_read_or_left_to_its_default() {
+    let config = Config::from_toml("kiln.toml", &fleet("")).unwrap();
+    let fleet_of = |config: &Config| config.fleets.values().next().unwrap().clone();
+    let plain = fleet_of(&config);
+    assert_eq!((plain.replace_pause_secs, plain.retirement), (300, Retirement::default()));
+    assert_eq!(plain.job_metadata_access, MetadataAccess::Blocked);
+    let text = "replace_pause_secs = 0\nmax_age_secs = 604800\nidle_limit_secs = 1800\njob_metadata_access = \"allowed\"\n\
+                environment = { https_proxy = \"http://proxy:3128\" }";
+    let config = Config::from_toml("kiln.toml", &fleet(text)).unwrap();
+    let told = config.boot_config(&fleet_of(&config));
+    assert_eq!(told.lifecycle.unwrap().replace_pause_secs, 0);
+    assert_eq!(told.retirement, Some(Retirement { max_age_secs: Some(604_800), idle_limit_secs: Some(1800) }));
+    assert_eq!(told.job_metadata_access, MetadataAccess::Allowed);
+    assert_eq!(told.environment["https_proxy"], "http://proxy:3128");
+}
+
+#[test]
+fn a_variable_that_would_not_do_is_told() {
+    for (text, said) in [
+        ("environment = { \"2x\" = \"y\" }", "`2x` is no variable's name"),
+        ("environment = { \"a b\" = \"y\" }", "`a b` is no variable's name"),
+        ("environment = { ACTIONS_RUNNER_INPUT_TOKEN = \"y\" }", "is an input of the runner's own"),
+        ("environment = { A = \"y\\nB=z\" }", "the value of `A` has a line break"),
+        ("replace_pause_secs = 541", "`replace_pause_secs` is 541"),
+    ] {
+        let told = error(&fleet(text));
+        assert!(told.contains(said), "{told}");
+    }
 }

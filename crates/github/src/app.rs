@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use url::Url;
 
+use crate::connections::Usage;
 use crate::error::{Error, ErrorKind, Result};
 use crate::http::{Bounds, Call, Credentials, Http};
 use crate::jwt::{AppSigner, jwt};
@@ -95,6 +96,17 @@ impl AppClient {
 
     pub(crate) fn http(&self) -> &Http {
         &self.http
+    }
+
+    /// Begins to open the connection that the first call will use, so that a signature can be waited for meanwhile. Sends
+    /// nothing; a failure shows with the first call.
+    pub async fn open_ahead(&self) {
+        self.http.open_ahead().await;
+    }
+
+    /// What was used so far.
+    pub fn usage(&self) -> Usage {
+        self.http.usage()
     }
 
     /// By how many seconds this machine's clock was found to be ahead of GitHub's; 0 if it was never refused.

@@ -1,6 +1,8 @@
 //! One HTTP exchange with GitHub, and the retries around it.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
@@ -11,10 +13,11 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
 use url::Url;
 
+use crate::connections::{Connections, Counters, Usage};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A handshake takes three round trips; five seconds are ten times the slowest seen across continents.
-const CONNECT_BOUND: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_BOUND: Duration = Duration::from_secs(5);
 
 /// GitHub answers from where it was asked, or from the place a renamed organization moved to; a longer chain is a loop.
 const MOST_REDIRECTS: usize = 3;
@@ -61,6 +64,7 @@ pub(crate) trait Credentials: Sync {
 #[derive(Debug, Clone)]
 pub(crate) struct Http {
     client: reqwest::Client,
+    counters: Arc<Counters>,
     base: Url,
     pub(crate) bounds: Bounds,
 }
@@ -108,7 +112,9 @@ impl Http {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/vnd.github+json"));
         headers.insert(HeaderName::from_static("x-github-api-version"), HeaderValue::from_static("2022-11-28"));
+        let counters = Arc::<Counters>::default();
         let client = reqwest::Client::builder()
+            .connector_layer(Connections(Arc::clone(&counters)))
             .user_agent(user_agent)
             .default_headers(headers)
             .connect_timeout(CONNECT_BOUND)
@@ -119,7 +125,24 @@ impl Http {
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        Ok(Self { client, base, bounds: Bounds::default() })
+        Ok(Self { client, counters, base, bounds: Bounds::default() })
+    }
+
+    /// Begins to open the connection that the first call will use. Sends nothing; a failure shows with that call.
+    pub(crate) async fn open_ahead(&self) {
+        self.counters.ask_ahead();
+        // It asks for a connection, which is kept for another, so that it never gets as far as being sent.
+        let asking = self.client.head(self.base.clone()).send();
+        tokio::select! {
+            biased;
+            () = self.counters.begun() => {}
+            _ = asking => {}
+        }
+    }
+
+    /// What was used so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.counters.usage()
     }
 
     /// What a call asks of whom, for messages: `GET https://api.github.com/app`. Never holds a token.
@@ -185,12 +208,14 @@ impl Http {
         if let Some(body) = &call.body {
             request = request.json(body);
         }
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let response = request.send().await.map_err(|error| transport(&operation, error))?;
         if !response.status().is_success() {
             return Err(refusal(operation, response).await);
         }
         let request_id = request_id(response.headers());
         let bytes = response.bytes().await.map_err(|error| transport(&operation, error))?;
+        self.counters.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(Answer { bytes: bytes.into(), request_id })
     }
 }

@@ -6,6 +6,7 @@
 //! * [`Error`]: typed, so that "again" or "never" is not a caller's guess.
 
 mod app;
+mod connections;
 mod error;
 mod http;
 mod jwt;
@@ -13,6 +14,7 @@ mod key;
 mod org;
 
 pub use app::{App, AppClient, Installation, InstallationToken, Owner};
+pub use connections::Usage;
 pub use error::{Error, ErrorKind, Result};
 pub use http::Bounds;
 pub use jwt::{AppSigner, BoxFuture, SignError, jwt};

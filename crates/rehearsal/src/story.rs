@@ -13,6 +13,7 @@ use crate::world::{Outcome, World};
 pub const VERSIONS: [&str; 2] = ["2.337.1", "2.338.0"];
 
 /// The network is the emulator's default VPC, which has the same ids in every world: it can't make a NAT gateway.
+/// Its instances are processes of this machine, from which nothing keeps a job away: hence `job_metadata_access`.
 ///
 /// Two fleets that share an image and nothing else: persistent runners signed for by KMS, ephemeral ones by a secret.
 pub const FLEETS: &str = r#"
@@ -25,6 +26,8 @@ min = 1
 max = 2
 network = { vpc = "vpc-00000001", subnets = ["subnet-00000001", "subnet-00000002"] }
 key_store = "kms"
+replace_pause_secs = 1
+job_metadata_access = "allowed"
 
 [fleet.once]
 labels = ["once"]
@@ -35,6 +38,8 @@ min = 1
 max = 2
 network = { vpc = "vpc-00000001", subnets = ["subnet-00000001", "subnet-00000002"] }
 key_store = "secrets-manager"
+replace_pause_secs = 1
+job_metadata_access = "allowed"
 "#;
 
 /// Processes on this machine do in seconds what instances do in minutes.

@@ -12,17 +12,21 @@ use sha2::Digest as _;
 /// Where the bootstrap binary lies in the image.
 pub const BOOTSTRAP_PATH: &str = "usr/local/bin/kiln-bootstrap";
 
-/// The files of `ami/files`, by their path in the image.
-const FILES: [(&str, &[u8]); 3] = [
-    ("etc/docker/daemon.json", include_bytes!("../../../ami/files/etc/docker/daemon.json")),
-    (
-        "etc/systemd/journald.conf.d/kiln.conf",
-        include_bytes!("../../../ami/files/etc/systemd/journald.conf.d/kiln.conf"),
-    ),
-    (
-        "usr/lib/systemd/system/kiln-bootstrap.service",
-        include_bytes!("../../../ami/files/usr/lib/systemd/system/kiln-bootstrap.service"),
-    ),
+/// A file of `ami/files` by its path in the image; scripts can be executed.
+macro_rules! file {
+    ($path:literal, $mode:literal) => {
+        ($path, $mode, include_bytes!(concat!("../../../ami/files/", $path)) as &[u8])
+    };
+}
+
+/// The files of `ami/files`.
+const FILES: [(&str, u32, &[u8]); 6] = [
+    file!("etc/docker/daemon.json", 0o644),
+    file!("etc/systemd/journald.conf.d/kiln.conf", 0o644),
+    file!("opt/kiln/hooks/job-completed.sh", 0o755),
+    file!("opt/kiln/hooks/job-started.sh", 0o755),
+    file!("usr/lib/systemd/system/kiln-bootstrap.service", 0o644),
+    file!("usr/lib/systemd/system/kiln-metadata-guard.service", 0o644),
 ];
 
 /// 1980-01-01, the oldest time that every archiver takes for a real one; GNU tar warns of 1970.
@@ -51,7 +55,7 @@ impl Payload {
     pub fn of_bootstrap(binary: &[u8]) -> Self {
         let mut entries: BTreeMap<String, Entry> = FILES
             .iter()
-            .map(|(path, bytes)| ((*path).to_owned(), Entry { mode: 0o644, bytes: bytes.to_vec() }))
+            .map(|(path, mode, bytes)| ((*path).to_owned(), Entry { mode: *mode, bytes: bytes.to_vec() }))
             .collect();
         entries.insert(BOOTSTRAP_PATH.to_owned(), Entry { mode: 0o755, bytes: binary.to_vec() });
         let bytes = pack(&entries);

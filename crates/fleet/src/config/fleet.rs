@@ -8,7 +8,11 @@ use toml::Spanned;
 
 use super::diagnostic::{Diagnostic, Findings};
 use super::raw::{RawFleet, RawNetwork, RawSha256};
-use super::{Config, DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_RUNNER_GROUP, Fleet, Network};
+use super::{
+    Config, DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_REPLACE_PAUSE_SECS, DEFAULT_RUNNER_GROUP, Fleet,
+    Network,
+};
+use crate::boot::{MetadataAccess, Retirement};
 use crate::model::{
     Architecture, BaseImage, FleetName, InstanceType, KeyStore, Label, Malformed, Registration, SubnetId, VpcId,
 };
@@ -51,7 +55,42 @@ pub(super) fn validate(
         key_store: get(raw.key_store.as_ref(), default_store),
         heartbeat_secs,
         drain_limit_secs,
+        replace_pause_secs: get(raw.replace_pause_secs.as_ref(), DEFAULT_REPLACE_PAUSE_SECS),
+        retirement: Retirement {
+            max_age_secs: raw.max_age_secs.as_ref().map(|secs| *secs.get_ref()),
+            idle_limit_secs: raw.idle_limit_secs.as_ref().map(|secs| *secs.get_ref()),
+        },
+        job_metadata_access: get(raw.job_metadata_access.as_ref(), MetadataAccess::Blocked),
+        environment: environment(raw, found),
     })
+}
+
+/// The runner reads its variables from a file of lines, and takes its own inputs from the environment.
+fn environment(raw: &RawFleet, found: &mut Findings) -> BTreeMap<String, String> {
+    let mut variables = BTreeMap::new();
+    for (name, value) in raw.environment.iter().flatten() {
+        let letters = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if !name.get_ref().chars().all(letters) || name.get_ref().starts_with(|c: char| c.is_ascii_digit()) {
+            found.push(
+                Diagnostic::new(name.span(), format!("`{}` is no variable's name", name.get_ref().escape_debug()))
+                    .expected("expected letters, digits and underscores, no digit first"),
+            );
+        } else if name.get_ref().to_ascii_uppercase().starts_with("ACTIONS_RUNNER_INPUT_") {
+            found.push(
+                Diagnostic::new(name.span(), format!("`{}` is an input of the runner's own", name.get_ref()))
+                    .expected("expected a variable for jobs")
+                    .hint("Kiln registers the runner, and sets what it needs for that"),
+            );
+        } else if value.get_ref().contains(['\n', '\r', '\0']) {
+            found.push(
+                Diagnostic::new(value.span(), format!("the value of `{}` has a line break", name.get_ref()))
+                    .expected("expected one line"),
+            );
+        } else {
+            variables.insert(name.get_ref().clone(), value.get_ref().clone());
+        }
+    }
+    variables
 }
 
 fn get<T: Copy>(value: Option<&Spanned<T>>, default: T) -> T {
@@ -240,8 +279,8 @@ pub(super) fn boot_config(config: &Config, name: &Spanned<String>, raw: &RawFlee
         let span = raw.labels.as_ref().map_or_else(|| name.span(), Spanned::span);
         found.push(
             Diagnostic::new(span, error.to_string())
-                .expected("expected fewer or shorter labels")
-                .hint("labels are what of it can be of any length; the rest takes less than 1,500 bytes"),
+                .expected("expected fewer or shorter labels, or a smaller `environment`")
+                .hint("these are what of it can be of any length; the rest takes less than 1,500 bytes"),
         );
     }
 }

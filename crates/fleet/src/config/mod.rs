@@ -106,6 +106,14 @@ pub struct Fleet {
     pub heartbeat_secs: u32,
     /// How long a running job may delay an instance's end, in seconds.
     pub drain_limit_secs: u32,
+    /// How long after its boot an instance that can't register gives itself up, in seconds.
+    pub replace_pause_secs: u32,
+    /// When an instance retires by itself.
+    pub retirement: boot::Retirement,
+    /// May a job reach the metadata service?
+    pub job_metadata_access: boot::MetadataAccess,
+    /// Variables for the runner and its jobs.
+    pub environment: BTreeMap<String, String>,
 }
 
 /// Where a fleet's instances live.
@@ -161,6 +169,9 @@ const DEFAULT_RUNNER_GROUP: &str = "Default";
 const DEFAULT_HEARTBEAT_SECS: u32 = 300;
 /// What GitHub gives a job by default, 6 hours, and within the hundred heartbeats that Auto Scaling gives an instance.
 const DEFAULT_DRAIN_LIMIT_SECS: u32 = 6 * 3600;
+
+/// Five minutes: a fault that passes by itself has passed, and a broken fleet boots its instances twelve times an hour.
+const DEFAULT_REPLACE_PAUSE_SECS: u32 = 300;
 
 /// The JSON schema of `kiln.toml`, pretty-printed, for editors.
 pub fn json_schema() -> String {
@@ -285,12 +296,16 @@ impl Config {
                 user: RUNNER_USER.to_owned(),
                 directory: RUNNER_DIRECTORY.to_owned(),
             },
+            job_metadata_access: fleet.job_metadata_access,
+            retirement: (fleet.retirement != boot::Retirement::default()).then_some(fleet.retirement),
+            environment: fleet.environment.clone(),
             lifecycle: Some(boot::Lifecycle {
                 group: self.group(&fleet.name),
                 launch_hook: LAUNCH_HOOK.to_owned(),
                 termination_hook: TERMINATION_HOOK.to_owned(),
                 heartbeat_secs: fleet.heartbeat_secs,
                 drain_limit_secs: fleet.drain_limit_secs,
+                replace_pause_secs: fleet.replace_pause_secs,
             }),
         }
     }

@@ -13,7 +13,11 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use toml::Spanned;
 
-use super::{DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_RELEASE_URL, DEFAULT_RUNNER_GROUP};
+use super::{
+    DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_RELEASE_URL, DEFAULT_REPLACE_PAUSE_SECS,
+    DEFAULT_RUNNER_GROUP,
+};
+use crate::boot::MetadataAccess;
 use crate::model::{Architecture, BaseImage, KeyStore, Registration};
 
 type Field<T> = Option<Spanned<T>>;
@@ -27,6 +31,7 @@ const SHA256: &str = "^[0-9a-f]{64}$";
 const FLEET: &str = "^[a-z]([a-z0-9-]{0,22}[a-z0-9])?$";
 const LABEL: &str = "^[A-Za-z0-9._-]{1,256}$";
 const INSTANCE_TYPE: &str = r"^[a-z0-9-]+\.[a-z0-9-]+$";
+const VARIABLE: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
 const VPC: &str = "^vpc-[0-9a-f]{8,17}$";
 const SUBNET: &str = "^subnet-[0-9a-f]{8,17}$";
 
@@ -171,6 +176,29 @@ pub(super) struct RawFleet {
     #[serde(default)]
     #[schemars(with = "u32", range(min = 60, max = 172_800), extend("default" = DEFAULT_DRAIN_LIMIT_SECS))]
     pub(super) drain_limit_secs: Field<u32>,
+    // The launch hook's ten minutes bound it.
+    /// An instance that can't register tries on for so long, in seconds, before it is replaced: what every instance has
+    /// wrong, such as a key that was deleted, would otherwise replace them as fast as they boot.
+    #[serde(default)]
+    #[schemars(with = "u32", range(max = 540), extend("default" = DEFAULT_REPLACE_PAUSE_SECS))]
+    pub(super) replace_pause_secs: Field<u32>,
+    /// At this age an instance is replaced, after its job, in seconds. Never, when absent.
+    #[serde(default)]
+    #[schemars(with = "u32", range(min = 3600), example = &604_800)]
+    pub(super) max_age_secs: Field<u32>,
+    /// After so long without a job an instance leaves, while there are more than `min`, in seconds. Never, when absent.
+    #[serde(default)]
+    #[schemars(with = "u32", range(min = 60), example = &1800)]
+    pub(super) idle_limit_secs: Field<u32>,
+    /// May a job reach the instance's metadata service? With "allowed", whoever writes a workflow can sign as the App.
+    #[serde(default)]
+    #[schemars(with = "MetadataAccess", extend("default" = MetadataAccess::Blocked))]
+    pub(super) job_metadata_access: Field<MetadataAccess>,
+    /// Variables for the runner and its jobs, such as a proxy. Never a secret: anyone on the instance can read them.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>", extend("propertyNames" = { "pattern": VARIABLE }))]
+    #[schemars(extend("examples" = [{ "https_proxy": "http://proxy.example.com:3128" }]))]
+    pub(super) environment: Option<BTreeMap<Spanned<String>, Spanned<String>>>,
 }
 
 /// Where a fleet's instances live.

@@ -125,3 +125,25 @@ async fn an_answer_of_another_shape_is_no_success() {
     assert_eq!(error.kind, ErrorKind::Body);
     assert!(std::error::Error::source(&error).is_some());
 }
+
+#[tokio::test]
+async fn a_connection_opened_ahead_is_the_only_one() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    client.app().open_ahead().await;
+    client.mint().await.unwrap();
+    client.registration_token().await.unwrap();
+    let usage = client.app().usage();
+    assert_eq!((usage.requests, usage.connections), (2, 1), "{usage:?}");
+    assert!(usage.bytes > 100, "{usage:?}");
+    assert_eq!(github.requests().len(), 2, "nothing is sent ahead: {:?}", github.requests());
+}
+
+#[tokio::test]
+async fn a_connection_that_can_not_be_opened_ahead_is_the_first_calls_error() {
+    let (github, key) = start().await;
+    let nowhere = "http://127.0.0.1:9/".parse().unwrap();
+    let client = organization_at(&nowhere, &github, &key);
+    client.app().open_ahead().await;
+    assert_eq!(client.mint().await.unwrap_err().kind, ErrorKind::Connect);
+}

@@ -74,18 +74,21 @@ fn every_file_beside_the_documents_is_in_the_payload() {
     let packed: Vec<_> = unpacked(&payload.bytes);
     assert_eq!(packed.iter().map(|(path, ..)| path.as_str()).collect::<Vec<_>>(), found);
     let executable: Vec<_> = packed.iter().filter(|(_, mode, _)| mode & 0o111 != 0).map(|(path, ..)| path).collect();
-    assert_eq!(executable, [BOOTSTRAP_PATH]);
+    assert_eq!(executable, ["opt/kiln/hooks/job-completed.sh", "opt/kiln/hooks/job-started.sh", BOOTSTRAP_PATH]);
 }
 
-/// The keys of Amazon Linux 2's systemd 219 that the unit uses; a newer one would be ignored there, silently.
+/// The keys of Amazon Linux 2's systemd 219 that the units use; a newer one would be ignored there, silently.
 #[test]
-fn the_unit_uses_what_systemd_219_knows() {
+fn the_units_use_what_systemd_219_knows() {
     let known = [
         "After",
+        "Before",
         "Description",
         "ExecStart",
+        "ExecStop",
         "KillMode",
         "LimitNOFILE",
+        "RemainAfterExit",
         "Restart",
         "RestartPreventExitStatus",
         "RestartSec",
@@ -96,14 +99,59 @@ fn the_unit_uses_what_systemd_219_knows() {
         "Type",
         "WantedBy",
         "Wants",
+        "WatchdogSec",
     ];
-    let (_, unit) = FILES.iter().find(|(path, _)| path.ends_with(".service")).unwrap();
-    let lines =
-        std::str::from_utf8(unit).unwrap().lines().filter(|line| !line.starts_with(['#', '[']) && !line.is_empty());
-    for line in lines {
-        let (key, _) = line.split_once('=').unwrap();
-        assert!(known.contains(&key), "{key}");
+    let units: Vec<_> = FILES.iter().filter(|(path, _, _)| path.ends_with(".service")).collect();
+    assert_eq!(units.len(), 2);
+    for (path, _, unit) in units {
+        let lines = std::str::from_utf8(unit).unwrap().lines();
+        for line in lines.filter(|line| !line.starts_with(['#', '[']) && !line.is_empty()) {
+            let (key, _) = line.split_once('=').unwrap();
+            assert!(known.contains(&key), "{path}: {key}");
+        }
     }
+}
+
+/// Runs a hook as the runner does, with a `docker` that notes what it is asked.
+fn hook(name: &str, workspace: &Path, least_free_mib: &str) -> (Option<i32>, String) {
+    let path = format!("{}/../../ami/files/opt/kiln/hooks/{name}", env!("CARGO_MANIFEST_DIR"));
+    let tools = tempfile::tempdir().unwrap();
+    let docker = tools.path().join("docker");
+    let asked = tools.path().join("asked");
+    let script = format!("#!/bin/bash\necho \"$*\" >>{}\n[[ $1 != ps ]] || echo c0ffee\n", asked.display());
+    std::fs::write(&docker, script).unwrap();
+    std::fs::set_permissions(&docker, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let output = std::process::Command::new("bash")
+        .arg(path)
+        .env("PATH", format!("{}:/usr/bin:/bin", tools.path().display()))
+        .env("GITHUB_WORKSPACE", workspace)
+        .env("RUNNER_WORKSPACE", workspace)
+        .env("KILN_LEAST_FREE_MIB", least_free_mib)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    (output.status.code(), format!("{said}{}", std::fs::read_to_string(asked).unwrap_or_default()))
+}
+
+#[test]
+fn after_a_job_nothing_of_it_is_left() {
+    let workspace = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(workspace.path().join(".git/objects")).unwrap();
+    std::fs::write(workspace.path().join(".git/objects/a"), "a").unwrap();
+    let (code, asked) = hook("job-completed.sh", workspace.path(), "0");
+    assert_eq!(code, Some(0), "{asked}");
+    assert_eq!(std::fs::read_dir(workspace.path()).unwrap().count(), 0);
+    assert!(asked.contains("rm --force --volumes c0ffee") && asked.contains("volume prune --force"), "{asked}");
+}
+
+#[test]
+fn a_job_begins_only_where_there_is_room_for_it() {
+    let workspace = tempfile::tempdir().unwrap();
+    assert_eq!(hook("job-started.sh", workspace.path(), "1"), (Some(0), String::new()));
+    let (code, said) = hook("job-started.sh", workspace.path(), "99999999999");
+    assert_eq!(code, Some(1));
+    assert!(said.contains("::error title=Disk nearly full::"), "{said}");
+    assert!(said.contains("system prune --all --force --volumes"), "{said}");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
