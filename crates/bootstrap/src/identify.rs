@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use aws_config::imds;
 use aws_config::imds::client::error::ImdsError;
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use kiln_fleet::boot::BootConfig;
 use kiln_fleet::model::InstanceId;
 
@@ -15,6 +16,9 @@ const CONNECT_BOUND: Duration = Duration::from_secs(1);
 
 /// It throttles bursts; four tries with the client's own backoff ride that out.
 const MOST_ATTEMPTS: u32 = 4;
+
+/// Between two tries; grows.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// The instance's metadata service.
 #[derive(Debug, Clone)]
@@ -77,11 +81,31 @@ impl Metadata {
         }
     }
 
-    /// Asks for identity and user data, side by side.
+    /// Asks until the service answers: it may come up late, and the client itself gives up at the first answer that does
+    /// not come in time. The caller sets the bound.
     ///
     /// # Errors
-    /// The service does not answer.
+    /// The service refuses.
     pub(crate) async fn identify(&self) -> anyhow::Result<Found> {
+        let mut pauses =
+            ExponentialBuilder::default().with_min_delay(FIRST_PAUSE).without_max_times().with_jitter().build();
+        loop {
+            let error = match self.look().await {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            };
+            let refused = error.chain().any(|cause| {
+                matches!(cause.downcast_ref(), Some(ImdsError::ErrorResponse(context))
+                    if context.response().status().is_client_error())
+            });
+            let Some(pause) = pauses.next().filter(|_| !refused) else { return Err(error) };
+            tracing::warn!(phase = "identify", error = %format!("{error:#}"), "the metadata service does not answer");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Asks for identity and user data, side by side.
+    async fn look(&self) -> anyhow::Result<Found> {
         let (instance, region, user_data) = tokio::try_join!(
             self.required("meta-data/instance-id"),
             self.required("meta-data/placement/region"),

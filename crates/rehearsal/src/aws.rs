@@ -28,6 +28,7 @@ pub use gateway::{Request, When};
 use groups::Groups;
 pub use groups::InstanceView;
 use image_builder::ImageBuilder;
+pub use imds::{Imds, ImdsFault, ImdsOptions};
 
 /// The region of every rehearsal.
 pub(crate) const REGION: &str = "eu-central-1";

@@ -13,10 +13,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_yaml_ng::Value;
 use tokio::process::{Child, Command};
-use tokio::task::JoinHandle;
 
+use super::imds::{Imds, ImdsOptions};
 use super::template::Template;
-use super::{Shared, imds, lock};
+use super::{Shared, lock};
 
 /// Parameters or outputs, by key.
 type Texts = BTreeMap<String, String>;
@@ -87,7 +87,7 @@ struct Instance {
     root: PathBuf,
     log: PathBuf,
     child: Option<Child>,
-    imds: Option<JoinHandle<()>>,
+    imds: Option<Imds>,
 }
 
 #[derive(Debug, Clone)]
@@ -434,9 +434,7 @@ fn power_off(instance: &mut Instance, group: &mut Group) {
         group.not_before = Instant::now() + BACK_OFF * group.deaths;
     }
     kill_below(&instance.root);
-    if let Some(task) = instance.imds.take() {
-        task.abort();
-    }
+    instance.imds = None;
     instance.child = None;
     instance.enter(State::Terminated);
 }
@@ -519,7 +517,10 @@ async fn launch(shared: &Arc<Shared>, group: &str, version: &str) -> anyhow::Res
     let root = shared.directory.join("instances").join(&id);
     let log = shared.directory.join("instances").join(format!("{id}.log"));
     copy(&image, &root).await?;
-    let (imds, task) = imds::serve(Arc::clone(shared), id.clone(), ami.clone(), user_data).await?;
+    let (known, own) = (Arc::clone(shared), id.clone());
+    let target = Box::new(move || lock(&known.groups).target_state(&own));
+    let options = ImdsOptions { instance: id.clone(), ami: ami.clone(), user_data: Some(user_data), target };
+    let imds = Imds::start(options).await?;
     let file = std::fs::File::create(&log)?;
     // The machine dies with the one it runs on.
     let mut command = Command::new("setpriv");
@@ -532,7 +533,7 @@ async fn launch(shared: &Arc<Shared>, group: &str, version: &str) -> anyhow::Res
         .env_clear()
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("AWS_ENDPOINT_URL", &shared.endpoint)
-        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds)
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url())
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file)
@@ -555,7 +556,7 @@ async fn launch(shared: &Arc<Shared>, group: &str, version: &str) -> anyhow::Res
         root,
         log,
         child: Some(child),
-        imds: Some(task),
+        imds: Some(imds),
     });
     Ok(())
 }

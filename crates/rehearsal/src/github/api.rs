@@ -8,6 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State as Extract};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::state::{Answer, HOURLY_LIMIT, Recorded, State, random};
@@ -77,6 +78,13 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: Reque
         Some(Answer::Late(by)) => {
             tokio::time::sleep(by).await;
             Some(answer(&shared, &call).await)
+        }
+        Some(Answer::Dripping(pause)) => {
+            let drops = futures_util::stream::repeat(()).then(move |()| async move {
+                tokio::time::sleep(pause).await;
+                Ok::<_, std::convert::Infallible>(" ")
+            });
+            Some(Response::new(Body::from_stream(drops)))
         }
         None => Some(answer(&shared, &call).await),
     };

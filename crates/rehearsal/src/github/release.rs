@@ -17,7 +17,8 @@ pub struct Release {
     pub url: String,
     /// Of the tarball.
     pub sha256: String,
-    pub(super) bytes: Vec<u8>,
+    /// The tarball.
+    pub bytes: Vec<u8>,
 }
 
 const CONFIG: &str = r#"#!/bin/bash

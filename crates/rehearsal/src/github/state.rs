@@ -77,6 +77,8 @@ pub enum Answer {
     Dropped,
     /// The answer comes late.
     Late(Duration),
+    /// Nothing is done; headers come at once, and of the body a byte at such a time, without an end.
+    Dripping(Duration),
 }
 
 /// A registered runner.

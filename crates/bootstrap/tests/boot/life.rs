@@ -1,0 +1,65 @@
+//! From the boot to the end.
+
+use kiln_rehearsal::github::{Conclusion, JobSpec, JobState, Step};
+
+use crate::support::{SOON, there};
+
+#[tokio::test]
+async fn one_line_sums_a_boot_up() {
+    let there = there().await;
+    let mut booted = there.boot(&there.ephemeral()).await;
+    let said = booted.said("registered").await;
+    assert_eq!((said["requests"].as_u64(), said["connections"].as_u64()), (Some(2), Some(1)), "{said}");
+    for key in ["ms", "identify_ms", "configure_ms", "mint_ms", "register_ms", "bytes", "cpu_ms", "peak_kib"] {
+        assert!(said[key].is_u64(), "{key} is missing: {said}");
+    }
+    assert!(said["runner"].as_str().unwrap().starts_with("linux-i-0abc0000000000001-"), "{said}");
+    booted.online().await;
+    assert_eq!(booted.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn asked_to_end_it_waits_for_the_job_and_leaves_no_runner() {
+    let there = there().await;
+    let mut booted = there.boot(&there.config()).await;
+    booted.online().await;
+    let job = there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Hold));
+    there.github.wait_job(job, |state| matches!(state, JobState::InProgress { .. }), SOON).await.unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(booted.id()), nix::sys::signal::Signal::SIGTERM).unwrap();
+    booted.said("a job is running: waiting for its end").await;
+    there.github.release_job(job);
+    assert_eq!(booted.end().await, Some(0), "{:#?}", booted.log);
+    let JobState::Completed { conclusion, .. } = there.github.job(job).state else { panic!("the job has not ended") };
+    assert_eq!(conclusion, Conclusion::Success);
+    assert_eq!(there.runner(), None);
+}
+
+#[tokio::test]
+async fn a_listener_that_dies_is_started_again() {
+    let there = there().await;
+    let mut booted = there.boot(&there.config()).await;
+    booted.online().await;
+    let listener = there.path("opt/actions-runner/bin/Runner.Listener");
+    let found = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .find(|process| std::fs::read_link(process.path().join("exe")).is_ok_and(|executable| executable == listener));
+    let id: i32 = found.unwrap().file_name().to_str().unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGKILL).unwrap();
+    booted.said("the listener ended").await;
+    let job = there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run("true".to_owned())));
+    there.github.wait_job(job, |state| matches!(state, JobState::Completed { .. }), SOON).await.unwrap();
+    assert_eq!(booted.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_version_that_github_serves_no_more_is_not_registered_again_and_again() {
+    let there = there().await;
+    there.github.deprecate(crate::support::VERSION);
+    let mut booted = there.boot(&there.config()).await;
+    let said = booted.said("GitHub serves this runner version no more").await;
+    assert!(said["hint"].as_str().unwrap().contains("pin a newer runner"), "{said}");
+    assert_eq!(there.github.count("POST", "/registration-token"), 1);
+    assert_eq!(booted.stop().await, Some(0));
+    assert_eq!(there.runner(), None);
+}

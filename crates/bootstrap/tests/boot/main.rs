@@ -1,0 +1,8 @@
+//! The shipped binary, against a stand-in GitHub and metadata service.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod faults;
+mod isolation;
+mod life;
+mod support;
