@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 
 use backend::Backend;
 pub use bake::BakedImage;
-pub use gateway::{Request, When};
+pub use gateway::{Refusal, Request, When};
 use groups::Groups;
 pub use groups::InstanceView;
 use image_builder::ImageBuilder;
@@ -66,6 +66,7 @@ struct Shared {
     endpoint: String,
     requests: Mutex<Vec<Request>>,
     tripwire: Mutex<Option<Tripwire>>,
+    refusals: Mutex<Vec<Refusal>>,
     image_builder: Mutex<ImageBuilder>,
     groups: Mutex<Groups>,
 }
@@ -109,6 +110,7 @@ impl Aws {
             endpoint,
             requests: Mutex::default(),
             tripwire: Mutex::default(),
+            refusals: Mutex::default(),
             image_builder: Mutex::default(),
             groups: Mutex::default(),
         });
@@ -183,6 +185,11 @@ impl Aws {
     /// Takes the tripwire back.
     pub fn disarm(&self) {
         *lock(&self.shared.tripwire) = None;
+    }
+
+    /// The next calls of this operation are refused, an instance's too.
+    pub fn refuse(&self, refusal: Refusal) {
+        lock(&self.shared.refusals).push(refusal);
     }
 
     /// The next build fails at this step.

@@ -1,5 +1,8 @@
 //! What goes wrong on AWS's side or GitHub's: an end that is defined, told, and gone on from.
 
+use std::time::Duration;
+
+use kiln_rehearsal::aws::Refusal;
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
 
 use crate::support::{World, quiet, refused, world};
@@ -52,5 +55,29 @@ async fn an_image_that_can_not_serve_is_rolled_back_from() {
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
     world.run(&["deploy"], quiet).await.unwrap().success().unwrap();
+    world.shutdown().await.unwrap();
+}
+
+/// A whole fleet boots at once, and KMS throttles an account.
+#[tokio::test(flavor = "multi_thread")]
+async fn throttling_is_ridden_out_by_commands_and_instances() {
+    let world = installed().await;
+    let refuse = |service, operation, code| world.aws.refuse(Refusal { service, operation, times: 2, code });
+    refuse("kms", "Sign", "ThrottlingException");
+    refuse("ssm", "GetParameter", "ThrottlingException");
+    refuse("cloudformation", "DescribeStacks", "Throttling");
+    refuse("autoscaling", "DescribeAutoScalingGroups", "Throttling");
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    world.run(&["deploy", "--fleet", "linux"], quiet).await.unwrap().success().unwrap();
+
+    refuse("kms", "Sign", "ThrottlingException");
+    refuse("autoscaling", "CompleteLifecycleAction", "Throttling");
+    let first = world.github.runners()[0].clone();
+    let instance = first.name.trim_start_matches("linux-");
+    world.aws.terminate_instance(instance).await.unwrap();
+    let other = |github: &kiln_rehearsal::github::GitHub| {
+        github.runners().into_iter().find(|runner| runner.online && runner.id != first.id)
+    };
+    world.github.until(Duration::from_secs(120), "the next runner", other).await.unwrap();
     world.shutdown().await.unwrap();
 }

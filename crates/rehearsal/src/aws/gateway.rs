@@ -34,6 +34,19 @@ pub enum When {
     After,
 }
 
+/// Calls of anyone's that are refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// As in the signature: `kms`.
+    pub service: &'static str,
+    /// `Sign`.
+    pub operation: &'static str,
+    /// How many.
+    pub times: u32,
+    /// The error's code: `ThrottlingException`.
+    pub code: &'static str,
+}
+
 /// A call, read whole.
 pub(super) struct Call {
     pub(super) method: Method,
@@ -108,14 +121,16 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
         // The client is killed meanwhile; its connection's end drops this.
         return std::future::pending().await;
     }
-    let response = match call.service.as_str() {
-        "imagebuilder" => image_builder::handle(&shared, &call).await,
-        "autoscaling" => auto_scaling::handle(&shared, &call).await,
-        "ssm" => match public_parameter(&shared, &call) {
+    let refused = refused(&shared, &call).map(|code| refusal(&call, code));
+    let response = match (refused, call.service.as_str()) {
+        (Some(refusal), _) => refusal,
+        (None, "imagebuilder") => image_builder::handle(&shared, &call).await,
+        (None, "autoscaling") => auto_scaling::handle(&shared, &call).await,
+        (None, "ssm") => match public_parameter(&shared, &call) {
             Some(answer) => answer,
             None => forward(&shared, &call).await,
         },
-        _ => forward(&shared, &call).await,
+        (None, _) => forward(&shared, &call).await,
     };
     if call.from_pipeline {
         let status = response.status().as_u16();
@@ -132,6 +147,29 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
         return std::future::pending().await;
     }
     response
+}
+
+fn refused(shared: &Shared, call: &Call) -> Option<&'static str> {
+    let mut refusals = lock(&shared.refusals);
+    let matches = |refusal: &&mut Refusal| {
+        refusal.times > 0 && refusal.service == call.service && refusal.operation == call.operation
+    };
+    let refusal = refusals.iter_mut().find(matches)?;
+    refusal.times -= 1;
+    Some(refusal.code)
+}
+
+/// In the form of the call's protocol.
+fn refusal(call: &Call, code: &str) -> Response {
+    if call.headers.contains_key("x-amz-target") {
+        let body = serde_json::json!({ "__type": code, "message": "told to refuse" }).to_string();
+        return (StatusCode::BAD_REQUEST, [(header::CONTENT_TYPE, "application/x-amz-json-1.1")], body).into_response();
+    }
+    let body = format!(
+        "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>told to refuse</Message></Error>\
+         <RequestId>0</RequestId></ErrorResponse>"
+    );
+    (StatusCode::BAD_REQUEST, [(header::CONTENT_TYPE, "text/xml")], body).into_response()
 }
 
 /// AWS's own parameters, which the emulator lets nobody make.
