@@ -1,6 +1,7 @@
 //! Kiln's commands. Flags and dispatch; what they do is in the crates.
 
 mod ami;
+mod bench;
 mod ci;
 mod cloud;
 mod deploy;
@@ -53,6 +54,7 @@ enum Command {
     Deploy(deploy::Args),
     RotateKey(rotate_key::Args),
     Rehearse(rehearse::Args),
+    Bench(bench::Args),
     Ci(ci::Args),
     Schema(schema::Args),
     /// Install the tools that `rehearse` and `ci` use, under target/tools.
@@ -88,6 +90,7 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
         Command::Deploy(args) => Box::pin(deploy::run(args, &cli.config, ui)).await,
         Command::RotateKey(args) => Box::pin(rotate_key::run(args, &cli.config, ui)).await,
         Command::Rehearse(args) => Box::pin(rehearse::run(args, ui)).await,
+        Command::Bench(args) => Box::pin(bench::run(args, ui)).await,
         Command::Ci(args) => Ok(ci::run(args, ui)?),
         Command::Schema(args) => Ok(schema::run(args)?),
         Command::Setup => Ok(tools::setup().map(drop)?),

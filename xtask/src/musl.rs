@@ -137,6 +137,9 @@ fn run_reproducibly(build: Cmd<'_>, root: &Path, mut flags: Vec<String>) -> anyh
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env("CFLAGS", c_flags.join(" "))
         .env("SOURCE_DATE_EPOCH", "0")
+        // AWS-LC would gather entropy from the processor's jitter beside the kernel's: two thirds of a boot's processor
+        // time. The kernel's generator is what every other program on the instance trusts.
+        .env("AWS_LC_SYS_NO_JITTER_ENTROPY", "1")
         // A test or an xtask that runs under cargo must not hand its own settings on.
         .env_remove("CARGO_TARGET_DIR")
         .env_remove("RUSTFLAGS")

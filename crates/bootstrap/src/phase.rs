@@ -27,8 +27,10 @@ pub(crate) async fn phase<T>(
 /// The processor time that this process has spent, in milliseconds, and the most memory it has held, in KiB.
 pub(crate) fn spent() -> (u64, u64) {
     use nix::sys::resource::{UsageWho, getrusage};
-    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else { return (0, 0) };
     let ms = |time: nix::sys::time::TimeVal| time.tv_sec() * 1000 + time.tv_usec() / 1000;
-    let cpu = ms(usage.user_time()) + ms(usage.system_time());
-    (u64::try_from(cpu).unwrap_or_default(), u64::try_from(usage.max_rss()).unwrap_or_default())
+    let cpu = getrusage(UsageWho::RUSAGE_SELF).map_or(0, |usage| ms(usage.user_time()) + ms(usage.system_time()));
+    // Its own peak: rusage's would be that of whoever started it, from before the exec.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+    (u64::try_from(cpu).unwrap_or_default(), peak.unwrap_or_default())
 }

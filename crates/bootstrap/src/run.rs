@@ -25,8 +25,9 @@ const USER_AGENT: &str = concat!("kiln-bootstrap/", env!("CARGO_PKG_VERSION"));
 /// The metadata service may answer late while the network comes up.
 const IDENTIFY_BOUND: Duration = Duration::from_secs(60);
 
-/// Retries of KMS and GitHub within; well below the launch hook's ten minutes, together with the next.
-const MINT_BOUND: Duration = Duration::from_secs(180);
+/// Retries of KMS and GitHub within, three times the minute that a secondary limit asks for among them; together with the
+/// phases beside it below the launch hook's ten minutes.
+const MINT_BOUND: Duration = Duration::from_secs(240);
 
 /// `config.sh` starts .NET twice, on the smallest instances a quarter of a minute.
 const REGISTER_BOUND: Duration = Duration::from_secs(240);
@@ -172,7 +173,7 @@ impl Boot<'_> {
         }
         let register = Box::pin(register(self.machine, &self.identity, user, &github));
         let (registered, register_ms) = phase("register", REGISTER_BOUND, register).await?;
-        let Usage { requests, connections, bytes } = github.app().usage();
+        let Usage { requests, connections, bytes, limited, limited_in_a_row } = github.app().usage();
         let (cpu_ms, peak_kib) = spent();
         tracing::info!(
             runner = registered.name,
@@ -184,6 +185,8 @@ impl Boot<'_> {
             requests,
             connections,
             bytes,
+            limited,
+            limited_in_a_row,
             cpu_ms,
             peak_kib,
             "registered"

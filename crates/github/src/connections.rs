@@ -29,12 +29,18 @@ pub struct Usage {
     pub connections: u64,
     /// Bytes of answers' bodies.
     pub bytes: u64,
+    /// Answers that were a limit of GitHub's.
+    pub limited: u64,
+    /// The most of them in a row, for one call.
+    pub limited_in_a_row: u64,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
     pub(crate) bytes: AtomicU64,
+    pub(crate) limited: AtomicU64,
+    pub(crate) limited_in_a_row: AtomicU64,
     connections: AtomicU64,
     /// The next connection asked for is to be kept for the request after the one that asks.
     ahead: AtomicBool,
@@ -47,6 +53,8 @@ impl Counters {
             requests: self.requests.load(Ordering::Relaxed),
             connections: self.connections.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
+            limited: self.limited.load(Ordering::Relaxed),
+            limited_in_a_row: self.limited_in_a_row.load(Ordering::Relaxed),
         }
     }
 

@@ -174,15 +174,25 @@ impl Http {
             .with_jitter()
             .with_max_times(self.bounds.retries)
             .build();
+        let mut limited_in_a_row = 0;
         loop {
             let token = credentials.token().await?;
             let error = match self.once(call, &token).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
+            if let ErrorKind::RateLimited { .. } = error.kind {
+                limited_in_a_row += 1;
+                self.counters.limited.fetch_add(1, Ordering::Relaxed);
+                self.counters.limited_in_a_row.fetch_max(limited_in_a_row, Ordering::Relaxed);
+            } else {
+                limited_in_a_row = 0;
+            }
             let pause = match error.kind {
                 ErrorKind::RateLimited { retry_after } if retry_after > self.bounds.longest_pause => return Err(error),
-                ErrorKind::RateLimited { retry_after } => pauses.next().map(|jitter| retry_after + jitter),
+                ErrorKind::RateLimited { retry_after } => {
+                    pauses.next().map(|jitter| retry_after + spread(retry_after) + jitter)
+                }
                 ErrorKind::Body if call.once => None,
                 _ if error.is_retryable() => pauses.next(),
                 _ => None,
@@ -218,6 +228,12 @@ impl Http {
         self.counters.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(Answer { bytes: bytes.into(), request_id })
     }
+}
+
+/// Who is refused together must not come back together: everyone waits up to three times as long as GitHub asks for. A
+/// minute's worth of a limit then meets a third of those who were refused.
+fn spread(retry_after: Duration) -> Duration {
+    retry_after.mul_f64(fastrand::f64() * 2.0)
 }
 
 /// A redirect elsewhere would carry the token there.

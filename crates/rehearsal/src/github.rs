@@ -35,12 +35,20 @@ pub struct GitHubOptions {
     /// A job whose runner was silent this long is given up, about ten minutes at GitHub. Until then its runner is offline
     /// and busy, and can't be deleted.
     pub lease: Duration,
+    /// How many POSTs to one path are answered in a minute, beyond which it is GitHub's secondary limit. 180 at GitHub: 900
+    /// points, of which a POST takes five.
+    pub posts_per_minute: Option<u32>,
 }
 
 impl GitHubOptions {
     /// For an organization.
     pub fn new(organization: &str) -> Self {
-        Self { organization: organization.to_owned(), listener: None, lease: Duration::from_secs(30) }
+        Self {
+            organization: organization.to_owned(),
+            listener: None,
+            lease: Duration::from_secs(30),
+            posts_per_minute: None,
+        }
     }
 }
 
@@ -91,7 +99,7 @@ impl GitHub {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("open a port for the stand-in GitHub")?;
         let shared = Arc::new(Shared {
             address: listener.local_addr()?,
-            state: Mutex::new(State::new(&options.organization, options.lease)),
+            state: Mutex::new(State::new(&options.organization, options.lease, options.posts_per_minute)),
             organization: options.organization,
             listener: options.listener,
             changed: Notify::new(),
@@ -102,6 +110,16 @@ impl GitHub {
             let _ = axum::serve(listener, app).await;
         });
         Ok(Self { shared, _serving: Arc::new(Serving(serving)) })
+    }
+
+    /// The organization's login.
+    pub fn organization(&self) -> &str {
+        &self.shared.organization
+    }
+
+    /// Where it listens, for what stands before it.
+    pub fn address(&self) -> SocketAddr {
+        self.shared.address
     }
 
     /// The web address, as a runner is configured with it.

@@ -3,8 +3,12 @@
 //! * [`aws`], [`github`]: the stand-ins, stateful, able to fail on demand.
 //! * [`world`]: both, with a kiln.toml and the commands run in it as a pipeline runs them.
 //! * [`story`]: what `cargo xtask rehearse` tells.
+//! * [`machine`], [`distance`], [`bench`]: an instance alone, and what its boot costs when GitHub is far away.
 
 pub mod aws;
+pub mod bench;
+pub mod distance;
 pub mod github;
+pub mod machine;
 pub mod story;
 pub mod world;

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use kiln_rehearsal::github::{Conclusion, JobSpec, JobState, Step};
+use kiln_rehearsal::machine::runner_ids;
 use serde_json::json;
 
-use crate::support::{SOON, runner_ids, there};
+use crate::support::{SOON, there};
 
 /// On this machine the runner's user reaches the stand-in, as on an instance without the guard.
 #[tokio::test]

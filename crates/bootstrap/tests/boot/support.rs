@@ -1,15 +1,13 @@
 //! A machine in a folder, on which the binary boots.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use kiln_rehearsal::aws::{Imds, ImdsOptions};
 use kiln_rehearsal::github::{GitHub, GitHubOptions, KnownRunner};
-use nix::unistd::{Gid, Uid, chown, geteuid, getgid};
+use kiln_rehearsal::machine::MachineFolder;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 
@@ -19,79 +17,30 @@ pub(crate) const INSTANCE: &str = "i-0abc0000000000001";
 /// A boot takes a second or two, retries some more; two minutes are for a machine under load.
 pub(crate) const SOON: Duration = Duration::from_secs(120);
 
-/// `nobody` on Debian and on Amazon Linux.
-const NOBODY: u32 = 65534;
-
-/// GitHub, a metadata service, and a machine with the App's key in a file.
+/// GitHub, and a machine with the App's key in a file.
 pub(crate) struct There {
     pub(crate) github: GitHub,
-    root: TempDir,
+    machine: MachineFolder,
 }
 
 pub(crate) async fn there() -> There {
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
-    let root = tempfile::tempdir().unwrap();
-    // The runner's user has to get through.
-    std::fs::set_permissions(root.path(), PermissionsExt::from_mode(0o755)).unwrap();
-    let there = There { github, root };
-    let (uid, gid) = runner_ids();
-    there.write("etc/passwd", &format!("runner:x:{uid}:{gid}::/home/runner:/bin/bash\n"), 0o644);
-    there.write("etc/group", "", 0o644);
-    there.write("etc/kiln/app.pem", &there.github.generate_key(), 0o600);
-    let release = there.github.runner_release(VERSION).unwrap();
-    let folder = there.path("opt/actions-runner");
-    std::fs::create_dir_all(&folder).unwrap();
-    tar::Archive::new(flate2::read::GzDecoder::new(release.bytes.as_slice())).unpack(&folder).unwrap();
-    give(&folder, Uid::from_raw(uid), Gid::from_raw(gid));
-    there
-}
-
-/// Whom the runner runs as: nobody, or who runs the test where that is not root.
-pub(crate) fn runner_ids() -> (u32, u32) {
-    if geteuid().is_root() { (NOBODY, NOBODY) } else { (geteuid().as_raw(), getgid().as_raw()) }
-}
-
-fn give(path: &Path, uid: Uid, gid: Gid) {
-    nix::unistd::fchownat(nix::fcntl::AT_FDCWD, path, Some(uid), Some(gid), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)
-        .unwrap();
-    if path.is_dir() && !path.is_symlink() {
-        for entry in std::fs::read_dir(path).unwrap() {
-            give(&entry.unwrap().path(), uid, gid);
-        }
-    }
+    let machine = MachineFolder::new(&github, VERSION).unwrap();
+    There { github, machine }
 }
 
 impl There {
-    pub(crate) fn path(&self, path: &str) -> std::path::PathBuf {
-        self.root.path().join(path)
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.machine.path(path)
     }
 
     pub(crate) fn write(&self, path: &str, text: &str, mode: u32) {
-        let path = self.path(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
-        // Only what is written for it is the runner's user's own.
-        if geteuid().is_root() {
-            chown(&path, Some(Uid::from_raw(0)), Some(Gid::from_raw(0))).unwrap();
-        }
+        self.machine.write(path, text, mode).unwrap();
     }
 
     /// What the instance is told: persistent, in no group.
     pub(crate) fn config(&self) -> Value {
-        json!({
-            "version": 1,
-            "organization": "acme",
-            "fleet": "linux",
-            "github": { "api_url": self.github.api_url(), "url": self.github.url() },
-            "app": { "issuer": self.github.client_id(), "installation_id": self.github.installation_id() },
-            "key": { "file": "/etc/kiln/app.pem" },
-            "registration": "persistent",
-            "labels": ["linux-x64"],
-            "runner_group": "Default",
-            "runner": { "version": VERSION, "user": "runner", "directory": "/opt/actions-runner" },
-            "job_metadata_access": "allowed",
-        })
+        self.machine.boot_config(&self.github)
     }
 
     pub(crate) fn ephemeral(&self) -> Value {
@@ -119,7 +68,7 @@ impl There {
     pub(crate) fn boot_with(&self, imds: Imds) -> Booted {
         let mut child = Command::new(env!("CARGO_BIN_EXE_kiln-bootstrap"))
             .arg("--root")
-            .arg(self.root.path())
+            .arg(self.path(""))
             .arg("run")
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")

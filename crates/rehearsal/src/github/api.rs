@@ -168,6 +168,11 @@ async fn answer(shared: &Shared, call: &Call) -> Response {
     if call.path == "/actions/runner-registration" || call.is_private() {
         return runners::handle(shared, call).await;
     }
+    let wait = if call.method == Method::POST { shared.state().post(&call.path) } else { None };
+    if let Some(wait) = wait {
+        let message = "You have exceeded a secondary rate limit. Please wait a few minutes before you try again.";
+        return refuse_with(403, message, vec![("retry-after", wait.to_string())]);
+    }
     let answered = rest(shared, &mut shared.state(), call);
     shared.changed.notify_waiters();
     answered.unwrap_or_else(|refusal| *refusal)

@@ -262,6 +262,9 @@ pub(super) struct State {
     pub(super) deprecated: BTreeMap<String, Deprecation>,
     /// Calls left, and when there are [`HOURLY_LIMIT`] again.
     pub(super) limit: (u64, u64),
+    /// The secondary limit, and for each path the minute that runs and how many POSTs it has seen.
+    posts_per_minute: Option<u32>,
+    posts: BTreeMap<String, (Instant, u32)>,
     pub(super) releases: BTreeMap<String, Release>,
     pub(super) faults: Vec<Fault>,
     pub(super) requests: Vec<Recorded>,
@@ -269,7 +272,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(organization: &str, lease: Duration) -> Self {
+    pub(super) fn new(organization: &str, lease: Duration, posts_per_minute: Option<u32>) -> Self {
         let ours = App {
             id: APP_ID,
             client_id: CLIENT_ID,
@@ -299,11 +302,25 @@ impl State {
             lease,
             deprecated: BTreeMap::new(),
             limit: (HOURLY_LIMIT, 0),
+            posts_per_minute,
+            posts: BTreeMap::new(),
             releases: BTreeMap::new(),
             faults: Vec::new(),
             requests: Vec::new(),
             next: 0,
         }
+    }
+
+    /// Counts a POST; the seconds to wait where it is one too many in its minute.
+    pub(super) fn post(&mut self, path: &str) -> Option<u64> {
+        let most = self.posts_per_minute?;
+        let minute = Duration::from_secs(60);
+        let (begun, count) = self.posts.entry(path.to_owned()).or_insert((Instant::now(), 0));
+        if begun.elapsed() >= minute {
+            (*begun, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
+        (*count > most).then(|| (minute - begun.elapsed()).as_secs() + 1)
     }
 
     pub(super) fn next(&mut self) -> u64 {

@@ -1,0 +1,97 @@
+//! A machine in a folder: a user, a runner, the App's key in a file.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::{Gid, Uid, fchownat, geteuid, getgid};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::github::GitHub;
+
+/// `nobody` on Debian and on Amazon Linux.
+const NOBODY: u32 = 65534;
+
+/// Where the folder's machine keeps the App's key.
+pub const KEY: &str = "etc/kiln/app.pem";
+
+/// A folder that a `kiln-bootstrap --root` takes for its machine.
+#[derive(Debug)]
+pub struct MachineFolder {
+    root: TempDir,
+    runner_version: String,
+}
+
+/// Whom the runner runs as: nobody, or who runs this where that is not root.
+pub fn runner_ids() -> (u32, u32) {
+    if geteuid().is_root() { (NOBODY, NOBODY) } else { (geteuid().as_raw(), getgid().as_raw()) }
+}
+
+impl MachineFolder {
+    /// A machine with a new key of the App's and a release of the stand-in runner.
+    ///
+    /// # Errors
+    /// A file can't be written, or the release not be packed.
+    pub fn new(github: &GitHub, runner_version: &str) -> anyhow::Result<Self> {
+        let root = tempfile::tempdir().context("make a folder")?;
+        // The runner's user has to get through.
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755))?;
+        let machine = Self { root, runner_version: runner_version.to_owned() };
+        let (uid, gid) = runner_ids();
+        machine.write("etc/passwd", &format!("runner:x:{uid}:{gid}::/home/runner:/bin/bash\n"), 0o644)?;
+        machine.write("etc/group", "", 0o644)?;
+        machine.write(KEY, &github.generate_key(), 0o600)?;
+        let release = github.runner_release(runner_version)?;
+        let folder = machine.path("opt/actions-runner");
+        std::fs::create_dir_all(&folder)?;
+        tar::Archive::new(flate2::read::GzDecoder::new(release.bytes.as_slice())).unpack(&folder)?;
+        give(&folder, Uid::from_raw(uid), Gid::from_raw(gid))?;
+        Ok(machine)
+    }
+
+    /// A path of the machine's.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.root.path().join(path)
+    }
+
+    /// Writes a file that belongs to who runs this.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn write(&self, path: &str, text: &str, mode: u32) -> anyhow::Result<()> {
+        let path = self.path(path);
+        std::fs::create_dir_all(path.parent().context("a file is in a folder")?)?;
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        Ok(std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?)
+    }
+
+    /// What its instance is told: a persistent runner in no group, the key in its file.
+    pub fn boot_config(&self, github: &GitHub) -> Value {
+        json!({
+            "version": 1,
+            "organization": github.organization(),
+            "fleet": "linux",
+            "github": { "api_url": github.api_url(), "url": github.url() },
+            "app": { "issuer": github.client_id(), "installation_id": github.installation_id() },
+            "key": { "file": format!("/{KEY}") },
+            "registration": "persistent",
+            "labels": ["linux-x64"],
+            "runner_group": "Default",
+            "runner": { "version": self.runner_version, "user": "runner", "directory": "/opt/actions-runner" },
+            // Nothing keeps a process of this machine away from its stand-in.
+            "job_metadata_access": "allowed",
+        })
+    }
+}
+
+fn give(path: &Path, uid: Uid, gid: Gid) -> anyhow::Result<()> {
+    fchownat(AT_FDCWD, path, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if path.is_dir() && !path.is_symlink() {
+        for entry in std::fs::read_dir(path)? {
+            give(&entry?.path(), uid, gid)?;
+        }
+    }
+    Ok(())
+}
