@@ -39,6 +39,8 @@ enum Check {
     Doc,
     /// The tests.
     Test,
+    /// Every parser of outside data, for a minute.
+    Fuzz,
     /// The bootstrap binary builds static for musl, for every architecture, twice alike.
     Musl,
     /// The whole of it, once.
@@ -91,6 +93,7 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
                 .run()?;
         }
         Check::Test => cmd!(shell, "cargo test --locked --workspace").run()?,
+        Check::Fuzz => cmd!(shell, "{xtask} fuzz").run()?,
         Check::Musl => musl_builds(shell)?,
         Check::Rehearse => cmd!(shell, "{xtask} rehearse").run()?,
     }

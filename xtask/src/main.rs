@@ -5,6 +5,7 @@ mod bench;
 mod ci;
 mod cloud;
 mod deploy;
+mod fuzz;
 mod musl;
 mod rehearse;
 mod rotate_key;
@@ -55,6 +56,7 @@ enum Command {
     RotateKey(rotate_key::Args),
     Rehearse(rehearse::Args),
     Bench(bench::Args),
+    Fuzz(fuzz::Args),
     Ci(ci::Args),
     Schema(schema::Args),
     /// Install the tools that `rehearse` and `ci` use, under target/tools.
@@ -91,6 +93,7 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
         Command::RotateKey(args) => Box::pin(rotate_key::run(args, &cli.config, ui)).await,
         Command::Rehearse(args) => Box::pin(rehearse::run(args, ui)).await,
         Command::Bench(args) => Box::pin(bench::run(args, ui)).await,
+        Command::Fuzz(args) => Ok(fuzz::run(args)?),
         Command::Ci(args) => Ok(ci::run(args, ui)?),
         Command::Schema(args) => Ok(schema::run(args)?),
         Command::Setup => Ok(tools::setup().map(drop)?),

@@ -347,7 +347,7 @@ impl<O: Outside> Life<'_, O> {
                 Ok(Ok(Deleted::Gone)) => break true,
                 Ok(Ok(Deleted::Absent)) if !busy => break true,
                 Ok(Ok(Deleted::Busy | Deleted::Absent)) => {
-                    tracing::info!(phase = "drain", "a job is running: waiting for its end")
+                    tracing::info!(phase = "drain", "a job is running: waiting for its end");
                 }
                 Ok(Err(error)) => {
                     let error = format!("{error:#}");

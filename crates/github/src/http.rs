@@ -221,7 +221,7 @@ impl Http {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let response = request.send().await.map_err(|error| transport(&operation, error))?;
         if !response.status().is_success() {
-            return Err(refusal(operation, response).await);
+            return Err(refused(operation, response).await);
         }
         let request_id = request_id(response.headers());
         let bytes = response.bytes().await.map_err(|error| transport(&operation, error))?;
@@ -292,19 +292,35 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-async fn refusal(operation: String, response: Response) -> Error {
-    let status = response.status();
-    let headers = response.headers().clone();
-    let body: serde_json::Value =
-        response.bytes().await.ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+async fn refused(operation: String, response: Response) -> Error {
+    let (status, headers) = (response.status(), response.headers().clone());
+    let body = response.bytes().await.unwrap_or_default();
+    refusal_of(operation, status, &headers, &body)
+}
+
+/// The error of a refusal, from what was answered. Public for the fuzzer.
+#[doc(hidden)]
+pub fn refusal<'a>(
+    operation: String,
+    status: u16,
+    headers: impl Iterator<Item = (&'static str, &'a str)>,
+    body: &[u8],
+) -> Error {
+    let headers = headers.filter_map(|(name, value)| Some((HeaderName::from_static(name), value.parse().ok()?)));
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    refusal_of(operation, status, &headers.collect(), body)
+}
+
+fn refusal_of(operation: String, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Error {
+    let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let said = body["message"].as_str().unwrap_or_default();
-    let kind = kind_of(status, said, &headers);
-    let message = match text(&headers, "location") {
+    let kind = kind_of(status, said, headers);
+    let message = match text(headers, "location") {
         _ if !said.is_empty() => format!("{} {said}{}", status.as_u16(), details(&body)),
         Some(elsewhere) => format!("{status}, to {elsewhere}"),
         None => status.to_string(),
     };
-    Error { operation, kind, message, request_id: request_id(&headers), source: None }
+    Error { operation, kind, message, request_id: request_id(headers), source: None }
 }
 
 /// What a 422 says of each field: text, or an object with a `message` or a `field` and a `code`.

@@ -99,7 +99,7 @@ pub async fn boots(bootstrap: &Path, runs: usize) -> anyhow::Result<Boots> {
     let machine = machine(&github)?;
     let far = Distance::from(github.address(), ROUND_TRIP).await?;
     let api = format!("{}/api/v3", far.url());
-    machine.write("etc/ca.pem", far.certificate(), 0o644)?;
+    machine.write("etc/ca.pem", &bundle(far.certificate()), 0o644)?;
     let mut config = ephemeral(&machine, &github);
     config["github"]["api_url"] = json!(api);
     let (mut times, mut line) = (Vec::new(), Value::Null);
@@ -132,7 +132,8 @@ pub async fn storm(bootstrap: &Path, instances: usize) -> anyhow::Result<Storm> 
     let options = GitHubOptions { posts_per_minute: Some(POSTS_PER_MINUTE), ..GitHubOptions::new("acme") };
     let github = GitHub::start(options).await?;
     let machine = machine(&github)?;
-    machine.write("etc/ca.pem", "", 0o644)?;
+    let unused = Distance::from(github.address(), ROUND_TRIP).await?;
+    machine.write("etc/ca.pem", &bundle(unused.certificate()), 0o644)?;
     let config = ephemeral(&machine, &github);
     let boots = (0..instances).map(|index| boot(bootstrap, &machine, &config, index));
     let all = tokio::time::timeout(STORM_BOUND, futures_util::future::join_all(boots)).await;
@@ -144,6 +145,13 @@ pub async fn storm(bootstrap: &Path, instances: usize) -> anyhow::Result<Storm> 
         in_a_row: all.iter().map(|(_, line)| number(line, "limited_in_a_row")).max().unwrap_or_default(),
         registered: Times::new(all.into_iter().map(|(took, _)| took).collect()),
     })
+}
+
+/// The machine's own certificates with one more: reading them all is part of a boot.
+fn bundle(more: &str) -> String {
+    let places = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
+    let own = places.into_iter().find_map(|place| std::fs::read_to_string(place).ok()).unwrap_or_default();
+    format!("{own}\n{more}")
 }
 
 /// One whose listener ends at once: what comes after the registration is not measured.

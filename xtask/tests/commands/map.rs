@@ -8,7 +8,8 @@ fn root() -> &'static Path {
 
 fn mapped() -> Vec<String> {
     let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
+    let section = text.split("\n## ").find(|section| section.starts_with("Map\n")).unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
     rows.map(|row| row.split('`').next().unwrap().trim_end_matches('/').to_owned()).collect()
 }
 

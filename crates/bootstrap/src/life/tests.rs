@@ -10,14 +10,17 @@ use proptest::test_runner::{Config, TestRunner};
 
 use super::*;
 
+/// Seconds until a listener has a session, and until it ends by itself with a code.
+type Start = (Option<u64>, Option<(u64, Option<i32>)>);
+
 /// What befalls a life, by the second.
 #[derive(Debug, Clone)]
 struct Fate {
     terms: Terms,
     /// When each job begins and how long it takes. One that can't begin then never does.
     jobs: Vec<(u64, u64)>,
-    /// For each start of the listener: seconds until it has a session, if ever, and until it ends by itself, with its code.
-    starts: Vec<(Option<u64>, Option<(u64, Option<i32>)>)>,
+    /// Each start of the listener.
+    starts: Vec<Start>,
     /// How each call to GitHub ends: fails, or is answered after so many seconds. Then all are answered at once.
     github: Vec<Option<u64>>,
     /// Looks at the metadata service that fail before one succeeds.
@@ -88,7 +91,7 @@ struct Sim {
     registered: Cell<bool>,
     /// When the running job ends, as GitHub sees it.
     busy_until: Cell<Option<Instant>>,
-    starts: RefCell<VecDeque<(Option<u64>, Option<(u64, Option<i32>)>)>>,
+    starts: RefCell<VecDeque<Start>>,
     jobs: RefCell<Vec<(u64, u64)>>,
     github: RefCell<VecDeque<Option<u64>>>,
     metadata: RefCell<VecDeque<bool>>,

@@ -1,0 +1,6 @@
+//! A component document.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|yaml: &str| {
+    let _ = kiln_release::components::Document::parse(yaml);
+});
