@@ -3,7 +3,7 @@
 use kiln_github::{Deleted, OrgClient};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::aws::Group;
 use crate::identify::Metadata;
@@ -21,9 +21,12 @@ pub(crate) struct Real<'a> {
     pub(crate) signals: &'a Signals,
 }
 
-/// The signals that end the process, caught from its start.
+/// The signals that end the process, caught from its start. Who was asked once stays asked.
 #[derive(Debug)]
-pub(crate) struct Signals(Mutex<[(Signal, &'static str); 2]>);
+pub(crate) struct Signals {
+    caught: Mutex<[(Signal, &'static str); 2]>,
+    asked: OnceCell<&'static str>,
+}
 
 impl Signals {
     /// # Errors
@@ -31,17 +34,20 @@ impl Signals {
     pub(crate) fn catch() -> std::io::Result<Self> {
         let terminate = (signal(SignalKind::terminate())?, "SIGTERM");
         let interrupt = (signal(SignalKind::interrupt())?, "SIGINT");
-        Ok(Self(Mutex::new([terminate, interrupt])))
+        Ok(Self { caught: Mutex::new([terminate, interrupt]), asked: OnceCell::new() })
     }
 
-    /// Resolves with the next one's name.
-    pub(crate) async fn next(&self) -> &'static str {
-        let mut signals = self.0.lock().await;
-        let [(terminate, first), (interrupt, second)] = &mut *signals;
-        tokio::select! {
-            _ = terminate.recv() => first,
-            _ = interrupt.recv() => second,
-        }
+    /// Resolves with the first one's name.
+    pub(crate) async fn asked(&self) -> &'static str {
+        let next = async {
+            let mut caught = self.caught.lock().await;
+            let [(terminate, first), (interrupt, second)] = &mut *caught;
+            tokio::select! {
+                _ = terminate.recv() => *first,
+                _ = interrupt.recv() => *second,
+            }
+        };
+        self.asked.get_or_init(|| next).await
     }
 }
 
@@ -82,7 +88,7 @@ impl Outside for Real<'_> {
     }
 
     async fn signalled(&self) -> &'static str {
-        self.signals.next().await
+        self.signals.asked().await
     }
 
     async fn complete_launch(&self, verdict: Verdict) {

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use kiln_fleet::boot::{BootConfig, MetadataAccess};
 use kiln_fleet::model::Registration;
 use kiln_github::{OrgClient, Usage};
@@ -34,6 +34,9 @@ const REGISTER_BOUND: Duration = Duration::from_secs(240);
 
 /// A boot that failed is tried again so much later: what a person mends, such as a key, then needs no new instance.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
+
+/// What an attempt is given to come to its end when the process is asked to end meanwhile.
+const LAST_TRY: Duration = Duration::from_secs(10);
 
 /// Runs it; the exit code is the process's.
 pub(crate) async fn run(machine: &Machine) -> ExitCode {
@@ -123,7 +126,16 @@ impl Boot<'_> {
     /// Registers, again and again until the pause before a replacement is over.
     async fn registered(&self, before_ms: [u64; 2], terms: &Terms) -> anyhow::Result<(OrgClient, Registered)> {
         loop {
-            let error = match self.attempt(before_ms).await {
+            let mut attempt = std::pin::pin!(self.attempt(before_ms));
+            let done = tokio::select! {
+                done = &mut attempt => done,
+                // A runner that is half registered would stay behind: it is given the time to be whole, and then leaves.
+                why = self.signals.asked() => {
+                    let done = tokio::time::timeout(LAST_TRY, attempt).await;
+                    return done.unwrap_or_else(|_| Err(anyhow!("{why} before it was registered")));
+                }
+            };
+            let error = match done {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
@@ -136,7 +148,7 @@ impl Boot<'_> {
             tracing::error!(error = shown, hint, again_in_secs = TRY_AGAIN.as_secs(), "not registered");
             tokio::select! {
                 () = sleep(TRY_AGAIN) => {}
-                why = self.signals.next() => return Err(error.context(why)),
+                why = self.signals.asked() => return Err(error.context(why)),
             }
         }
     }

@@ -3,7 +3,7 @@
 //! * [`aws`], [`github`]: the stand-ins, stateful, able to fail on demand.
 //! * [`world`]: both, with a kiln.toml and the commands run in it as a pipeline runs them.
 //! * [`story`]: what `cargo xtask rehearse` tells.
-//! * [`machine`], [`distance`], [`bench`]: an instance alone, and what its boot costs when GitHub is far away.
+//! * [`machine`], [`distance`], [`mod@bench`]: an instance alone, and what its boot costs when GitHub is far away.
 
 pub mod aws;
 pub mod bench;

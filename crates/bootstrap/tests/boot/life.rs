@@ -1,6 +1,8 @@
 //! From the boot to the end.
 
-use kiln_rehearsal::github::{Conclusion, JobSpec, JobState, Step};
+use std::time::Duration;
+
+use kiln_rehearsal::github::{Answer, Conclusion, Fault, GitHub, JobSpec, JobState, Step};
 
 use crate::support::{SOON, there};
 
@@ -61,5 +63,31 @@ async fn a_version_that_github_serves_no_more_is_not_registered_again_and_again(
     assert!(said["hint"].as_str().unwrap().contains("pin a newer runner"), "{said}");
     assert_eq!(there.github.count("POST", "/registration-token"), 1);
     assert_eq!(booted.stop().await, Some(0));
+    assert_eq!(there.runner(), None);
+}
+
+#[tokio::test]
+async fn asked_to_end_before_it_is_registered_it_does_not_try_for_ever() {
+    let there = there().await;
+    let answer = Answer::Dripping(Duration::from_secs(1));
+    there.github.inject(Fault { method: "POST", path_contains: "/access_tokens".to_owned(), times: 9, answer });
+    let mut booted = there.boot(&there.config()).await;
+    let asked = |github: &GitHub| (github.count("POST", "/access_tokens") > 0).then_some(());
+    there.github.until(SOON, "the request for a token", asked).await.unwrap();
+    assert_eq!(booted.stop().await, Some(1), "{:#?}", booted.log);
+    assert_eq!(there.runner(), None);
+}
+
+/// The registration is let through, and then left.
+#[tokio::test]
+async fn asked_to_end_while_it_registers_it_leaves_no_runner() {
+    let there = there().await;
+    let answer = Answer::Late(Duration::from_secs(3));
+    there.github.inject(Fault { method: "POST", path_contains: "/generate-jitconfig".to_owned(), times: 1, answer });
+    let mut booted = there.boot(&there.ephemeral()).await;
+    booted.said("done").await;
+    let minted = |github: &GitHub| (github.count("POST", "/access_tokens") > 0).then_some(());
+    there.github.until(SOON, "the token", minted).await.unwrap();
+    assert_eq!(booted.stop().await, Some(0), "{:#?}", booted.log);
     assert_eq!(there.runner(), None);
 }
