@@ -54,3 +54,70 @@ async fn a_job_finds_neither_key_nor_token() {
         assert!(!said.contains("ghs_") && !said.contains("eyJ"), "{said}");
     }
 }
+
+/// The image's own rules, in a network namespace that is the instance, between a metadata service and a container.
+const GUARDED: &str = r#"
+set -euo pipefail
+unshare --net python3 -c 'import time; time.sleep(120)' &
+outside=$!
+unshare --net python3 -c 'import time; time.sleep(120)' &
+container=$!
+trap 'kill $(jobs -p)' EXIT
+within() { nsenter --target "$1" --net -- "${@:2}"; }
+link() { # the other namespace, this end, that end
+  until ip link add "$2" type veth peer name eth0 netns "$1" 2>/dev/null; do sleep 0.1; done
+  ip address add "$3" dev "$2" && ip link set "$2" up
+  within "$1" ip address add "$4" dev eth0
+  within "$1" ip link set eth0 up
+  within "$1" ip route add default via "${3%/*}"
+}
+ip link set lo up
+link $outside nitro 169.254.169.1/24 169.254.169.254/24
+link $container docker0 172.17.0.1/16 172.17.0.2/16
+echo 1 >/proc/sys/net/ipv4/ip_forward
+within $outside python3 -m http.server 80 --bind 169.254.169.254 >/dev/null 2>&1 &
+inside() { within $container "$@"; }
+
+see() {
+  local expected=$1 who=$2 code=0
+  shift 2
+  "$@" "$BINARY" probe-metadata || code=$?
+  [[ $code == "$expected" ]] || { echo "$who: the probe ended with $code, not $expected"; exit 1; }
+}
+runner=(setpriv --reuid=65534 --regid=65534 --clear-groups)
+until [[ $("$BINARY" probe-metadata; echo $?) == 10 ]]; do sleep 0.1; done
+see 10 'the runner, unguarded' "${runner[@]}"
+see 10 'a container, unguarded' inside
+eval "$START"
+see 0 'the runner' "${runner[@]}"
+see 0 'a container' inside
+see 10 'the binary itself' env
+eval "$STOP"
+see 10 'the runner, the guard lifted' "${runner[@]}"
+see 10 'a container, the guard lifted' inside
+"#;
+
+#[test]
+fn the_guards_rules_keep_the_runner_and_containers_away_and_nobody_else() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not root: network namespaces and iptables are out of reach");
+        return;
+    }
+    let unit =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../ami/files/usr/lib/systemd/system/kiln-metadata-guard.service");
+    let unit = std::fs::read_to_string(unit).unwrap().replace("--uid-owner runner", "--uid-owner 65534");
+    let lines = |key: &str| unit.lines().filter_map(|line| line.strip_prefix(key)).collect::<Vec<_>>().join("\n");
+    let output = std::process::Command::new("unshare")
+        .args(["--net", "bash", "-c", GUARDED])
+        .env("BINARY", env!("CARGO_BIN_EXE_kiln-bootstrap"))
+        .env("START", lines("ExecStart="))
+        .env("STOP", lines("ExecStop="))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
