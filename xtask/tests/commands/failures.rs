@@ -81,3 +81,29 @@ async fn throttling_is_ridden_out_by_commands_and_instances() {
     world.github.until(Duration::from_secs(120), "the next runner", other).await.unwrap();
     world.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_may_not_be_used_is_final_and_costs_one_instance() {
+    let world = installed().await;
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    let code = "AccessDeniedException";
+    world.run(&["deploy", "--fleet", "linux"], quiet).await.unwrap().success().unwrap();
+    let first = world.github.runners()[0].clone();
+    world.aws.refuse(Refusal { service: "kms", operation: "Sign", times: 1, code });
+    // While it drains, its successor boots, and is refused the signature.
+    world.aws.terminate_instance(first.name.trim_start_matches("linux-")).await.unwrap();
+    let other = |github: &kiln_rehearsal::github::GitHub| {
+        github.runners().into_iter().find(|runner| runner.online && runner.id != first.id)
+    };
+    world.github.until(Duration::from_secs(120), "the runner after the refused one", other).await.unwrap();
+    let refused: Vec<String> = world
+        .aws
+        .instances()
+        .iter()
+        .filter_map(|instance| std::fs::read_to_string(&instance.log).ok())
+        .filter(|log| log.contains("this boot can't succeed"))
+        .collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(refused[0].contains("AccessDeniedException") && refused[0].contains("alias/"), "{}", refused[0]);
+    world.shutdown().await.unwrap();
+}
