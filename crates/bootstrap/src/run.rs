@@ -35,6 +35,12 @@ const REGISTER_BOUND: Duration = Duration::from_secs(240);
 /// A boot that failed is tried again so much later: what a person mends, such as a key, then needs no new instance.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 
+/// docker is up within seconds of its start; two minutes are for a disk that has been warmed by nobody.
+const DOCKER_BOUND: Duration = Duration::from_secs(120);
+
+/// Between two looks at docker's socket.
+const DOCKER_LOOK: Duration = Duration::from_millis(200);
+
 /// What an attempt is given to come to its end when the process is asked to end meanwhile.
 const LAST_TRY: Duration = Duration::from_secs(10);
 
@@ -87,6 +93,12 @@ impl Boot<'_> {
                 return ExitCode::FAILURE;
             }
         };
+        if self.config().wait_for_docker
+            && let Err(error) = phase("docker", DOCKER_BOUND, docker(self.machine)).await
+        {
+            // Jobs without containers run; those with some fail, and say so themselves.
+            tracing::error!(error = %format!("{error:#}"), "serving without docker");
+        }
         let outside = Real {
             machine: self.machine,
             metadata: &self.metadata,
@@ -210,6 +222,15 @@ impl Boot<'_> {
 /// What a refusal asks of a person.
 fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| cause.downcast_ref::<kiln_github::Error>()).and_then(kiln_github::Error::hint)
+}
+
+/// Waits until docker answers at its socket.
+async fn docker(machine: &Machine) -> anyhow::Result<()> {
+    let socket = machine.path("/var/run/docker.sock");
+    while tokio::net::UnixStream::connect(&socket).await.is_err() {
+        sleep(DOCKER_LOOK).await;
+    }
+    Ok(())
 }
 
 /// Lets systemd see that the binary is alive, at twice the rate it asks for, for as long as the life goes on.

@@ -44,6 +44,9 @@ pub struct BootConfig {
     /// May a job reach the metadata service?
     #[serde(default)]
     pub job_metadata_access: MetadataAccess,
+    /// Is a job taken only once docker answers? Registering does not wait for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wait_for_docker: bool,
     /// When the instance retires by itself. Absent: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retirement: Option<Retirement>,

@@ -30,6 +30,7 @@ fn boot_config() -> BootConfig {
             directory: "/opt/actions-runner".to_owned(),
         },
         job_metadata_access: MetadataAccess::Blocked,
+        wait_for_docker: false,
         retirement: None,
         environment: BTreeMap::new(),
         lifecycle: Some(Lifecycle {
@@ -68,11 +69,12 @@ fn every_variant_is_written_in_this_form_and_comes_back() {
     config.retirement = Some(Retirement { max_age_secs: Some(604_800), idle_limit_secs: None });
     config.environment.insert("https_proxy".to_owned(), "http://proxy:3128".to_owned());
     config.job_metadata_access = MetadataAccess::Allowed;
+    config.wait_for_docker = true;
     let json = config.to_json().unwrap();
     assert!(json.contains(r#""registration":"ephemeral""#), "{json}");
     assert!(json.contains(r#""retirement":{"max_age_secs":604800}"#), "{json}");
     assert!(json.contains(r#""environment":{"https_proxy":"http://proxy:3128"}"#), "{json}");
-    assert!(json.contains(r#""job_metadata_access":"allowed""#), "{json}");
+    assert!(json.contains(r#""job_metadata_access":"allowed","wait_for_docker":true"#), "{json}");
     assert!(!json.contains("installation_id") && !json.contains("lifecycle") && !json.contains("null"), "{json}");
     assert_eq!(BootConfig::from_json(&json).unwrap(), config);
 }

@@ -143,7 +143,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     16 | lables = ["a"]
        | ^^^^^^ did you mean `labels`?
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, wait_for_docker
     "#);
     insta::assert_snapshot!(error(&with([("instance_types", "instance-types")])), @r#"
     error: unknown key `instance-types` in [fleet.linux]
@@ -152,7 +152,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     12 | instance-types = ["m6i.large"]
        | ^^^^^^^^^^^^^^ did you mean `instance_types`?
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, wait_for_docker
     "#);
 }
 
@@ -165,7 +165,7 @@ fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
     16 | subnets = ["subnet-01234567"]
        | ^^^^^^^ `subnets` is a key of [fleet.NAME.network]
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, wait_for_docker
     "#);
     insta::assert_snapshot!(error(&with([("organization = \"acme\"\n", ""), ("[app]", "[app]\norganization = \"acme\"")])), @r#"
     error: `organization` is missing
@@ -203,7 +203,7 @@ fn a_value_given_as_a_key_is_understood() {
     15 | create_vpc = true
        | ^^^^^^^^^^ did you mean `network = "create-vpc"`?
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, wait_for_docker
     "#);
 }
 
@@ -904,13 +904,14 @@ fn what_a_life_is_bound_by_is_read_or_left_to_its_default() {
     let plain = fleet_of(&config);
     assert_eq!((plain.replace_pause_secs, plain.retirement), (300, Retirement::default()));
     assert_eq!(plain.job_metadata_access, MetadataAccess::Blocked);
-    let text = "replace_pause_secs = 0\nmax_age_secs = 604800\nidle_limit_secs = 1800\njob_metadata_access = \"allowed\"\n\
+    let text = "replace_pause_secs = 0\nmax_age_secs = 604800\nidle_limit_secs = 1800\njob_metadata_access = \"allowed\"\nwait_for_docker = true\n\
                 environment = { https_proxy = \"http://proxy:3128\" }";
     let config = Config::from_toml("kiln.toml", &fleet(text)).unwrap();
     let told = config.boot_config(&fleet_of(&config));
     assert_eq!(told.lifecycle.unwrap().replace_pause_secs, 0);
     assert_eq!(told.retirement, Some(Retirement { max_age_secs: Some(604_800), idle_limit_secs: Some(1800) }));
     assert_eq!(told.job_metadata_access, MetadataAccess::Allowed);
+    assert!(told.wait_for_docker);
     assert_eq!(told.environment["https_proxy"], "http://proxy:3128");
 }
 

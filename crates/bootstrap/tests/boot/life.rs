@@ -91,3 +91,21 @@ async fn asked_to_end_while_it_registers_it_leaves_no_runner() {
     assert_eq!(booted.stop().await, Some(0), "{:#?}", booted.log);
     assert_eq!(there.runner(), None);
 }
+
+#[tokio::test]
+async fn a_job_is_taken_only_once_docker_answers_where_that_is_asked_for() {
+    let there = there().await;
+    let mut config = there.config();
+    config["wait_for_docker"] = serde_json::json!(true);
+    let mut booted = there.boot(&config).await;
+    booted.said("registered").await;
+    let job = there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run("true".to_owned())));
+    assert_eq!(there.github.job(job).state, JobState::Queued);
+    assert!(!there.runner().unwrap().online);
+    std::fs::create_dir_all(there.path("var/run")).unwrap();
+    let _docker = tokio::net::UnixListener::bind(there.path("var/run/docker.sock")).unwrap();
+    booted.online().await;
+    assert!(booted.log.iter().any(|line| line["phase"] == "docker" && line["message"] == "done"), "{:#?}", booted.log);
+    there.github.wait_job(job, |state| matches!(state, JobState::Completed { .. }), SOON).await.unwrap();
+    assert_eq!(booted.stop().await, Some(0));
+}

@@ -61,6 +61,7 @@ pub(super) fn validate(
             idle_limit_secs: raw.idle_limit_secs.as_ref().map(|secs| *secs.get_ref()),
         },
         job_metadata_access: get(raw.job_metadata_access.as_ref(), MetadataAccess::Blocked),
+        wait_for_docker: get(raw.wait_for_docker.as_ref(), false),
         environment: environment(raw, found),
     })
 }

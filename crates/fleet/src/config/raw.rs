@@ -194,6 +194,10 @@ pub(super) struct RawFleet {
     #[serde(default)]
     #[schemars(with = "MetadataAccess", extend("default" = MetadataAccess::Blocked))]
     pub(super) job_metadata_access: Field<MetadataAccess>,
+    /// Is a job taken only once docker answers? Its daemon starts beside the registration, a few seconds longer.
+    #[serde(default)]
+    #[schemars(with = "bool", extend("default" = false))]
+    pub(super) wait_for_docker: Field<bool>,
     /// Variables for the runner and its jobs, such as a proxy. Never a secret: anyone on the instance can read them.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>", extend("propertyNames" = { "pattern": VARIABLE }))]
