@@ -165,9 +165,9 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// Lets a new instance into service, or gives it up.
-    pub(crate) async fn complete_launch(&self, verdict: Verdict) {
-        self.complete(&self.lifecycle.launch_hook, verdict).await;
+    /// Lets a new instance into service, or gives it up. Was it heard?
+    pub(crate) async fn complete_launch(&self, verdict: Verdict) -> bool {
+        self.complete(&self.lifecycle.launch_hook, verdict).await
     }
 
     /// Lets a leaving instance go.
@@ -176,7 +176,7 @@ impl Group {
     }
 
     /// An instance outside its hook's wait (a restart of the service, a group without hooks) has nothing to complete.
-    async fn complete(&self, hook: &str, verdict: Verdict) {
+    async fn complete(&self, hook: &str, verdict: Verdict) -> bool {
         let answer = self
             .client
             .complete_lifecycle_action()
@@ -190,8 +190,19 @@ impl Group {
             .send()
             .await;
         match answer {
-            Ok(_) => tracing::info!(hook, ?verdict, "lifecycle action completed"),
-            Err(error) => tracing::warn!(hook, error = said(&error), "lifecycle action not completed"),
+            Ok(_) => {
+                tracing::info!(hook, ?verdict, "lifecycle action completed");
+                true
+            }
+            // Nothing waits for it.
+            Err(error) if error.code() == Some("ValidationError") => {
+                tracing::info!(hook, error = said(&error), "no lifecycle action to complete");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(hook, error = said(&error), "lifecycle action not completed");
+                false
+            }
         }
     }
 

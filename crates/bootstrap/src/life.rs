@@ -36,7 +36,7 @@ const FORGET_BOUND: Duration = Duration::from_secs(75);
 /// Between two looks whether GitHub still knows the runner: 500 runners ask a fifth of an installation's hourly limit.
 const WATCH_EVERY: Duration = Duration::from_secs(1800);
 
-/// A request to be replaced that was refused is made again so much later.
+/// A request to the group that was refused, or not heard, is made again so much later.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Why an instance has to go, as its metadata service tells.
@@ -90,8 +90,8 @@ pub(crate) trait Outside {
     async fn notice(&self) -> anyhow::Result<Option<Notice>>;
     /// Resolves when the process is asked to end, with the signal's name.
     async fn signalled(&self) -> &'static str;
-    /// Lets a new instance into service, or gives it up.
-    async fn complete_launch(&self, verdict: Verdict);
+    /// Lets a new instance into service, or gives it up. Was it heard?
+    async fn complete_launch(&self, verdict: Verdict) -> bool;
     /// Lets a leaving instance go.
     async fn complete_termination(&self);
     /// Tells the group that the leaving instance is still busy.
@@ -251,6 +251,7 @@ impl<O: Outside> Life<'_, O> {
         let mut watch = Instant::now() + WATCH_EVERY;
         let mut retire = self.terms.max_age.map(|age| self.born + age);
         let mut idle = None;
+        let mut complete = None;
         let mut state = Heard::default();
         loop {
             tokio::select! {
@@ -258,13 +259,18 @@ impl<O: Outside> Life<'_, O> {
                     let now = *heard.borrow_and_update();
                     if now.online && !std::mem::replace(launched, true) {
                         self.outside.ready();
-                        self.outside.complete_launch(Verdict::Continue).await;
+                        complete = Some(Instant::now());
                     }
                     idle = self.terms.idle_limit.filter(|_| now.online && !now.busy).map(|limit| Instant::now() + limit);
                     state = now;
                 }
                 code = listener.exit() => return Turn::Exit(code),
                 leave = &mut leave => return Turn::Leave(leave),
+                // Auto Scaling terminates an instance whose launch is not completed, with its job.
+                () = until(complete) => {
+                    let heard = self.outside.complete_launch(Verdict::Continue).await;
+                    complete = (!heard).then(|| Instant::now() + ASK_AGAIN);
+                }
                 () = sleep_until(silent), if !state.online => return Turn::Silent,
                 () = sleep_until(watch), if state.online && !state.busy => {
                     watch = Instant::now() + WATCH_EVERY;

@@ -91,9 +91,10 @@ impl Outside for Real<'_> {
         self.signals.asked().await
     }
 
-    async fn complete_launch(&self, verdict: Verdict) {
-        if let Some(group) = self.group {
-            group.complete_launch(verdict).await;
+    async fn complete_launch(&self, verdict: Verdict) -> bool {
+        match self.group {
+            Some(group) => group.complete_launch(verdict).await,
+            None => true,
         }
     }
 

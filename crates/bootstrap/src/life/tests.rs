@@ -96,6 +96,8 @@ struct Sim {
     github: RefCell<VecDeque<Option<u64>>>,
     metadata: RefCell<VecDeque<bool>>,
     refusals: Cell<u32>,
+    /// Completions of the launch that are not heard.
+    deaf: Cell<u32>,
     /// When the group began to terminate it, at its own request.
     granted: Cell<Option<Instant>>,
     launch: Cell<Option<Verdict>>,
@@ -118,6 +120,7 @@ impl Sim {
             github: RefCell::new(fate.github.iter().copied().collect()),
             metadata: RefCell::new(fate.metadata.iter().copied().collect()),
             refusals: Cell::new(fate.refusals),
+            deaf: Cell::new(fate.refusals),
             granted: Cell::new(None),
             launch: Cell::new(None),
             terminated: Cell::new(false),
@@ -278,8 +281,13 @@ impl Outside for Rc<Sim> {
         "SIGTERM"
     }
 
-    async fn complete_launch(&self, verdict: Verdict) {
+    async fn complete_launch(&self, verdict: Verdict) -> bool {
+        if self.deaf.get() > 0 {
+            self.deaf.set(self.deaf.get() - 1);
+            return false;
+        }
         assert_eq!(self.launch.replace(Some(verdict)), None, "the launch was completed twice");
+        true
     }
 
     async fn complete_termination(&self) {
@@ -393,6 +401,12 @@ async fn a_job_is_waited_for_with_heartbeats() {
     assert_eq!((end, sim.cancelled.borrow().len(), sim.terminated.get()), (End::Left, 0, true));
     assert!((1010..1030).contains(&took.as_secs()), "{took:?}");
     assert!(sim.heartbeats.borrow().len() >= 30, "{}", sim.heartbeats.borrow().len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_launch_whose_completion_is_not_heard_is_completed_again() {
+    let (sim, _, _) = lived(Fate { refusals: 2, notices: vec![(200, Notice::Terminate)], ..quiet() }).await;
+    assert_eq!((sim.launch.get(), sim.deaf.get()), (Some(Verdict::Continue), 0));
 }
 
 #[tokio::test(start_paused = true)]
