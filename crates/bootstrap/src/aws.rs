@@ -231,13 +231,20 @@ impl Group {
             .should_decrement_desired_capacity(decrement)
             .send()
             .await;
-        let granted = answer.is_ok();
         match answer {
-            Ok(_) => tracing::info!(decrement, "asked the group to terminate this instance"),
+            Ok(_) => {
+                tracing::info!(decrement, "asked the group to terminate this instance");
+                true
+            }
             // A group of its least size keeps what it has.
-            Err(error) if decrement => tracing::info!(error = said(&error), "the group keeps this instance"),
-            Err(error) => tracing::error!(error = said(&error), "could not ask to be replaced"),
+            Err(error) if decrement => {
+                tracing::info!(error = said(&error), "the group keeps this instance");
+                false
+            }
+            Err(error) => {
+                tracing::error!(error = said(&error), "could not ask to be replaced");
+                false
+            }
         }
-        granted
     }
 }

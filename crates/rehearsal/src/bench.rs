@@ -2,13 +2,12 @@
 
 use std::fmt;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 use crate::aws::{Imds, ImdsOptions};
 use crate::distance::Distance;
@@ -100,12 +99,13 @@ pub async fn boots(bootstrap: &Path, runs: usize) -> anyhow::Result<Boots> {
     let far = Distance::from(github.address(), ROUND_TRIP).await?;
     let api = format!("{}/api/v3", far.url());
     machine.write("etc/ca.pem", &bundle(far.certificate()), 0o644)?;
+    let certificates = machine.path("etc/ca.pem");
     let mut config = ephemeral(&machine, &github);
     config["github"]["api_url"] = json!(api);
     let (mut times, mut line) = (Vec::new(), Value::Null);
     let mut classic = Vec::new();
     for run in 0..runs {
-        let (took, said) = boot(bootstrap, &machine, &config, run).await?;
+        let (took, said) = boot(bootstrap, &machine, &config, Some(&certificates), run).await?;
         times.push(took);
         line = said;
         let begin = Instant::now();
@@ -114,7 +114,7 @@ pub async fn boots(bootstrap: &Path, runs: usize) -> anyhow::Result<Boots> {
             .env("API", &api)
             .env("ISSUER", github.client_id())
             .env("KEY", machine.path(KEY))
-            .env("CA", machine.path("etc/ca.pem"))
+            .env("CA", &certificates)
             .status()
             .await
             .context("run bash")?;
@@ -132,10 +132,8 @@ pub async fn storm(bootstrap: &Path, instances: usize) -> anyhow::Result<Storm> 
     let options = GitHubOptions { posts_per_minute: Some(POSTS_PER_MINUTE), ..GitHubOptions::new("acme") };
     let github = GitHub::start(options).await?;
     let machine = machine(&github)?;
-    let unused = Distance::from(github.address(), ROUND_TRIP).await?;
-    machine.write("etc/ca.pem", &bundle(unused.certificate()), 0o644)?;
     let config = ephemeral(&machine, &github);
-    let boots = (0..instances).map(|index| boot(bootstrap, &machine, &config, index));
+    let boots = (0..instances).map(|index| boot(bootstrap, &machine, &config, None, index));
     let all = tokio::time::timeout(STORM_BOUND, futures_util::future::join_all(boots)).await;
     let all: Vec<(Duration, Value)> =
         all.context("not all are registered in time")?.into_iter().collect::<anyhow::Result<_>>()?;
@@ -172,6 +170,7 @@ async fn boot(
     bootstrap: &Path,
     machine: &MachineFolder,
     config: &Value,
+    certificates: Option<&Path>,
     index: usize,
 ) -> anyhow::Result<(Duration, Value)> {
     let instance = format!("i-{:017x}", index + 1);
@@ -179,7 +178,11 @@ async fn boot(
     let imds =
         Imds::start(ImdsOptions { instance, ami: "ami-1".to_owned(), user_data, target: Box::new(|| None) }).await?;
     let begin = Instant::now();
-    let mut child = spawn(bootstrap, machine, &imds)?;
+    let mut command = machine.boot(bootstrap, &imds);
+    if let Some(certificates) = certificates {
+        command.env("SSL_CERT_FILE", certificates);
+    }
+    let mut child = command.spawn().with_context(|| format!("start {}", bootstrap.display()))?;
     let mut lines = BufReader::new(child.stderr.take().context("stderr is piped")?).lines();
     let (mut registered, mut said) = (None, String::new());
     while let Some(line) = lines.next_line().await? {
@@ -195,21 +198,4 @@ async fn boot(
         Some(registered) => Ok(registered),
         None => bail!("an instance was not registered:\n{said}"),
     }
-}
-
-fn spawn(bootstrap: &Path, machine: &MachineFolder, imds: &Imds) -> anyhow::Result<Child> {
-    Command::new(bootstrap)
-        .arg("--root")
-        .arg(machine.path(""))
-        .arg("run")
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url())
-        .env("SSL_CERT_FILE", machine.path("etc/ca.pem"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("start {}", bootstrap.display()))
 }

@@ -2,13 +2,16 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::Context as _;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::{Gid, Uid, fchownat, geteuid, getgid};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::process::Command;
 
+use crate::aws::Imds;
 use crate::github::GitHub;
 
 /// `nobody` on Debian and on Amazon Linux.
@@ -47,7 +50,7 @@ impl MachineFolder {
         let folder = machine.path("opt/actions-runner");
         std::fs::create_dir_all(&folder)?;
         tar::Archive::new(flate2::read::GzDecoder::new(release.bytes.as_slice())).unpack(&folder)?;
-        give(&folder, Uid::from_raw(uid), Gid::from_raw(gid))?;
+        give_to_runner(&folder)?;
         Ok(machine)
     }
 
@@ -67,6 +70,23 @@ impl MachineFolder {
         Ok(std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?)
     }
 
+    /// The binary's boot on this machine, its log piped; not yet started.
+    pub fn boot(&self, bootstrap: &Path, imds: &Imds) -> Command {
+        let mut command = Command::new(bootstrap);
+        command
+            .arg("--root")
+            .arg(self.root.path())
+            .arg("run")
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
     /// What its instance is told: a persistent runner in no group, the key in its file.
     pub fn boot_config(&self, github: &GitHub) -> Value {
         json!({
@@ -84,6 +104,15 @@ impl MachineFolder {
             "job_metadata_access": "allowed",
         })
     }
+}
+
+/// Gives a folder and all below it to whom the runner runs as.
+///
+/// # Errors
+/// It can't be given away.
+pub fn give_to_runner(path: &Path) -> anyhow::Result<()> {
+    let (uid, gid) = runner_ids();
+    give(path, Uid::from_raw(uid), Gid::from_raw(gid))
 }
 
 fn give(path: &Path, uid: Uid, gid: Gid) -> anyhow::Result<()> {

@@ -12,8 +12,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_github::{AppKey, Deleted, JitRequest, OrgClient};
 use kiln_rehearsal::github::{Conclusion, GitHub, GitHubOptions, JobId, JobSpec, JobState, Release, Step};
+use kiln_rehearsal::machine::{give_to_runner, runner_ids};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Gid, Pid, Uid, chown, geteuid};
+use nix::unistd::{Pid, geteuid};
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -21,9 +22,6 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 const VERSION: &str = "2.338.0";
-
-/// `nobody` on Debian and on Amazon Linux.
-const NOBODY: u32 = 65534;
 
 /// Everything here takes a second or two; a minute is for a machine under load.
 const SOON: Duration = Duration::from_secs(60);
@@ -52,18 +50,17 @@ impl Installed {
         let release = github.runner_release(version).unwrap();
         let folder = tempfile::tempdir().unwrap();
         unpack(&download(&release).await, folder.path());
-        if geteuid().is_root() {
-            give(folder.path());
-        }
+        give_to_runner(folder.path()).unwrap();
         Self { folder }
     }
 
     /// A command of the runner's, as an unprivileged user and in an environment of its own.
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let program = self.folder.path().join(program);
+        let (uid, gid) = runner_ids();
         let mut command = if geteuid().is_root() {
             let mut setpriv = Command::new("setpriv");
-            setpriv.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")]).args(["--clear-groups", "--"]);
+            setpriv.args([format!("--reuid={uid}"), format!("--regid={gid}")]).args(["--clear-groups", "--"]);
             setpriv.arg(program);
             setpriv
         } else {
@@ -117,15 +114,6 @@ async fn download(release: &Release) -> Vec<u8> {
 
 fn unpack(bytes: &[u8], folder: &Path) {
     tar::Archive::new(flate2::read::GzDecoder::new(bytes)).unpack(folder).unwrap();
-}
-
-fn give(path: &Path) {
-    chown(path, Some(Uid::from_raw(NOBODY)), Some(Gid::from_raw(NOBODY))).unwrap();
-    if path.is_dir() && !path.is_symlink() {
-        for entry in std::fs::read_dir(path).unwrap() {
-            give(&entry.unwrap().path());
-        }
-    }
 }
 
 async fn output(mut command: Command) -> Output {
@@ -188,7 +176,7 @@ async fn a_persistent_runner_works_job_after_job_and_leaves_when_it_is_deleted()
     let first = github.queue_job(script("id -u; pwd; env; echo on stderr >&2"));
     let (conclusion, output) = completed(github, first).await;
     assert_eq!(conclusion, Conclusion::Success, "{output}");
-    let user = if geteuid().is_root() { NOBODY } else { geteuid().as_raw() };
+    let (user, _) = runner_ids();
     assert!(output.starts_with(&format!("{user}\n")), "{output}");
     assert!(
         output.contains("/_work\n") && output.contains("SEEN=by jobs\n") && output.ends_with("on stderr\n"),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kiln_rehearsal::aws::Refusal;
+use kiln_rehearsal::github::GitHub;
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
 
 use crate::support::{World, quiet, refused, world};
@@ -13,6 +14,12 @@ async fn installed() -> World {
     let pem = world.download_key("key.pem").unwrap();
     world.run(&["rotate-key", "--pem", pem.to_str().unwrap()], quiet).await.unwrap().success().unwrap();
     world
+}
+
+/// Waits until another runner than this one is online.
+async fn successor(world: &World, first: u64) {
+    let other = |github: &GitHub| github.runners().into_iter().find(|runner| runner.online && runner.id != first);
+    world.github.until(Duration::from_secs(120), "another runner", other).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,10 +82,7 @@ async fn throttling_is_ridden_out_by_commands_and_instances() {
     let first = world.github.runners()[0].clone();
     let instance = first.name.trim_start_matches("linux-");
     world.aws.terminate_instance(instance).await.unwrap();
-    let other = |github: &kiln_rehearsal::github::GitHub| {
-        github.runners().into_iter().find(|runner| runner.online && runner.id != first.id)
-    };
-    world.github.until(Duration::from_secs(120), "the next runner", other).await.unwrap();
+    successor(&world, first.id).await;
     world.shutdown().await.unwrap();
 }
 
@@ -92,10 +96,7 @@ async fn a_key_that_may_not_be_used_is_final_and_costs_one_instance() {
     world.aws.refuse(Refusal { service: "kms", operation: "Sign", times: 1, code });
     // While it drains, its successor boots, and is refused the signature.
     world.aws.terminate_instance(first.name.trim_start_matches("linux-")).await.unwrap();
-    let other = |github: &kiln_rehearsal::github::GitHub| {
-        github.runners().into_iter().find(|runner| runner.online && runner.id != first.id)
-    };
-    world.github.until(Duration::from_secs(120), "the runner after the refused one", other).await.unwrap();
+    successor(&world, first.id).await;
     let refused: Vec<String> = world
         .aws
         .instances()

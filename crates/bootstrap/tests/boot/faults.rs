@@ -14,20 +14,15 @@ fn inject(there: &There, path: &str, times: u32, answer: Answer) {
     there.github.inject(Fault { method: "POST", path_contains: path.to_owned(), times, answer });
 }
 
-fn status(code: u16, headers: &[(&'static str, &str)], message: &str) -> Answer {
-    let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-    Answer::Status(code, headers, message.to_owned())
-}
-
 #[tokio::test]
 async fn what_passes_by_itself_is_ridden_out() {
     let there = there().await;
     for answer in [
-        status(500, &[], "Server Error"),
-        status(502, &[], "Bad Gateway"),
-        status(503, &[], "Service Unavailable"),
-        status(429, &[("retry-after", "1")], "Too Many Requests"),
-        status(403, &[("retry-after", "1")], "You have exceeded a secondary rate limit."),
+        Answer::status(500, &[], "Server Error"),
+        Answer::status(502, &[], "Bad Gateway"),
+        Answer::status(503, &[], "Service Unavailable"),
+        Answer::status(429, &[("retry-after", "1")], "Too Many Requests"),
+        Answer::status(403, &[("retry-after", "1")], "You have exceeded a secondary rate limit."),
         Answer::Dropped,
         Answer::Truncated,
         Answer::Late(Duration::from_secs(1)),
@@ -82,7 +77,7 @@ async fn a_metadata_service_that_is_slow_or_fails_at_first_is_waited_for() {
 async fn a_name_that_is_taken_or_an_answer_that_is_lost_costs_a_name_and_leaves_no_half_made_runner() {
     let there = there().await;
     let jit = "/generate-jitconfig";
-    for answer in [status(409, &[], "Already exists"), Answer::Truncated] {
+    for answer in [Answer::status(409, &[], "Already exists"), Answer::Truncated] {
         inject(&there, jit, 1, answer.clone());
         let before = there.github.count("POST", jit);
         let mut booted = there.boot(&there.ephemeral()).await;
@@ -113,7 +108,7 @@ async fn what_does_not_pass_is_told_at_once_with_what_to_do() {
     there.boot(&there.config()).await.given_up("install the App in the organization").await;
     there.github.install(true);
 
-    inject(&there, "/generate-jitconfig", 1, status(422, &[], "Invalid request"));
+    inject(&there, "/generate-jitconfig", 1, Answer::status(422, &[], "Invalid request"));
     there.boot(&there.ephemeral()).await.given_up("422 Invalid request").await;
     config = there.ephemeral();
     config["runner_group"] = json!("nowhere");

@@ -109,3 +109,22 @@ async fn a_job_is_taken_only_once_docker_answers_where_that_is_asked_for() {
     there.github.wait_job(job, |state| matches!(state, JobState::Completed { .. }), SOON).await.unwrap();
     assert_eq!(booted.stop().await, Some(0));
 }
+
+#[tokio::test]
+async fn a_spot_notice_is_read_from_the_metadata_service() {
+    let there = there().await;
+    let mut config = there.config();
+    config["lifecycle"] = serde_json::json!({
+        "group": "g", "launch_hook": "l", "termination_hook": "t",
+        "heartbeat_secs": 300, "drain_limit_secs": 3600, "replace_pause_secs": 0,
+    });
+    let mut booted = there.boot(&config).await;
+    booted.online().await;
+    booted.imds.recommend_rebalance();
+    booted.said("EC2 recommends to rebalance: asking for a replacement").await;
+    booted.imds.interrupt_spot();
+    let said = booted.said("leaving").await;
+    assert_eq!((&said["why"], &said["bound_secs"]), (&"spot interruption".into(), &110.into()), "{said}");
+    booted.said("left").await;
+    assert_eq!(there.runner(), None);
+}

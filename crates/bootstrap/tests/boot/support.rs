@@ -1,7 +1,6 @@
 //! A machine in a folder, on which the binary boots.
 
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kiln_rehearsal::aws::{Imds, ImdsOptions};
@@ -9,7 +8,7 @@ use kiln_rehearsal::github::{GitHub, GitHubOptions, KnownRunner};
 use kiln_rehearsal::machine::MachineFolder;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::process::{Child, ChildStderr};
 
 pub(crate) const VERSION: &str = "2.338.0";
 pub(crate) const INSTANCE: &str = "i-0abc0000000000001";
@@ -66,21 +65,10 @@ impl There {
     }
 
     pub(crate) fn boot_with(&self, imds: Imds) -> Booted {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_kiln-bootstrap"))
-            .arg("--root")
-            .arg(self.path(""))
-            .arg("run")
-            .env_clear()
-            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-            .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let binary = Path::new(env!("CARGO_BIN_EXE_kiln-bootstrap"));
+        let mut child = self.machine.boot(binary, &imds).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        Booted { _imds: imds, child, lines, log: Vec::new() }
+        Booted { imds, child, lines, log: Vec::new() }
     }
 
     pub(crate) fn runner(&self) -> Option<KnownRunner> {
@@ -90,7 +78,7 @@ impl There {
 
 /// A binary that runs.
 pub(crate) struct Booted {
-    _imds: Imds,
+    pub(crate) imds: Imds,
     child: Child,
     lines: Lines<BufReader<ChildStderr>>,
     pub(crate) log: Vec<Value>,

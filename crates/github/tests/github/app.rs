@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::{ORGANIZATION, app, app_as, assert_secretless, fail, start, status};
+use crate::support::{ORGANIZATION, app, app_as, assert_secretless, fail, start};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use kiln_github::{AppKey, AppSigner, BoxFuture, ErrorKind, SignError, jwt};
 use kiln_rehearsal::github::Answer;
@@ -119,7 +119,7 @@ async fn a_clock_that_is_off_is_corrected_once_and_told() {
 async fn a_clock_that_can_not_be_corrected_is_an_error() {
     let (github, key) = start().await;
     let client = app(&github, &key);
-    fail(&github, "GET", "/app", 9, status(401, &[("date", "Thu, 01 Jan 2026 00:00:00 GMT")], AHEAD));
+    fail(&github, "GET", "/app", 9, Answer::status(401, &[("date", "Thu, 01 Jan 2026 00:00:00 GMT")], AHEAD));
     let error = client.app().await.unwrap_err();
     let ErrorKind::ClockSkew { seconds } = error.kind else { panic!("{error:?}") };
     assert!(seconds > 86_400);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{ORGANIZATION, app, assert_secretless, fail, organization, start, status};
+use crate::support::{ORGANIZATION, app, assert_secretless, fail, organization, start};
 use kiln_github::{Deleted, ErrorKind, JitRequest};
 use kiln_rehearsal::github::Answer;
 use secrecy::ExposeSecret as _;
@@ -42,7 +42,7 @@ async fn a_token_that_ends_early_is_minted_anew_once() {
     github.expire_tokens();
     assert_eq!(client.delete_runner(1).await.unwrap(), Deleted::Absent);
     assert_eq!(github.count("POST", "/access_tokens"), 3);
-    fail(&github, "GET", "/runners", 9, status(401, &[], "Bad credentials"));
+    fail(&github, "GET", "/runners", 9, Answer::status(401, &[], "Bad credentials"));
     assert_eq!(client.runners(None).await.unwrap_err().kind, ErrorKind::BadToken);
     assert_eq!(github.count("POST", "/access_tokens"), 4);
 }
@@ -141,7 +141,7 @@ async fn a_runner_is_deleted_absent_or_busy() {
     let id = github.runners()[0].id;
     let busy = "Bad request - Runner \"one\" is currently running a job and cannot be deleted.";
     for message in [busy, "Bad request - Runner \"one\" is still running a job", "said otherwise"] {
-        fail(&github, "DELETE", "/runners/", 1, status(422, &[], message));
+        fail(&github, "DELETE", "/runners/", 1, Answer::status(422, &[], message));
         assert_eq!(client.delete_runner(id).await.unwrap(), Deleted::Busy);
     }
     // The first answer is lost: the second finds it gone.
@@ -162,7 +162,13 @@ async fn a_permission_that_is_taken_away_is_named() {
     assert!(error.hint().unwrap().contains("organization_self_hosted_runners=write"));
     assert_secretless(&error);
     github.grant(true);
-    fail(&github, "POST", "/registration-token", 1, status(403, &[], "the organization has an IP allow list enabled"));
+    fail(
+        &github,
+        "POST",
+        "/registration-token",
+        1,
+        Answer::status(403, &[], "the organization has an IP allow list enabled"),
+    );
     assert_eq!(client.registration_token().await.unwrap_err().kind, ErrorKind::Forbidden);
     github.suspend(true);
     assert_eq!(client.registration_token().await.unwrap_err().kind, ErrorKind::Suspended);

@@ -53,11 +53,6 @@ pub(crate) fn fail(github: &GitHub, method: &'static str, path: &str, times: u32
     github.inject(Fault { method, path_contains: path.to_owned(), times, answer });
 }
 
-pub(crate) fn status(code: u16, headers: &[(&'static str, &str)], message: &str) -> Answer {
-    let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-    Answer::Status(code, headers, message.to_owned())
-}
-
 /// No error shows a token, in any form it is printed in.
 pub(crate) fn assert_secretless(error: &Error) {
     let shown = format!("{error} {error:?} {:?}", error.hint());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{ORGANIZATION, QUICK, app, assert_secretless, fail, organization, organization_at, start, status};
+use crate::support::{ORGANIZATION, QUICK, app, assert_secretless, fail, organization, organization_at, start};
 use kiln_github::{Bounds, ErrorKind};
 use kiln_rehearsal::github::{Answer, GitHub, GitHubOptions};
 
@@ -11,10 +11,10 @@ async fn a_failure_that_passes_is_not_noticed() {
     let (github, key) = start().await;
     let client = organization(&github, &key);
     let passing = [
-        status(502, &[], "Server Error"),
-        status(503, &[], "Service Unavailable"),
-        status(429, &[("retry-after", "0")], "Too Many Requests"),
-        status(403, &[("retry-after", "0")], "You have exceeded a secondary rate limit."),
+        Answer::status(502, &[], "Server Error"),
+        Answer::status(503, &[], "Service Unavailable"),
+        Answer::status(429, &[("retry-after", "0")], "Too Many Requests"),
+        Answer::status(403, &[("retry-after", "0")], "You have exceeded a secondary rate limit."),
         Answer::Dropped,
         Answer::Truncated,
     ];
@@ -31,10 +31,13 @@ async fn a_failure_that_stays_is_given_up_with_its_kind() {
     let (github, key) = start().await;
     let client = app(&github, &key);
     let staying = [
-        (status(500, &[], "Server Error"), ErrorKind::Server(500)),
+        (Answer::status(500, &[], "Server Error"), ErrorKind::Server(500)),
         (Answer::Dropped, ErrorKind::Body),
         (Answer::Truncated, ErrorKind::Body),
-        (status(429, &[("retry-after", "0")], "slow down"), ErrorKind::RateLimited { retry_after: Duration::ZERO }),
+        (
+            Answer::status(429, &[("retry-after", "0")], "slow down"),
+            ErrorKind::RateLimited { retry_after: Duration::ZERO },
+        ),
     ];
     for (answer, kind) in staying {
         let before = github.requests().len();
@@ -46,7 +49,7 @@ async fn a_failure_that_stays_is_given_up_with_its_kind() {
         assert_eq!(github.requests().len(), before + 3, "a try and two more: {error}");
         client.app().await.unwrap();
     }
-    fail(&github, "GET", "/app", 1, status(418, &[], "teapot"));
+    fail(&github, "GET", "/app", 1, Answer::status(418, &[], "teapot"));
     assert_eq!(client.app().await.unwrap_err().kind, ErrorKind::Status(418));
 }
 
@@ -54,12 +57,12 @@ async fn a_failure_that_stays_is_given_up_with_its_kind() {
 async fn a_limit_that_ends_late_is_told_and_not_slept_on() {
     let (github, key) = start().await;
     let client = app(&github, &key);
-    fail(&github, "GET", "/app", 1, status(403, &[("retry-after", "3600")], "secondary rate limit"));
+    fail(&github, "GET", "/app", 1, Answer::status(403, &[("retry-after", "3600")], "secondary rate limit"));
     let error = client.app().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::RateLimited { retry_after: Duration::from_secs(3600) });
     assert!(error.hint().unwrap().contains("3600 s"));
     // Without a time GitHub asks for a minute.
-    fail(&github, "GET", "/app", 1, status(429, &[], "secondary rate limit"));
+    fail(&github, "GET", "/app", 1, Answer::status(429, &[], "secondary rate limit"));
     let error = client.app().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::RateLimited { retry_after: Duration::from_secs(60) });
     // The hour's limit: until its reset by GitHub's clock, not by this machine's.
@@ -104,23 +107,23 @@ async fn a_token_is_carried_to_no_other_host() {
     let (github, key) = start().await;
     let elsewhere = GitHub::start(GitHubOptions::new(ORGANIZATION)).await.unwrap();
     let client = app(&github, &key);
-    fail(&github, "GET", "/app", 1, status(302, &[("location", &format!("{}/app", elsewhere.api_url()))], ""));
+    fail(&github, "GET", "/app", 1, Answer::status(302, &[("location", &format!("{}/app", elsewhere.api_url()))], ""));
     let error = client.app().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Redirected);
     assert!(error.to_string().contains(&elsewhere.api_url()), "{error}");
     assert!(elsewhere.requests().is_empty());
     // Within the host it is: GitHub moves things, and says so.
-    fail(&github, "GET", "/app", 1, status(301, &[("location", "/api/v3/app")], "Moved Permanently"));
+    fail(&github, "GET", "/app", 1, Answer::status(301, &[("location", "/api/v3/app")], "Moved Permanently"));
     client.app().await.unwrap();
     let around = ("location", "/api/v3/app");
-    fail(&github, "GET", "/app", 99, status(307, &[around], "Temporary Redirect"));
+    fail(&github, "GET", "/app", 99, Answer::status(307, &[around], "Temporary Redirect"));
     assert_eq!(client.app().await.unwrap_err().kind, ErrorKind::Redirected);
 }
 
 #[tokio::test]
 async fn an_answer_of_another_shape_is_no_success() {
     let (github, key) = start().await;
-    fail(&github, "GET", "/app", 1, status(200, &[], "a captive portal says hello"));
+    fail(&github, "GET", "/app", 1, Answer::status(200, &[], "a captive portal says hello"));
     let error = app(&github, &key).app().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Body);
     assert!(std::error::Error::source(&error).is_some());

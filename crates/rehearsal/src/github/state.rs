@@ -81,6 +81,14 @@ pub enum Answer {
     Dripping(Duration),
 }
 
+impl Answer {
+    /// A status with headers and a message.
+    pub fn status(code: u16, headers: &[(&'static str, &str)], message: &str) -> Self {
+        let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        Self::Status(code, headers, message.to_owned())
+    }
+}
+
 /// A registered runner.
 #[derive(Debug)]
 pub(super) struct Runner {
