@@ -7,6 +7,7 @@ pub mod ami;
 pub mod components;
 pub mod deploy;
 pub mod error;
+pub mod fleet_stack;
 pub mod payload;
 pub mod plan;
 pub mod ports;

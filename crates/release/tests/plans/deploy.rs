@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use kiln_fleet::config::Config;
 use kiln_fleet::model::AmiId;
 use kiln_github::Runner;
-use kiln_release::deploy::{self, Observed, Request, SERVING, Step};
+use kiln_release::deploy::{self, Observed, Request, Step};
+use kiln_release::fleet_stack::{self, SERVING};
 use kiln_release::plan::Plan;
 use kiln_release::ports::{Group, GroupInstance, LaunchTemplateVersion, Refresh, RefreshStatus, Stack, StackRequest};
 
@@ -64,7 +65,7 @@ impl There {
     fn serving() -> Self {
         let config = config();
         let request = Request { config: &config, fleet: &config.fleets[&"linux".parse().unwrap()] };
-        let wanted = deploy::stack_request(&request, &ami(), None, "").unwrap();
+        let wanted = fleet_stack::stack_request(request.config, request.fleet, &ami(), None, "").unwrap();
         let group = Group {
             name: config.group(&request.fleet.name),
             launch_template: Some(version(3)),
