@@ -9,7 +9,6 @@ mod gateway;
 mod groups;
 mod image_builder;
 mod imds;
-mod template;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -3,12 +3,15 @@
 //! * [`aws`], [`github`]: the stand-ins, stateful, able to fail on demand.
 //! * [`world`]: both, with a kiln.toml and the commands run in it as a pipeline runs them.
 //! * [`story`]: what `cargo xtask rehearse` tells.
+//! * [`template`], [`iam`]: what our CloudFormation templates ask for, and what their policies allow.
 //! * [`machine`], [`distance`], [`mod@bench`]: an instance alone, and what its boot costs when GitHub is far away.
 
 pub mod aws;
 pub mod bench;
 pub mod distance;
 pub mod github;
+pub mod iam;
 pub mod machine;
 pub mod story;
+pub mod template;
 pub mod world;

@@ -11,12 +11,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_yaml_ng::Value;
+use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use super::imds::{Imds, ImdsOptions};
-use super::template::Template;
 use super::{Shared, lock};
+use crate::template::Template;
 
 /// Parameters or outputs, by key.
 type Texts = BTreeMap<String, String>;
@@ -317,21 +317,25 @@ pub(super) async fn read_stacks(shared: &Shared) -> anyhow::Result<()> {
             let body = document.descendants().find(|node| node.tag_name().name() == "TemplateBody");
             body.and_then(|node| node.text()).context("the answer holds a template")?.to_owned()
         };
-        let template = Template::new(&text, parameters, outputs)?;
-        let group = wanted(&name, &template).context("the template holds a group")?;
+        let template = Template::new(&name, &text, parameters)?.with_outputs(outputs);
+        let mut resources = template.resources()?.into_values();
+        let group = resources.find(|(kind, _)| kind == "AWS::AutoScaling::AutoScalingGroup");
+        let group = group.and_then(|(_, group)| wanted(&name, &group)).context("the template holds a group")?;
         take_over(&mut lock(&shared.groups), group);
     }
     Ok(())
 }
 
 /// What a stack wants of its group.
-fn wanted(stack: &str, template: &Template) -> Option<Group> {
-    let properties = template.group()?;
-    let text = |value: Option<&Value>| value.and_then(|value| template.text(value));
+fn wanted(stack: &str, properties: &Value) -> Option<Group> {
+    let text = |value: Option<&Value>| match value? {
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    };
     let number = |name: &str| text(properties.get(name)).and_then(|value| value.parse().ok());
     let launch = properties.get("MixedInstancesPolicy")?.get("LaunchTemplate")?;
     let specification = launch.get("LaunchTemplateSpecification")?;
-    let hooks = properties.get("LifecycleHookSpecificationList").and_then(Value::as_sequence);
+    let hooks = properties.get("LifecycleHookSpecificationList").and_then(Value::as_array);
     let hooks = hooks.into_iter().flatten().filter_map(|hook| {
         Some(Hook {
             name: text(hook.get("LifecycleHookName"))?,
@@ -340,7 +344,7 @@ fn wanted(stack: &str, template: &Template) -> Option<Group> {
             continues: text(hook.get("DefaultResult")).as_deref() == Some("CONTINUE"),
         })
     });
-    let types = launch.get("Overrides").and_then(Value::as_sequence).into_iter().flatten();
+    let types = launch.get("Overrides").and_then(Value::as_array).into_iter().flatten();
     let min: u32 = number("MinSize")?;
     let version = text(specification.get("Version"))?;
     Some(Group {

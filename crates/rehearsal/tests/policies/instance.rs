@@ -1,0 +1,110 @@
+//! The role of a fleet's instances. Whoever reaches their metadata service has it.
+
+use kiln_rehearsal::iam::Call;
+use kiln_rehearsal::template::Template;
+
+use crate::{call, check, template};
+
+const STACK: &str = "kiln-acme-fleet-linux";
+const PARAMETERS: [(&str, &str); 8] = [
+    ("AmiId", "ami-00000001"),
+    ("BootConfig", "{}"),
+    ("InstanceType1", "m6i.large"),
+    ("MinSize", "1"),
+    ("MaxSize", "4"),
+    ("VpcId", "vpc-00000001"),
+    ("SubnetIds", "subnet-00000001"),
+    ("LaunchTimeoutSecs", "600"),
+];
+
+fn fleet(more: &[(&str, &str)]) -> Template {
+    template("fleet.yaml", STACK, &[&PARAMETERS[..], more].concat())
+}
+
+fn group(action: &str, name: &str) -> Call {
+    call(action, "autoscaling", &format!("autoScalingGroup:0b1c:autoScalingGroupName/{name}"))
+}
+
+fn sign(alias: &str) -> Call {
+    call("kms:Sign", "kms", "key/1234")
+        .with("kms:ResourceAliases", alias)
+        .with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256")
+}
+
+fn secret(name: &str) -> Call {
+    call("secretsmanager:GetSecretValue", "secretsmanager", &format!("secret:{name}"))
+}
+
+/// What no instance may do, whichever store its key is in.
+fn never() -> Vec<Call> {
+    let mut calls = vec![
+        call("kms:Decrypt", "kms", "key/1234").with("kms:ResourceAliases", "alias/kiln-acme-app-key"),
+        call("kms:GetPublicKey", "kms", "key/1234").with("kms:ResourceAliases", "alias/kiln-acme-app-key"),
+        call("kms:ScheduleKeyDeletion", "kms", "key/1234").with("kms:ResourceAliases", "alias/kiln-acme-app-key"),
+        call("kms:UpdateAlias", "kms", "alias/kiln-acme-app-key"),
+        call("kms:CreateGrant", "kms", "key/1234").with("kms:ResourceAliases", "alias/kiln-acme-app-key"),
+        call("secretsmanager:PutSecretValue", "secretsmanager", "secret:kiln-acme/app-key-AbCdEf"),
+        call("ec2:TerminateInstances", "ec2", "instance/i-0123456789abcdef0"),
+        call("ec2:ModifyInstanceAttribute", "ec2", "instance/i-0123456789abcdef0"),
+        call("ec2:CreateLaunchTemplateVersion", "ec2", "launch-template/lt-1"),
+        Call::new("ec2:RunInstances", "*"),
+        Call::new("ec2:DescribeInstances", "*"),
+        Call::new("autoscaling:DescribeAutoScalingGroups", "*"),
+        Call::new("iam:PassRole", "arn:aws:iam::000000000000:role/kiln-acme-fleet-linux-Role"),
+        Call::new("iam:PutRolePolicy", "arn:aws:iam::000000000000:role/kiln-acme-fleet-linux-Role"),
+        Call::new("sts:AssumeRole", "arn:aws:iam::000000000000:role/admin"),
+        Call::new("s3:GetObject", "arn:aws:s3:::kiln-acme/payload/x"),
+        call("ssm:GetParameter", "ssm", "parameter/kiln-acme/image/al2023-x86_64"),
+        call("ssm:PutParameter", "ssm", "parameter/kiln-acme/image/al2023-x86_64"),
+    ];
+    let on_group = ["SetDesiredCapacity", "UpdateAutoScalingGroup", "StartInstanceRefresh", "DetachInstances"];
+    calls.extend(on_group.map(|action| group(&format!("autoscaling:{action}"), STACK)));
+    calls
+}
+
+fn lifecycle(name: &str) -> Vec<Call> {
+    let actions = [
+        "CompleteLifecycleAction",
+        "RecordLifecycleActionHeartbeat",
+        "SetInstanceHealth",
+        "TerminateInstanceInAutoScalingGroup",
+    ];
+    actions.map(|action| group(&format!("autoscaling:{action}"), name)).to_vec()
+}
+
+#[test]
+fn an_instance_signs_by_its_alias_and_keeps_to_its_own_group() {
+    let fleet = fleet(&[("KeyAlias", "alias/kiln-acme-app-key")]);
+    let mut allowed = lifecycle(STACK);
+    allowed.push(sign("alias/kiln-acme-app-key"));
+    // A key that has another alias too is still the one meant.
+    allowed.push(sign("alias/other").with("kms:ResourceAliases", "alias/kiln-acme-app-key"));
+    let mut refused = never();
+    refused.extend(lifecycle("kiln-acme-fleet-linux-arm"));
+    refused.extend(lifecycle("kiln-acme-fleet"));
+    refused.extend([
+        sign("alias/other"),
+        sign("alias/kiln-acme-app-key-2"),
+        call("kms:Sign", "kms", "key/1234").with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256"),
+        call("kms:Sign", "kms", "key/1234")
+            .with("kms:ResourceAliases", "alias/kiln-acme-app-key")
+            .with("kms:SigningAlgorithm", "RSASSA_PSS_SHA_256"),
+        secret("kiln-acme/app-key-AbCdEf"),
+    ]);
+    check(&fleet, "Role", &allowed, &refused);
+}
+
+#[test]
+fn an_instance_without_kms_reads_its_one_secret() {
+    let fleet = fleet(&[("SecretName", "kiln-acme/app-key")]);
+    let mut allowed = lifecycle(STACK);
+    allowed.push(secret("kiln-acme/app-key-AbCdEf"));
+    let mut refused = never();
+    refused.extend([
+        sign("alias/kiln-acme-app-key"),
+        secret("kiln-acme/app-key-other-AbCdEf"),
+        secret("kiln-acme/app-key"),
+        secret("other-AbCdEf"),
+    ]);
+    check(&fleet, "Role", &allowed, &refused);
+}
