@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail};
 use crate::machine::{Machine, User};
 
 /// The unit that lays the rules down.
-const UNIT: &str = "kiln-metadata-guard.service";
+pub(crate) const UNIT: &str = "kiln-metadata-guard.service";
 
 /// The service is on the same host: a connection that has not come after so long does not come.
 const REACH_BOUND: Duration = Duration::from_millis(300);
@@ -56,6 +56,14 @@ pub(crate) async fn lift(machine: &Machine) -> anyhow::Result<()> {
         bail!("systemctl stop {UNIT} ended with {status}");
     }
     Ok(())
+}
+
+/// The commands that see whether each of the unit's rules is in force.
+pub(crate) fn rules(unit: &str) -> Vec<Vec<String>> {
+    let starts = unit.lines().filter_map(|line| line.trim().strip_prefix("ExecStart="));
+    let asks =
+        |word: &str| if matches!(word, "--insert" | "--append") { "--check".to_owned() } else { word.to_owned() };
+    starts.map(|start| start.split_whitespace().map(asks).collect()).collect()
 }
 
 /// The variable that every AWS SDK reads.

@@ -54,6 +54,17 @@ impl Machine {
         Ok(user)
     }
 
+    /// The names of a user's groups, its own too.
+    pub(crate) fn group_names(&self, user: &User) -> Vec<String> {
+        let text = std::fs::read_to_string(self.path("/etc/group")).unwrap_or_default();
+        let of = |line: &str| {
+            let mut fields = line.split(':');
+            let (name, id) = (fields.next()?, fields.nth(1)?.parse().ok()?);
+            (user.gid == id || user.groups.contains(&id)).then(|| name.to_owned())
+        };
+        text.lines().filter_map(of).collect()
+    }
+
     /// A command that runs as the user, in a clean environment, with a process group of its own.
     ///
     /// # Errors
@@ -93,6 +104,10 @@ impl Machine {
 }
 
 impl User {
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
+    }
+
     /// Finds a user in the texts of `passwd(5)` and `group(5)`.
     fn find(name: &str, passwd: &str, group: &str) -> Option<Self> {
         let fields = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == name)?;

@@ -50,7 +50,7 @@ enum Command {
     /// Register and serve; what the systemd unit starts.
     Run,
     /// See whether this machine has what `run` will need; part of the image's test.
-    Check,
+    Check(check::Args),
     /// Try to reach the metadata service; `run` calls it as the runner's user.
     #[command(hide = true)]
     ProbeMetadata,
@@ -63,9 +63,6 @@ fn main() -> ExitCode {
     }
     log();
     let machine = Machine::new(cli.root);
-    if matches!(cli.command, Command::Check) {
-        return check::check(&machine);
-    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -73,7 +70,11 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    runtime.block_on(run::run(&machine))
+    match cli.command {
+        Command::Run => runtime.block_on(run::run(&machine)),
+        Command::Check(args) => runtime.block_on(check::check(&machine, &args)),
+        Command::ProbeMetadata => guard::probe(),
+    }
 }
 
 /// JSON for the journal, words for a person at a terminal.

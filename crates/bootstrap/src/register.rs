@@ -35,7 +35,7 @@ pub(crate) struct Registered {
 }
 
 /// Where the image keeps the scripts that the runner calls around a job, and the variables that name them.
-const HOOKS: [(&str, &str); 2] = [
+pub(crate) const HOOKS: [(&str, &str); 2] = [
     ("ACTIONS_RUNNER_HOOK_JOB_STARTED", "/opt/kiln/hooks/job-started.sh"),
     ("ACTIONS_RUNNER_HOOK_JOB_COMPLETED", "/opt/kiln/hooks/job-completed.sh"),
 ];
