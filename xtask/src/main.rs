@@ -5,6 +5,7 @@ mod bench;
 mod ci;
 mod cloud;
 mod deploy;
+mod doctor;
 mod fuzz;
 mod musl;
 mod rehearse;
@@ -54,6 +55,7 @@ enum Command {
     Ami(ami::Args),
     Deploy(deploy::Args),
     RotateKey(rotate_key::Args),
+    Doctor(doctor::Args),
     Rehearse(rehearse::Args),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
@@ -91,6 +93,7 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
         Command::Ami(args) => Box::pin(ami::run(args, &cli.config, ui)).await,
         Command::Deploy(args) => Box::pin(deploy::run(args, &cli.config, ui)).await,
         Command::RotateKey(args) => Box::pin(rotate_key::run(args, &cli.config, ui)).await,
+        Command::Doctor(args) => Box::pin(doctor::run(args, &cli.config, ui)).await,
         Command::Rehearse(args) => Box::pin(rehearse::run(args, ui)).await,
         Command::Bench(args) => Box::pin(bench::run(args, ui)).await,
         Command::Fuzz(args) => Ok(fuzz::run(args)?),

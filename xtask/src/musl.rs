@@ -63,6 +63,11 @@ pub(crate) fn build_bootstrap(shell: &Shell, architecture: Architecture, fallbac
     Ok(Built { path })
 }
 
+/// Can it be built for this target?
+pub(crate) fn is_possible(shell: &Shell, target: &str) -> bool {
+    way(shell, target).is_some()
+}
+
 fn way(shell: &Shell, target: &str) -> Option<Way> {
     let has = |shell: &Shell| {
         let sysroot = cmd!(shell, "rustc --print sysroot").quiet().ignore_stderr().read().ok()?;

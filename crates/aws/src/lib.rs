@@ -1,5 +1,6 @@
 //! The release ports on the AWS SDK, one file a service.
 
+mod account;
 mod blobs;
 mod error;
 mod groups;
@@ -34,8 +35,10 @@ pub struct Aws {
     autoscaling: aws_sdk_autoscaling::Client,
     cloudformation: aws_sdk_cloudformation::Client,
     ec2: aws_sdk_ec2::Client,
+    iam: aws_sdk_iam::Client,
     imagebuilder: aws_sdk_imagebuilder::Client,
     kms: aws_sdk_kms::Client,
+    quotas: aws_sdk_servicequotas::Client,
     s3: aws_sdk_s3::Client,
     secrets: aws_sdk_secretsmanager::Client,
     ssm: aws_sdk_ssm::Client,
@@ -71,8 +74,10 @@ impl Aws {
             autoscaling: aws_sdk_autoscaling::Client::new(config),
             cloudformation: aws_sdk_cloudformation::Client::new(config),
             ec2: aws_sdk_ec2::Client::new(config),
+            iam: aws_sdk_iam::Client::new(config),
             imagebuilder: aws_sdk_imagebuilder::Client::new(config),
             kms: aws_sdk_kms::Client::new(config),
+            quotas: aws_sdk_servicequotas::Client::new(config),
             s3: aws_sdk_s3::Client::from_conf(s3),
             secrets: aws_sdk_secretsmanager::Client::new(config),
             ssm: aws_sdk_ssm::Client::new(config),

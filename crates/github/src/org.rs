@@ -109,6 +109,11 @@ pub struct RunnerGroup {
     /// The one a runner is put in that names none.
     #[serde(default)]
     pub default: bool,
+    /// Which repositories may use it: `all`, `selected` or `private`.
+    pub visibility: Option<String>,
+    /// May public repositories use it, and so whoever opens a pull request there?
+    #[serde(default)]
+    pub allows_public_repositories: bool,
 }
 
 /// A release of the runner's software, as the organization is offered it.
@@ -276,6 +281,20 @@ impl OrgClient {
             runner_groups: Vec<RunnerGroup>,
         }
         self.pages(self.call(Method::GET, "actions/runner-groups"), |page: Page| page.runner_groups).await
+    }
+
+    /// How many repositories may use a runner group whose visibility is `selected`.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn runner_group_repositories(&self, group: u64) -> Result<u64> {
+        #[derive(Deserialize)]
+        struct Page {
+            total_count: u64,
+        }
+        let path = format!("actions/runner-groups/{group}/repositories");
+        let page: Page = self.json(self.call(Method::GET, &path).query("per_page", "1".to_owned())).await?;
+        Ok(page.total_count)
     }
 
     /// The newest release of the runner's software for each system and architecture.

@@ -2,6 +2,7 @@
 //! Image Builder, the instances and refreshes of Auto Scaling groups, an instance's metadata service. One gateway in front
 //! is what `AWS_ENDPOINT_URL` points at.
 
+mod account;
 mod auto_scaling;
 mod backend;
 mod bake;
@@ -68,6 +69,7 @@ struct Shared {
     refusals: Mutex<Vec<Refusal>>,
     image_builder: Mutex<ImageBuilder>,
     groups: Mutex<Groups>,
+    vcpu_quota: Mutex<u32>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -101,6 +103,7 @@ impl Aws {
         let AwsOptions { directory, ministack } = options;
         std::fs::create_dir_all(&directory).context("make the local AWS's directory")?;
         let (emulator, backend) = Backend::start(&ministack, &directory).await?;
+        account::open_default_vpc(&backend).await.context("open the default VPC")?;
         let listener = TcpListener::bind("127.0.0.1:0").await.context("open a port for the gateway")?;
         let endpoint = format!("http://{}", listener.local_addr()?);
         let shared = Arc::new(Shared {
@@ -112,6 +115,7 @@ impl Aws {
             refusals: Mutex::default(),
             image_builder: Mutex::default(),
             groups: Mutex::default(),
+            vcpu_quota: Mutex::new(account::QUOTA),
         });
         bake::publish_bases(&shared).await?;
         let app = Router::new().fallback(gateway::handle).with_state(Arc::clone(&shared));
@@ -203,6 +207,40 @@ impl Aws {
     pub async fn terminate_instance(&self, id: &str) -> anyhow::Result<()> {
         let found = lock(&self.shared.groups).terminate(id);
         found.with_context(|| format!("there is no instance {id}"))
+    }
+
+    /// Sets EC2's quota of standard instances, in virtual processors.
+    pub fn set_vcpu_quota(&self, vcpus: u32) {
+        *lock(&self.shared.vcpu_quota) = vcpus;
+    }
+
+    /// Makes an IAM user with this policy, and gives the variables of a process that is this user.
+    ///
+    /// # Errors
+    /// The emulator refuses.
+    pub async fn user_with_policy(&self, name: &str, policy: &str) -> anyhow::Result<[(&'static str, String); 2]> {
+        let backend = &self.shared.backend;
+        backend.query("iam", "CreateUser", &[("UserName", name)]).await?;
+        let inline = [("UserName", name), ("PolicyName", "inline"), ("PolicyDocument", policy)];
+        backend.query("iam", "PutUserPolicy", &inline).await?;
+        let answer = backend.query("iam", "CreateAccessKey", &[("UserName", name)]).await?;
+        Ok([
+            ("AWS_ACCESS_KEY_ID", backend::text_of(&answer, "AccessKeyId")?),
+            ("AWS_SECRET_ACCESS_KEY", backend::text_of(&answer, "SecretAccessKey")?),
+        ])
+    }
+
+    /// Makes a VPC with one subnet that has no way out, and tells their ids.
+    ///
+    /// # Errors
+    /// The emulator refuses.
+    pub async fn make_dead_end(&self) -> anyhow::Result<(String, String)> {
+        let backend = &self.shared.backend;
+        let answer = backend.query("ec2", "CreateVpc", &[("CidrBlock", "10.9.0.0/16")]).await?;
+        let vpc = backend::text_of(&answer, "vpcId")?;
+        let fields = [("VpcId", vpc.as_str()), ("CidrBlock", "10.9.0.0/24")];
+        let answer = backend.query("ec2", "CreateSubnet", &fields).await?;
+        Ok((vpc, backend::text_of(&answer, "subnetId")?))
     }
 
     /// Deregisters an AMI, as a person can.

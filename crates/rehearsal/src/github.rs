@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 pub use release::{Release, listener_path};
 pub use state::{Answer, Conclusion, Fault, Job, JobId, JobSpec, JobState, KnownRunner, Recorded, Step};
-use state::{Deprecation, State};
+use state::{Deprecation, RunnerGroup, State};
 
 /// Where things are, and whose.
 #[derive(Debug, Clone)]
@@ -210,8 +210,21 @@ impl GitHub {
     pub fn add_runner_group(&self, name: &str) -> u64 {
         let mut state = self.shared.state();
         let id = state.next() + 1;
-        state.groups.push((id, name.to_owned()));
+        state.groups.push(RunnerGroup::open(id, name));
         id
+    }
+
+    /// Lets so many selected repositories use a runner group, and public ones or not.
+    pub fn limit_runner_group(&self, name: &str, repositories: Option<u64>, public: bool) {
+        let mut state = self.shared.state();
+        for group in state.groups.iter_mut().filter(|group| group.name == name) {
+            (group.repositories, group.public) = (repositories, public);
+        }
+    }
+
+    /// Grants the installation a permission beside the App's own.
+    pub fn grant_too(&self, permission: &str, access: &str) {
+        self.shared.state().granted_too.insert(permission.to_owned(), access.to_owned());
     }
 
     /// Adds runners that never come online, as a large organization has.

@@ -6,6 +6,7 @@
 pub mod ami;
 pub mod components;
 pub mod deploy;
+pub mod doctor;
 pub mod error;
 pub mod fleet_stack;
 pub mod payload;

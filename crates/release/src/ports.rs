@@ -495,3 +495,65 @@ pub trait Identity: Send + Sync {
 /// All of AWS.
 pub trait Cloud: Identity + Images + Blobs + Stacks + Groups + Keys {}
 impl<T: Identity + Images + Blobs + Stacks + Groups + Keys> Cloud for T {}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The account
+
+/// An action on a resource, as IAM names them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Right {
+    /// `kms:Sign`.
+    pub action: String,
+    /// An ARN, or `*` for actions that know no resource.
+    pub resource: String,
+}
+
+/// What EC2 says of an instance type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceTypeFacts {
+    /// `m6i.large`.
+    pub name: String,
+    /// Its virtual processors, by which EC2's quotas count.
+    pub vcpus: u32,
+    /// `x86_64`, `arm64`.
+    pub architectures: Vec<String>,
+}
+
+/// How a subnet's instances reach the internet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WayOut {
+    /// Through a NAT gateway, a transit gateway, a peering, an appliance.
+    Through,
+    /// Through an internet gateway, for instances with a public address, which its instances get, or do not.
+    Gateway {
+        /// Do its instances get a public address?
+        public: bool,
+    },
+    /// Its route table has no way to `0.0.0.0/0`.
+    None,
+}
+
+/// What EC2 says of a subnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetFacts {
+    /// Its id.
+    pub id: String,
+    /// Its VPC.
+    pub vpc: String,
+    /// Its availability zone.
+    pub zone: String,
+    /// How its instances reach the internet.
+    pub way_out: WayOut,
+}
+
+/// What an account allows and holds beside what Kiln makes. Reads only.
+pub trait Account: Send + Sync {
+    /// Which of these rights the caller lacks, by IAM's own simulation of its policies. The root user lacks none.
+    fn lacking(&self, rights: &[Right]) -> impl Future<Output = Result<Vec<Right>>> + Send;
+    /// The types among these that the region offers.
+    fn instance_types(&self, names: &[String]) -> impl Future<Output = Result<Vec<InstanceTypeFacts>>> + Send;
+    /// The subnets among these that exist.
+    fn subnets(&self, ids: &[String]) -> impl Future<Output = Result<Vec<SubnetFacts>>> + Send;
+    /// EC2's quota of that code, in virtual processors.
+    fn vcpu_quota(&self, code: &str) -> impl Future<Output = Result<u32>> + Send;
+}

@@ -104,3 +104,10 @@ impl Backend {
 async fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port())
 }
+
+/// The text of the first element of that name in a query-protocol answer.
+pub(crate) fn text_of(answer: &str, element: &str) -> anyhow::Result<String> {
+    let document = roxmltree::Document::parse(answer).context("read the emulator's answer")?;
+    let node = document.descendants().find(|node| node.tag_name().name() == element);
+    node.and_then(|node| node.text()).map(str::to_owned).with_context(|| format!("no {element} in the answer"))
+}

@@ -7,7 +7,7 @@ use axum::extract::{Request as HttpRequest, State as Extract};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
-use super::{PIPELINE_KEY, Shared, auto_scaling, image_builder, lock};
+use super::{PIPELINE_KEY, Shared, account, auto_scaling, image_builder, lock};
 
 /// A payload is some megabytes.
 const MOST_BYTES: usize = 256 << 20;
@@ -94,7 +94,7 @@ impl Call {
         if self.service == "s3" {
             return matches!(self.method, Method::PUT | Method::POST | Method::DELETE);
         }
-        let reads = ["Describe", "Get", "List", "Sign", "Verify"];
+        let reads = ["Describe", "Get", "List", "Sign", "Simulate", "Verify"];
         !reads.iter().any(|prefix| self.operation.starts_with(prefix))
     }
 }
@@ -126,6 +126,8 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
         (Some(refusal), _) => refusal,
         (None, "imagebuilder") => image_builder::handle(&shared, &call).await,
         (None, "autoscaling") => auto_scaling::handle(&shared, &call).await,
+        (None, "servicequotas") => account::quota(&shared, &call),
+        (None, "ec2") if call.operation == "DescribeInstanceTypes" => account::instance_types(&call),
         (None, "ssm") => match public_parameter(&shared, &call) {
             Some(answer) => answer,
             None => forward(&shared, &call).await,

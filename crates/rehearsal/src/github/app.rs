@@ -94,7 +94,10 @@ fn installation(state: &State, app: usize, here: bool) -> Answered {
     if !here || !state.apps[app].installed {
         return no(404, "Not Found");
     }
-    let permissions = if state.granted { json!({ PERMISSION: "write" }) } else { json!({}) };
+    let mut permissions = state.granted_too.clone();
+    if state.granted {
+        permissions.insert(PERMISSION.to_owned(), "write".to_owned());
+    }
     let suspended = state.suspended.then_some("2026-01-01T00:00:00Z");
     Ok(ok(200, &json!({ "id": INSTALLATION_ID, "permissions": permissions, "suspended_at": suspended })))
 }

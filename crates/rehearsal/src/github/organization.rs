@@ -8,7 +8,7 @@ use super::Shared;
 use super::api::{Answered, Call, no, ok, refuse, refuse_with, stamp};
 use super::app::PERMISSION;
 use super::runners;
-use super::state::{KnownRunner, Runner, State, TokenKind, version_number};
+use super::state::{KnownRunner, Runner, RunnerGroup, State, TokenKind, version_number};
 
 /// GitHub's own bound for a runner's name.
 pub(super) const LONGEST_NAME: usize = 64;
@@ -55,8 +55,21 @@ pub(super) fn handle(
         }
         ("DELETE", ["runners", id]) => delete(state, id),
         ("GET", ["runner-groups"]) => {
-            let one = |(id, name): &(u64, String)| json!({ "id": id, "name": name, "default": *id == 1 });
+            let one = |group: &RunnerGroup| {
+                json!({
+                    "id": group.id, "name": group.name, "default": group.id == 1,
+                    "visibility": if group.repositories.is_some() { "selected" } else { "all" },
+                    "allows_public_repositories": group.public,
+                })
+            };
             Ok(page(call, "runner_groups", &state.groups, one))
+        }
+        ("GET", ["runner-groups", id, "repositories"]) => {
+            let group = state.groups.iter().find(|group| group.id.to_string() == *id);
+            let Some(group) = group else { return no(404, "Not Found") };
+            // Which ones they are concerns nobody here.
+            let count = group.repositories.unwrap_or_default();
+            Ok(ok(200, &json!({ "total_count": count, "repositories": [] })))
         }
         _ => no(404, "Not Found"),
     }
@@ -84,7 +97,7 @@ fn jit_config(state: &mut State, wanted: &Value, url: &str) -> Answered {
         let body = json!({ "message": "Validation Failed", "errors": [{ "field": field, "code": "invalid" }] });
         return Err(Box::new(ok(422, &body)));
     }
-    let Some(&(group, _)) = state.groups.iter().find(|(id, _)| wanted["runner_group_id"] == *id) else {
+    let Some(group) = state.groups.iter().map(|group| group.id).find(|id| wanted["runner_group_id"] == *id) else {
         return no(404, "Not Found");
     };
     if state.runners.values().any(|runner| runner.name == name) {

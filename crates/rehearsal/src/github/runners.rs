@@ -133,7 +133,8 @@ fn configure(shared: &Shared, call: &Call) -> Response {
         return refuse(422, &format!("A runner's name has 1 to {LONGEST_NAME} characters."));
     }
     let group = if text("group").is_empty() { "Default" } else { text("group") };
-    let Some(&(group, _)) = state.groups.iter().find(|(_, name)| name.eq_ignore_ascii_case(group)) else {
+    let known = state.groups.iter().find(|known| known.name.eq_ignore_ascii_case(group));
+    let Some(group) = known.map(|known| known.id) else {
         return refuse(404, &format!("Could not find any self-hosted runner group named \"{group}\"."));
     };
     let existing = state.runners.values().find(|runner| runner.name == name).map(|runner| runner.id);

@@ -252,18 +252,37 @@ pub(super) struct Deprecation {
     pub(super) runtime: u64,
 }
 
+/// A runner group.
+#[derive(Debug, Clone)]
+pub(super) struct RunnerGroup {
+    pub(super) id: u64,
+    pub(super) name: String,
+    /// How many repositories may use it; all of them when absent.
+    pub(super) repositories: Option<u64>,
+    /// May public repositories use it?
+    pub(super) public: bool,
+}
+
+impl RunnerGroup {
+    /// One that every private repository may use.
+    pub(super) fn open(id: u64, name: &str) -> Self {
+        Self { id, name: name.to_owned(), repositories: None, public: false }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct State {
     /// Kiln's, then somebody else's.
     pub(super) apps: [App; 2],
     pub(super) suspended: bool,
     pub(super) granted: bool,
+    /// What the installation was granted beside the App's permission.
+    pub(super) granted_too: BTreeMap<String, String>,
     pub(super) skew: i64,
     pub(super) seen_jwts: BTreeSet<String>,
     pub(super) tokens: BTreeMap<String, Token>,
     pub(super) runners: BTreeMap<u64, Runner>,
-    /// Id and name.
-    pub(super) groups: Vec<(u64, String)>,
+    pub(super) groups: Vec<RunnerGroup>,
     pub(super) jobs: BTreeMap<JobId, Job>,
     /// A job whose runner was silent this long is given up. Until then its runner is offline and busy.
     pub(super) lease: Duration,
@@ -301,11 +320,12 @@ impl State {
             apps: [ours, others],
             suspended: false,
             granted: true,
+            granted_too: BTreeMap::from([("metadata".to_owned(), "read".to_owned())]),
             skew: 0,
             seen_jwts: BTreeSet::new(),
             tokens: BTreeMap::new(),
             runners: BTreeMap::new(),
-            groups: vec![(1, "Default".to_owned())],
+            groups: vec![RunnerGroup::open(1, "Default")],
             jobs: BTreeMap::new(),
             lease,
             deprecated: BTreeMap::new(),

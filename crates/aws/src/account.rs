@@ -1,0 +1,174 @@
+//! What the account allows and holds: IAM's simulation, instance types, subnets, quotas.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_sdk_ec2::types::{Filter, Route, RouteTable, Subnet};
+use aws_sdk_iam::types::PolicyEvaluationDecisionType;
+use kiln_release::ports::{Account, Caller, Identity as _, InstanceTypeFacts, Result, Right, SubnetFacts, WayOut};
+
+use crate::Aws;
+
+/// IAM's own bound for a simulation's list of actions is far above it; what is asked fits one page of answers.
+const MOST_ACTIONS: usize = 100;
+
+fn filter(name: &str, values: &[String]) -> Filter {
+    Filter::builder().name(name).set_values(Some(values.to_vec())).build()
+}
+
+impl Aws {
+    /// What IAM simulates for: the caller's user, or the role behind its session. `None` for the root user.
+    async fn policy_source(&self, caller: &Caller) -> Result<Option<String>> {
+        if caller.arn.ends_with(":root") {
+            return Ok(None);
+        }
+        let Some((_, session)) = caller.arn.split_once(":assumed-role/") else {
+            return Ok(Some(caller.arn.clone()));
+        };
+        // A session's ARN leaves out the role's path.
+        let role = session.split('/').next().unwrap_or_default();
+        let answer = self.iam.get_role().role_name(role).send().await;
+        let answer = answer.map_err(|error| self.failed(format!("read role `{role}`"), error))?;
+        Ok(answer.role.map(|role| role.arn))
+    }
+
+    async fn simulate(&self, source: &str, resource: &str, actions: &[String]) -> Result<BTreeSet<String>> {
+        let answer = self
+            .iam
+            .simulate_principal_policy()
+            .policy_source_arn(source)
+            .resource_arns(resource)
+            .set_action_names(Some(actions.to_vec()))
+            .max_items(1000)
+            .send()
+            .await;
+        let answer = answer.map_err(|error| self.failed(format!("simulate the policies of {source}"), error))?;
+        let denied = answer.evaluation_results.unwrap_or_default().into_iter();
+        let denied = denied.filter(|result| result.eval_decision != PolicyEvaluationDecisionType::Allowed);
+        Ok(denied.map(|result| result.eval_action_name).collect())
+    }
+
+    /// Of every subnet its own route table; the VPC's main one where it has none.
+    async fn route_tables(&self, subnets: &[Subnet]) -> Result<Vec<RouteTable>> {
+        let vpcs: BTreeSet<String> = subnets.iter().filter_map(|subnet| subnet.vpc_id.clone()).collect();
+        let vpcs: Vec<String> = vpcs.into_iter().collect();
+        let mut tables = Vec::new();
+        let mut pages = self.ec2.describe_route_tables().filters(filter("vpc-id", &vpcs)).into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let page =
+                page.map_err(|error| self.failed(format!("describe route tables of {}", vpcs.join(", ")), error))?;
+            tables.extend(page.route_tables.unwrap_or_default());
+        }
+        Ok(tables)
+    }
+}
+
+fn table_of<'a>(subnet: &Subnet, tables: &'a [RouteTable]) -> Option<&'a RouteTable> {
+    let own = tables.iter().find(|table| {
+        table
+            .associations()
+            .iter()
+            .any(|association| association.subnet_id().is_some() && association.subnet_id() == subnet.subnet_id())
+    });
+    own.or_else(|| {
+        tables.iter().find(|table| {
+            table.vpc_id() == subnet.vpc_id() && table.associations().iter().any(|a| a.main().unwrap_or_default())
+        })
+    })
+}
+
+fn way_out(subnet: &Subnet, tables: &[RouteTable]) -> WayOut {
+    let routes = table_of(subnet, tables).map(RouteTable::routes).unwrap_or_default();
+    let leads_out = |route: &&Route| {
+        route.destination_cidr_block() == Some("0.0.0.0/0")
+            // A route whose target was deleted stays behind as a black hole.
+            && route.state().is_none_or(|state| state.as_str() != "blackhole")
+    };
+    match routes.iter().find(leads_out) {
+        None => WayOut::None,
+        Some(route) if route.gateway_id().is_some_and(|id| id.starts_with("igw-")) => {
+            WayOut::Gateway { public: subnet.map_public_ip_on_launch().unwrap_or_default() }
+        }
+        Some(_) => WayOut::Through,
+    }
+}
+
+impl Account for Aws {
+    async fn lacking(&self, rights: &[Right]) -> Result<Vec<Right>> {
+        let caller = self.caller().await?;
+        let Some(source) = self.policy_source(&caller).await? else { return Ok(Vec::new()) };
+        let mut by_resource: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for right in rights {
+            by_resource.entry(&right.resource).or_default().push(right.action.clone());
+        }
+        let mut lacking = Vec::new();
+        for (resource, actions) in by_resource {
+            for actions in actions.chunks(MOST_ACTIONS) {
+                let denied = self.simulate(&source, resource, actions).await?;
+                lacking.extend(denied.into_iter().map(|action| Right { action, resource: resource.to_owned() }));
+            }
+        }
+        Ok(lacking)
+    }
+
+    async fn instance_types(&self, names: &[String]) -> Result<Vec<InstanceTypeFacts>> {
+        // By a filter: a name that does not exist fails the whole call where it is a parameter.
+        let mut pages =
+            self.ec2.describe_instance_types().filters(filter("instance-type", names)).into_paginator().send();
+        let mut found = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page =
+                page.map_err(|error| self.failed(format!("describe instance types {}", names.join(", ")), error))?;
+            found.extend(page.instance_types.unwrap_or_default());
+        }
+        let facts = found.into_iter().filter_map(|info| {
+            let vcpus = info.v_cpu_info().and_then(|cpus| cpus.default_v_cpus()).unwrap_or_default();
+            let architectures = info.processor_info().map(|processor| processor.supported_architectures());
+            Some(InstanceTypeFacts {
+                name: info.instance_type()?.as_str().to_owned(),
+                vcpus: u32::try_from(vcpus).unwrap_or_default(),
+                architectures: architectures.unwrap_or_default().iter().map(|a| a.as_str().to_owned()).collect(),
+            })
+        });
+        Ok(facts.collect())
+    }
+
+    async fn subnets(&self, ids: &[String]) -> Result<Vec<SubnetFacts>> {
+        let mut pages = self.ec2.describe_subnets().filters(filter("subnet-id", ids)).into_paginator().send();
+        let mut subnets = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| self.failed(format!("describe subnets {}", ids.join(", ")), error))?;
+            subnets.extend(page.subnets.unwrap_or_default());
+        }
+        if subnets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tables = self.route_tables(&subnets).await?;
+        let facts = subnets.iter().filter_map(|subnet| {
+            Some(SubnetFacts {
+                id: subnet.subnet_id()?.to_owned(),
+                vpc: subnet.vpc_id()?.to_owned(),
+                zone: subnet.availability_zone().unwrap_or_default().to_owned(),
+                way_out: way_out(subnet, &tables),
+            })
+        });
+        Ok(facts.collect())
+    }
+
+    async fn vcpu_quota(&self, code: &str) -> Result<u32> {
+        let doing = || format!("read quota {code} of ec2");
+        let quota = match self.quotas.get_service_quota().service_code("ec2").quota_code(code).send().await {
+            Ok(answer) => answer.quota,
+            // An account that never asked for more has none of its own.
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_no_such_resource_exception()) => {
+                let answer =
+                    self.quotas.get_aws_default_service_quota().service_code("ec2").quota_code(code).send().await;
+                answer.map_err(|error| self.failed(doing(), error))?.quota
+            }
+            Err(error) => return Err(self.failed(doing(), error)),
+        };
+        let value =
+            quota.and_then(|quota| quota.value).ok_or_else(|| self.odd(doing(), "the answer holds no value"))?;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a quota is a small whole number")]
+        Ok(value as u32)
+    }
+}

@@ -1,0 +1,114 @@
+//! `cargo xtask doctor`.
+
+use std::path::Path;
+
+use kiln_fleet::model::Architecture;
+use kiln_release::doctor::{self, Finding, Verdict};
+use kiln_release::{Error, Kind};
+use xshell::{Shell, cmd};
+
+use crate::ui::{Failure, Ui};
+use crate::{cloud, musl, tools};
+
+/// Look at every precondition, on this machine, in AWS and at GitHub, and say how what is wrong is mended.
+///
+/// Changes nothing. Ends with 5 when something is wrong; a note or what could not be looked at is no failure.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask doctor
+  cargo xtask doctor --skip-machine      # in a pipeline that does not build the image
+  cargo xtask doctor --json | jq '.[] | select(.verdict == \"wrong\")'")]
+pub(crate) struct Args {
+    /// Leave out what only building the image needs: compilers, Python.
+    #[arg(long)]
+    skip_machine: bool,
+
+    /// Print the findings as JSON on stdout: a list of {check, verdict, what, hint}.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failure> {
+    let mut findings = if args.skip_machine { Vec::new() } else { machine() };
+    match cloud::read_config(config) {
+        Ok(read) => {
+            let fleets: Vec<&str> = read.fleets.keys().map(|name| name.as_str()).collect();
+            findings
+                .push(Finding::good("kiln.toml", format!("`{}`, fleets: {}", read.organization, fleets.join(", "))));
+            let aws = cloud::aws(&read).await;
+            findings.extend(Box::pin(doctor::examine(&read, &aws)).await);
+        }
+        Err(error) => {
+            findings.push(Finding::failed("kiln.toml", Verdict::Wrong, &error));
+            findings.push(Finding::unknown(
+                "account",
+                "nothing of AWS and GitHub was looked at",
+                "mend kiln.toml first",
+            ));
+        }
+    }
+    tell(args, &findings, ui)
+}
+
+fn tell(args: &Args, findings: &[Finding], ui: &Ui) -> Result<(), Failure> {
+    if args.json {
+        let list: Vec<_> = findings.iter().map(as_json).collect();
+        println!("{:#}", serde_json::Value::from(list));
+    } else {
+        for finding in findings {
+            ui.talk(&finding.to_string());
+        }
+    }
+    let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
+    let (wrong, unknown) = (count(Verdict::Wrong), count(Verdict::Unknown));
+    if wrong > 0 {
+        return Err(Error::new(Kind::Precondition, format!("{wrong} of {} preconditions do not hold", findings.len()))
+            .hint("each one above says how it is mended; then look again")
+            .into());
+    }
+    let rest = if unknown > 0 { format!("; {unknown} could not be looked at") } else { String::new() };
+    ui.talk(&format!("\nnothing is wrong{rest}"));
+    Ok(())
+}
+
+fn as_json(finding: &Finding) -> serde_json::Value {
+    let Finding { check, verdict, what, hint } = finding;
+    serde_json::json!({ "check": check, "verdict": verdict.word(), "what": what, "hint": hint })
+}
+
+/// What building the image needs of this machine.
+fn machine() -> Vec<Finding> {
+    let check = "machine";
+    let Ok(shell) = Shell::new() else {
+        return vec![Finding::unknown(check, "this directory can't be read", "change into the checkout")];
+    };
+    shell.change_dir(tools::workspace_root());
+    let works = |program: &str, arguments: &[&str]| {
+        cmd!(shell, "{program} {arguments...}").quiet().ignore_stdout().ignore_stderr().run().is_ok()
+    };
+    let mut findings = Vec::new();
+    let mut need = |found: bool, what: &str, hint: &str| {
+        findings.push(match found {
+            true => Finding::good(check, what),
+            false => Finding::wrong(check, format!("missing: {what}"), hint),
+        });
+    };
+    need(
+        works("python3", &["-c", "import ensurepip, venv"]),
+        "Python 3 with venv, which the C compiler for musl comes by",
+        "Debian: apt install python3-venv",
+    );
+    need(works("git", &["--version"]), "git", "install git");
+    for architecture in Architecture::ALL {
+        let target = architecture.musl_target();
+        need(
+            musl::is_possible(&shell, target),
+            &format!("a standard library for {target}"),
+            &format!(
+                "rustup target add {target}; without rustup, Debian: apt install rustc-web cargo-web rust-web-src"
+            ),
+        );
+    }
+    findings
+}
