@@ -130,6 +130,29 @@ checked_string! {
     |v| v.split('.').count() == 3 && v.split('.').all(|p| p.len() <= 6 && all(p, |b| b.is_ascii_digit()))
 }
 checked_string! {
+    /// A release of Node, without the tag's leading `v`.
+    NodeVersion, "a release of Node such as 24.19.0",
+    |v| v.split('.').count() == 3 && v.split('.').all(|p| p.len() <= 6 && all(p, |b| b.is_ascii_digit()))
+}
+checked_string! {
+    /// A KMS key's ARN.
+    KmsKeyArn, "a KMS key's ARN such as arn:aws:kms:eu-central-1:111122223333:key/mrk-0123456789abcdef0123456789abcdef",
+    |v| match *v.split(':').collect::<Vec<_>>().as_slice() {
+        ["arn", partition, "kms", region, account, key] => {
+            partition.strip_prefix("aws").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
+                && all(region, |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && account.len() == 12
+                && all(account, |b| b.is_ascii_digit())
+                && key.strip_prefix("key/").is_some_and(|id| all(id, |b| b.is_ascii_alphanumeric() || b == b'-'))
+        }
+        _ => false,
+    }
+}
+checked_string! {
+    /// An AWS account's number.
+    AccountId, "an AWS account's number: 12 digits", |v| v.len() == 12 && all(v, |b| b.is_ascii_digit())
+}
+checked_string! {
     /// A SHA-256 digest as 64 lower-case hexadecimal digits.
     Sha256, "a SHA-256 digest: 64 lower-case hexadecimal digits",
     |v| v.len() == 64 && all(v, |b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
@@ -150,6 +173,31 @@ impl RunnerVersion {
     pub fn numbers(&self) -> [u32; 3] {
         let mut numbers = self.0.split('.').map(|part| part.parse().expect("a part is one to six digits"));
         std::array::from_fn(|_| numbers.next().expect("a version has three parts"))
+    }
+}
+
+impl KmsKeyArn {
+    /// The region's part of it.
+    pub fn region(&self) -> &str {
+        self.0.split(':').nth(3).unwrap_or_default()
+    }
+
+    /// Is it a multi-Region key, which has the same id wherever it has a replica?
+    pub fn is_multi_region(&self) -> bool {
+        self.0.contains(":key/mrk-")
+    }
+
+    /// The replica in a region.
+    pub fn in_region(&self, region: &Region) -> Self {
+        Self(self.0.replacen(&format!(":{}:", self.region()), &format!(":{region}:"), 1))
+    }
+}
+
+impl NodeVersion {
+    /// The first of its numbers.
+    pub fn major(&self) -> u32 {
+        let major = self.0.split('.').next().and_then(|part| part.parse().ok());
+        major.expect("a part is one to six digits")
     }
 }
 

@@ -928,3 +928,60 @@ fn a_variable_that_would_not_do_is_told() {
         assert!(told.contains(said), "{told}");
     }
 }
+
+#[test]
+fn builds_of_node_are_pinned_by_major_release() {
+    let node = |major: &str, version: &str| {
+        format!("{VALID}[runner.node.{major}]\nversion = \"{version}\"\nsha256 = \"{DIGEST}\"\n")
+    };
+    let config = config(&node("24", "24.19.0"));
+    let (major, pin) = config.runner.node.first_key_value().unwrap();
+    assert_eq!((major.0, pin.path().as_str()), (24, "v24.19.0/node-v24.19.0-linux-x64-glibc-217.tar.gz"));
+    assert_eq!(config.runner.node_url.as_str(), "https://unofficial-builds.nodejs.org/download/release");
+    insta::assert_snapshot!(error(&node("20", "24.19.0")), @r#"
+    error: Node 24.19.0 would stand in for the runner's Node 20
+      --> kiln.toml:17:11
+       |
+    16 | [runner.node.20]
+       |              -- the runner's
+    17 | version = "24.19.0"
+       |           ^^^^^^^^^ expected a release of Node 20
+    "#);
+    insta::assert_snapshot!(error(&node("lts", "v24.19.0")), @r#"
+    error: `lts` is no major release of Node
+      --> kiln.toml:16:14
+       |
+    16 | [runner.node.lts]
+       |              ^^^ expected a number such as 24, as in the runner's externals/node24
+    "#);
+}
+
+#[test]
+fn images_go_elsewhere_once() {
+    let image = |more: &str| format!("{VALID}[image]\n{more}\n");
+    let key = |key: &str| format!("kms_key = \"arn:aws:kms:{key}\"");
+    let all = format!(
+        "copy_to = [\"eu-west-1\"]\nshare_with = [\"123456789012\"]\n{}",
+        key("eu-central-1:111122223333:key/mrk-12")
+    );
+    let config = config(&image(&all));
+    let there = &config.image.copy_to[0];
+    assert_eq!((there.as_str(), config.image.share_with[0].as_str()), ("eu-west-1", "123456789012"));
+    let replica = config.image.kms_key.unwrap().in_region(there);
+    assert_eq!(replica.as_str(), "arn:aws:kms:eu-west-1:111122223333:key/mrk-12");
+    for (more, said) in [
+        ("copy_to = [\"eu-central-1\"]", "`copy_to` has eu-central-1, where images are baked"),
+        ("copy_to = [\"eu-west-1\", \"eu-west-1\"]", "`eu-west-1` is in `copy_to` twice"),
+        ("share_with = [\"12345\"]", "an entry of `share_with` is `12345`"),
+        ("share_with = [\"123456789012\"]", "expected `kms_key` beside `share_with`"),
+        (key("eu-west-1:111122223333:key/12").as_str(), "`kms_key` is a key of eu-west-1"),
+        (key("eu-central-1:111122223333:alias/12").as_str(), "expected a KMS key's ARN such as"),
+        (
+            format!("copy_to = [\"eu-west-1\"]\n{}", key("eu-central-1:111122223333:key/12")).as_str(),
+            "expected a multi-Region key, key/mrk-…",
+        ),
+    ] {
+        let told = error(&image(more));
+        assert!(told.contains(said), "{more}: {told}");
+    }
+}

@@ -7,7 +7,10 @@ use std::str::FromStr;
 
 use kiln_fleet::boot::BootConfig;
 use kiln_fleet::config::{Config, json_schema};
-use kiln_fleet::model::{FleetName, InstanceType, Label, Organization, Region, RunnerVersion, Sha256, SubnetId, VpcId};
+use kiln_fleet::model::{
+    AccountId, FleetName, InstanceType, KmsKeyArn, Label, NodeVersion, Organization, Region, RunnerVersion, Sha256,
+    SubnetId, VpcId,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -54,15 +57,23 @@ fn what_the_example_suggests_in_comments_is_valid_too() {
 fn the_example_shows_every_key() {
     let text = uncommented();
     let schema = schema();
-    let tables =
-        ["", "/properties/app", "/properties/github", "/properties/runner", "/properties/runner/properties/sha256"];
+    let tables = [
+        "",
+        "/properties/app",
+        "/properties/github",
+        "/properties/image",
+        "/properties/runner",
+        "/properties/runner/properties/sha256",
+        "/properties/runner/properties/node/additionalProperties",
+    ];
     let fleet = "/properties/fleet/additionalProperties";
     for table in tables.into_iter().chain([fleet]) {
         let keys = schema.pointer(&format!("{table}/properties")).and_then(Value::as_object).unwrap();
         for key in keys.keys() {
             let shown = EXAMPLE.contains(&format!("{key} ="))
                 || text.contains(&format!("[{key}"))
-                || text.contains(&format!(".{key}]"));
+                || text.contains(&format!(".{key}]"))
+                || text.contains(&format!(".{key}."));
             assert!(shown, "{table}: {key}");
         }
     }
@@ -71,6 +82,9 @@ fn the_example_shows_every_key() {
 #[test]
 fn the_committed_schema_is_the_generated_one() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../kiln.schema.json");
+    if std::env::var_os("KILN_UPDATE").is_some() {
+        std::fs::write(path, json_schema()).unwrap();
+    }
     let committed = std::fs::read_to_string(path).unwrap_or_default();
     assert!(committed == json_schema(), "kiln.schema.json is out of date: run `cargo xtask schema`");
 }
@@ -104,6 +118,10 @@ fn all_agree(text: &str) -> Result<(), TestCaseError> {
     agree::<Region>("/properties/region", text)?;
     agree::<RunnerVersion>("/properties/runner/properties/version", text)?;
     agree::<Sha256>("/properties/runner/properties/sha256/properties/x86_64", text)?;
+    agree::<NodeVersion>("/properties/runner/properties/node/additionalProperties/properties/version", text)?;
+    agree::<AccountId>("/properties/image/properties/share_with/items", text)?;
+    agree::<Region>("/properties/image/properties/copy_to/items", text)?;
+    agree::<KmsKeyArn>("/properties/image/properties/kms_key", text)?;
     agree::<FleetName>("/properties/fleet/propertyNames", text)?;
     agree::<Label>(&format!("{fleet}/properties/labels/items"), text)?;
     agree::<InstanceType>(&format!("{fleet}/properties/instance_types/items"), text)?;
@@ -140,6 +158,11 @@ fn the_schemas_patterns_and_the_model_agree_at_the_edges() {
         "subnet-01234567",
         "vpc-0123456789abcdef01",
         "subnet-0123456789abcdefg",
+        "123456789012",
+        "12345678901",
+        "arn:aws:kms:eu-central-1:111122223333:key/mrk-0",
+        "arn:aws:kms:eu-central-1:111122223333:key/",
+        "arn:aws:kms:eu-central-1:111122223333:alias/a",
     ];
     let lengths = [24, 25, 39, 40, 63, 64, 65, 256, 257];
     for text in edges.into_iter().map(str::to_owned).chain(lengths.map(long)) {

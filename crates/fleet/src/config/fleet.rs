@@ -151,7 +151,7 @@ fn runs_actions(
 }
 
 /// Parses the entries of an array and refuses those that are there twice; `same` is what makes them the same.
-fn distinct<T: FromStr<Err = Malformed>>(
+pub(super) fn distinct<T: FromStr<Err = Malformed>>(
     key: &str,
     entries: &[Spanned<String>],
     same: fn(&str) -> String,

@@ -2,6 +2,7 @@
 
 mod diagnostic;
 mod fleet;
+mod image;
 mod raw;
 mod shape;
 mod validate;
@@ -20,6 +21,7 @@ use crate::model::{
 
 pub use diagnostic::ConfigError;
 use diagnostic::{Diagnostic, Findings};
+pub use image::{Image, NodeMajor, NodePin};
 
 /// A validated `kiln.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Config {
     pub github: boot::GitHub,
     /// The pinned actions/runner.
     pub runner: RunnerPin,
+    /// Where images go.
+    pub image: Image,
     /// At least one fleet, by name.
     pub fleets: BTreeMap<FleetName, Fleet>,
 }
@@ -75,6 +79,10 @@ pub struct RunnerPin {
     pub sha256: BTreeMap<Architecture, Sha256>,
     /// Where releases are downloaded from; `https://github.com/actions/runner/releases/download` unless mirrored.
     pub release_url: Url,
+    /// Builds of Node for Amazon Linux 2, whose glibc is too old for the runner's own.
+    pub node: BTreeMap<NodeMajor, NodePin>,
+    /// Where those are downloaded from; `https://unofficial-builds.nodejs.org/download/release` unless mirrored.
+    pub node_url: Url,
 }
 
 /// One `[fleet.NAME]`.
@@ -165,6 +173,8 @@ pub const RUNNER_DIRECTORY: &str = "/opt/actions-runner";
 
 /// GitHub's own releases of actions/runner.
 const DEFAULT_RELEASE_URL: &str = "https://github.com/actions/runner/releases/download";
+/// The Node project's own builds for systems that its releases leave out, glibc 2.17 among them.
+const DEFAULT_NODE_URL: &str = "https://unofficial-builds.nodejs.org/download/release";
 /// The runner group every organization has.
 const DEFAULT_RUNNER_GROUP: &str = "Default";
 /// Auto Scaling gives up an instance that has been silent for so long: short, for a dead one holds its place.

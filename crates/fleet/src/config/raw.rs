@@ -14,8 +14,8 @@ use serde::de::value::MapAccessDeserializer;
 use toml::Spanned;
 
 use super::{
-    DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_RELEASE_URL, DEFAULT_REPLACE_PAUSE_SECS,
-    DEFAULT_RUNNER_GROUP,
+    DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL,
+    DEFAULT_REPLACE_PAUSE_SECS, DEFAULT_RUNNER_GROUP,
 };
 use crate::boot::MetadataAccess;
 use crate::model::{Architecture, BaseImage, KeyStore, Registration};
@@ -27,6 +27,10 @@ const REGION: &str = "^[a-z0-9]+(-[a-z0-9]+)+-[0-9]+$";
 const CLIENT_ID: &str = "^[A-Za-z0-9][A-Za-z0-9._-]*$";
 const URL: &str = r"^https?://[^\s]+$";
 const RUNNER_VERSION: &str = r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$";
+const NODE_MAJOR: &str = "^[1-9][0-9]{0,2}$";
+const NODE_VERSION: &str = r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$";
+const ACCOUNT: &str = "^[0-9]{12}$";
+const KMS_KEY: &str = "^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$";
 const SHA256: &str = "^[0-9a-f]{64}$";
 const FLEET: &str = "^[a-z]([a-z0-9-]{0,22}[a-z0-9])?$";
 const LABEL: &str = "^[A-Za-z0-9._-]{1,256}$";
@@ -56,6 +60,10 @@ pub(super) struct RawConfig {
     /// The pinned release of actions/runner.
     #[schemars(with = "RawRunner")]
     pub(super) runner: Option<RawRunner>,
+    /// Where images go beside the region that they are baked in.
+    #[serde(default)]
+    #[schemars(with = "RawImage")]
+    pub(super) image: Option<RawImage>,
     /// The fleets, by name: lower-case letters, digits and hyphens.
     #[schemars(with = "BTreeMap<String, RawFleet>")]
     #[schemars(extend("minProperties" = 1, "propertyNames" = { "pattern": FLEET }))]
@@ -110,6 +118,46 @@ pub(super) struct RawRunner {
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = URL), extend("default" = DEFAULT_RELEASE_URL))]
     pub(super) release_url: Field<String>,
+    /// For amazon-linux-2: builds of Node for glibc 2.17, by major release, in place of the runner's own.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, RawNode>", extend("propertyNames" = { "pattern": NODE_MAJOR }))]
+    pub(super) node: Option<BTreeMap<Spanned<String>, RawNode>>,
+    /// Where those are downloaded from: the Node project's unofficial builds, or a mirror of them.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = URL), extend("default" = DEFAULT_NODE_URL))]
+    pub(super) node_url: Field<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawNode {
+    /// The release, without the tag's `v`.
+    #[schemars(with = "String", regex(pattern = NODE_VERSION), example = &"24.19.0")]
+    pub(super) version: Field<String>,
+    /// Of `node-vVERSION-linux-x64-glibc-217.tar.gz`, as SHASUMS256.txt beside it says.
+    #[schemars(with = "String", regex(pattern = SHA256))]
+    pub(super) sha256: Field<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawImage {
+    /// Regions that get a copy of each image, and a parameter of the same name with its id.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", inner(regex(pattern = REGION)))]
+    #[schemars(extend("examples" = [["eu-west-1"]], "uniqueItems" = true))]
+    pub(super) copy_to: Field<Vec<Spanned<String>>>,
+    /// Accounts that may launch instances from the images.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", inner(regex(pattern = ACCOUNT)))]
+    #[schemars(extend("examples" = [["123456789012"]], "uniqueItems" = true))]
+    pub(super) share_with: Field<Vec<Spanned<String>>>,
+    /// The KMS key that encrypts the images. Without one it is the account's own for EBS, with which no other account can
+    /// launch; for copies, a multi-Region key (mrk-) with a replica in each region.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = KMS_KEY))]
+    #[schemars(example = &"arn:aws:kms:eu-central-1:111122223333:key/mrk-0123456789abcdef0123456789abcdef")]
+    pub(super) kms_key: Field<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -8,7 +8,7 @@ use url::{Host, Url};
 
 use super::diagnostic::{Diagnostic, Findings};
 use super::raw::{RawApp, RawConfig, RawGitHub, RawRunner};
-use super::{App, AppId, Config, DEFAULT_RELEASE_URL, Fleet, RunnerPin, fleet};
+use super::{App, AppId, Config, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL, Fleet, RunnerPin, fleet, image};
 use crate::boot;
 use crate::model::{Architecture, FleetName, KeyStore, Region, RunnerVersion, Sha256};
 
@@ -23,9 +23,17 @@ pub(super) fn validate(raw: &RawConfig, found: &mut Findings) -> Option<Config> 
     let app = raw.app.as_ref().and_then(|app| self::app(app, found));
     let github = github(raw.github.as_ref(), found);
     let runner = raw.runner.as_ref().and_then(|runner| self::runner(runner, found));
+    let image = image::validate(raw.image.as_ref(), region.as_ref(), found);
     let fleets = fleets(raw, found);
-    let config =
-        Config { organization: organization?, region: region?, app: app?, github: github?, runner: runner?, fleets };
+    let config = Config {
+        organization: organization?,
+        region: region?,
+        app: app?,
+        github: github?,
+        runner: runner?,
+        image,
+        fleets,
+    };
     for (name, table) in raw.fleet.iter().flatten() {
         fleet::boot_config(&config, name, table, found);
     }
@@ -189,18 +197,25 @@ fn runner(raw: &RawRunner, found: &mut Findings) -> Option<RunnerPin> {
             );
         }
         let pins = [(Architecture::X86_64, x86_64), (Architecture::Aarch64, aarch64)];
-        let parsed = pins.into_iter().filter_map(|(name, value)| Some((name, digest(name, value.as_ref()?, found)?)));
+        let parsed = pins.into_iter().filter_map(|(name, value)| {
+            Some((name, digest(&format!("the digest for {name}"), value.as_ref()?, found)?))
+        });
         parsed.collect::<BTreeMap<_, _>>()
     });
     let release_url = match &raw.release_url {
         Some(value) => address("release_url", value, found),
         None => Some(Url::parse(DEFAULT_RELEASE_URL).expect("a constant address")),
     };
-    Some(RunnerPin { version: version?, sha256: sha256?, release_url: release_url? })
+    let node = image::nodes(raw.node.as_ref(), found);
+    let node_url = match &raw.node_url {
+        Some(value) => address("node_url", value, found),
+        None => Some(Url::parse(DEFAULT_NODE_URL).expect("a constant address")),
+    };
+    Some(RunnerPin { version: version?, sha256: sha256?, release_url: release_url?, node, node_url: node_url? })
 }
 
-fn digest(architecture: Architecture, value: &Spanned<String>, found: &mut Findings) -> Option<Sha256> {
-    found.parse_or(&format!("the digest for {architecture}"), value, |text| {
+pub(super) fn digest(what: &str, value: &Spanned<String>, found: &mut Findings) -> Option<Sha256> {
+    found.parse_or(what, value, |text| {
         let digits = text.trim().trim_start_matches("sha256:").to_ascii_lowercase();
         let meant: Sha256 = digits.parse().ok()?;
         Some(format!("write it as \"{meant}\""))
