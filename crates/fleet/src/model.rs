@@ -330,6 +330,30 @@ pub enum Registration {
     Ephemeral,
 }
 
+/// Which spot pools Auto Scaling prefers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum SpotStrategy {
+    /// Pools that are least likely to be interrupted, the cheapest of them first.
+    PriceCapacityOptimized,
+    /// Pools that are least likely to be interrupted.
+    CapacityOptimized,
+    /// The same, with the order of the instance types as far as it does not cost capacity.
+    CapacityOptimizedPrioritized,
+}
+
+impl SpotStrategy {
+    /// As Auto Scaling names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PriceCapacityOptimized => "price-capacity-optimized",
+            Self::CapacityOptimized => "capacity-optimized",
+            Self::CapacityOptimizedPrioritized => "capacity-optimized-prioritized",
+        }
+    }
+}
+
 /// Where the GitHub App's private key is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]

@@ -143,7 +143,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     16 | lables = ["a"]
        | ^^^^^^ did you mean `labels`?
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, wait_for_docker
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
     insta::assert_snapshot!(error(&with([("instance_types", "instance-types")])), @r#"
     error: unknown key `instance-types` in [fleet.linux]
@@ -152,7 +152,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     12 | instance-types = ["m6i.large"]
        | ^^^^^^^^^^^^^^ did you mean `instance_types`?
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, wait_for_docker
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
 }
 
@@ -165,7 +165,7 @@ fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
     16 | subnets = ["subnet-01234567"]
        | ^^^^^^^ `subnets` is a key of [fleet.NAME.network]
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, wait_for_docker
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
     insta::assert_snapshot!(error(&with([("organization = \"acme\"\n", ""), ("[app]", "[app]\norganization = \"acme\"")])), @r#"
     error: `organization` is missing
@@ -203,7 +203,7 @@ fn a_value_given_as_a_key_is_understood() {
     15 | create_vpc = true
        | ^^^^^^^^^^ did you mean `network = "create-vpc"`?
        |
-       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, wait_for_docker
+       = help: [fleet.linux] has: architecture, base_image, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
 }
 
@@ -984,4 +984,102 @@ fn images_go_elsewhere_once() {
         let told = error(&image(more));
         assert!(told.contains(said), "{more}: {told}");
     }
+}
+
+#[test]
+fn what_only_aws_is_told_has_bounds_of_its_own() {
+    insta::assert_snapshot!(error(&fleet("volume = { gib = 30, iops = 16000 }")), @r#"
+    error: a gp3 volume of 30 GiB can't have 16000 IOPS
+      --> kiln.toml:16:29
+       |
+    16 | volume = { gib = 30, iops = 16000 }
+       |                             ^^^^^ expected at most 15000
+       |
+       = help: or make `gib` at least 32
+    "#);
+    insta::assert_snapshot!(error(&fleet("volume = { iops = 4000, throughput_mibps = 1001 }")), @r#"
+    error: 1001 MiB/s are too much for 4000 IOPS
+      --> kiln.toml:16:44
+       |
+    16 | volume = { iops = 4000, throughput_mibps = 1001 }
+       |                                            ^^^^ expected at most 1000
+       |
+       = help: or make `iops` at least 4004
+    "#);
+    insta::assert_snapshot!(error(&fleet("spot = { on_demand_base = 4 }")), @r#"
+    error: `on_demand_base` is 4, which leaves no instance to be spot
+      --> kiln.toml:16:27
+       |
+    14 | max = 4
+       |       - `max`
+    15 | network = "create-vpc"
+    16 | spot = { on_demand_base = 4 }
+       |                           ^ expected less than 4
+    "#);
+    insta::assert_snapshot!(error(&fleet("egress_ports = [22, 80, 8080, 8443]\nenvironment = { http_proxy = \"http://proxy:3128\" }")), @r#"
+    error: runners reach 5 ports beside 443: 22, 80, 3128, 8080, 8443
+      --> kiln.toml:16:16
+       |
+    16 | egress_ports = [22, 80, 8080, 8443]
+       |                ^^^^^^^^^^^^^^^^^^^^ expected at most 4
+       |
+       = help: GitHub's own port and those of the proxies in `environment` count too
+    "#);
+    insta::assert_snapshot!(error(&with([("region", "alarm_topic = \"arn:aws:sns:us-east-1:123456789012:alarms\"\nregion")])), @r#"
+    error: `alarm_topic` is `arn:aws:sns:us-east-1:123456789012:alarms`
+     --> kiln.toml:2:15
+      |
+    2 | alarm_topic = "arn:aws:sns:us-east-1:123456789012:alarms"
+      |               ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ expected an ARN such as arn:aws:sns:eu-central-1:123456789012:NAME
+    "#);
+    for (more, message) in [
+        ("volume = { gib = 8 }", "expected 30 to 65536"),
+        ("volume = { iops = 100 }", "expected 3000 to 80000"),
+        ("volume = { throughput_mibps = 2001 }", "expected 125 to 2000"),
+        ("volume = { size = 8 }", "unknown key `size`"),
+        ("spot = { on_demand_percent = 100 }", "expected 0 to 99"),
+        ("spot = { strategy = \"lowest-price\" }", "expected \"price-capacity-optimized\" or"),
+        ("spot = true", "`spot` is a boolean"),
+        ("egress_ports = [0]", "expected 1 to 65535"),
+        ("egress_ports = [70000]", "expected 1 to 65535"),
+        ("session_manager = \"yes\"", "expected a boolean"),
+    ] {
+        let wrong = error(&fleet(more));
+        assert!(wrong.contains(message), "{more}:\n{wrong}");
+    }
+    let at_the_edge = config(&fleet("volume = { gib = 160, iops = 80000, throughput_mibps = 2000 }\nspot = {}"));
+    let fleet = at_the_edge.fleets.values().next().unwrap();
+    assert_eq!((fleet.volume.gib, fleet.spot.unwrap().on_demand_base), (160, 0));
+}
+
+#[test]
+fn tags_are_ones_that_aws_takes() {
+    let tags = |lines: &str| with([("[runner]", &format!("[tags]\n{lines}\n[runner]"))]);
+    let many: String = (0..11).map(|index| format!("t{index:02} = \"x\"\n")).collect();
+    for (lines, message) in [
+        ("\"aws:x\" = \"y\"", "the tag `aws:x` is not yours to set"),
+        ("\"kiln:x\" = \"y\"", "the tag `kiln:x` is not yours to set"),
+        ("Name = \"y\"", "the tag `Name` is not yours to set"),
+        ("\"\" = \"y\"", "`` is no tag's key"),
+        ("\"a*b\" = \"y\"", "`a*b` is no tag's key"),
+        ("a = \"y\\nz\"", "the value of the tag `a` is none that AWS takes"),
+        ("a = 1", "is an integer"),
+        (many.as_str(), "[tags] has 11 tags"),
+    ] {
+        let wrong = error(&tags(lines));
+        assert!(wrong.contains(message), "{lines}:\n{wrong}");
+    }
+    let taken = config(&tags("\"cost-center\" = \"CI / übergreifend\"")).tags;
+    assert_eq!(taken["cost-center"], "CI / übergreifend");
+}
+
+#[test]
+fn runners_reach_github_where_it_is() {
+    let ports = |github: &str| {
+        let config = config(&with([("[runner]", &format!("[github]\n{github}\n[runner]"))]));
+        config.fleets.values().next().unwrap().egress_ports.iter().copied().collect::<Vec<u16>>()
+    };
+    assert_eq!(ports(""), [0; 0]);
+    assert_eq!(ports("url = \"https://ghes.example:8443\""), [8443]);
+    assert_eq!(ports("url = \"https://ghes.example\"\napi_url = \"https://api.example:9443/v3\""), [9443]);
 }

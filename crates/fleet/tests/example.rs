@@ -67,7 +67,8 @@ fn the_example_shows_every_key() {
         "/properties/runner/properties/node/additionalProperties",
     ];
     let fleet = "/properties/fleet/additionalProperties";
-    for table in tables.into_iter().chain([fleet]) {
+    let parts = ["spot", "volume"].map(|part| format!("{fleet}/properties/{part}"));
+    for table in tables.into_iter().chain([fleet]).chain(parts.iter().map(String::as_str)) {
         let keys = schema.pointer(&format!("{table}/properties")).and_then(Value::as_object).unwrap();
         for key in keys.keys() {
             let shown = EXAMPLE.contains(&format!("{key} ="))

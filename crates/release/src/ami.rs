@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use kiln_fleet::config::{Config, ImageVariant};
+use kiln_fleet::config::{Config, IMAGE_VOLUME_GIB, ImageVariant};
 use kiln_fleet::model::{AmiId, BaseImage, Sha256};
 use sha2::{Digest, Sha256 as Hasher};
 
 use crate::components;
 use crate::error::{Error, Kind, Result};
+use crate::fleet_stack::stack_tags;
 use crate::plan::Plan;
 use crate::ports::{
     Ami, Blobs, Build, BuildStatus, Caller, Cloud, Component, ComponentUse, Distribution, Images, Infrastructure,
@@ -28,7 +29,7 @@ const BAKE_BOUND: Duration = Duration::from_secs(3 * 3600);
 pub const INPUTS_TAG: &str = "kiln:inputs";
 
 /// The bake stack's template, as it stands in `infra/`.
-const BAKE_TEMPLATE: &str = include_str!("../../../infra/bake.yaml");
+pub const BAKE_TEMPLATE: &str = include_str!("../../../infra/bake.yaml");
 
 /// What is to be baked.
 #[derive(Debug)]
@@ -197,8 +198,11 @@ pub fn wanted(request: &Request<'_>, caller: &Caller, base: AmiId) -> Result<Wan
     let stack = StackRequest {
         name: config.bake_stack(),
         template: BAKE_TEMPLATE.to_owned(),
-        parameters: BTreeMap::from([("BucketName".to_owned(), bucket.clone())]),
-        tags: BTreeMap::from([("kiln:managed".to_owned(), "true".to_owned())]),
+        parameters: BTreeMap::from([
+            ("BucketName".to_owned(), bucket.clone()),
+            ("PermissionsBoundary".to_owned(), config.permissions_boundary.clone().unwrap_or_default()),
+        ]),
+        tags: stack_tags(config),
     };
     let values = component_values(request, &format!("s3://{bucket}/{key}"))?;
     let components = components();
@@ -207,7 +211,7 @@ pub fn wanted(request: &Request<'_>, caller: &Caller, base: AmiId) -> Result<Wan
         id: Versioned { name: config.image_name(*variant), version: String::new() },
         base,
         components: uses,
-        volume_gib: 30,
+        volume_gib: IMAGE_VOLUME_GIB,
         root_device: "/dev/xvda".to_owned(),
         uninstall_ssm_agent: false,
     };

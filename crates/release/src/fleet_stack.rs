@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kiln_fleet::config::{Config, Fleet, Network};
-use kiln_fleet::model::{AmiId, KeyStore};
+use kiln_fleet::config::{Config, Fleet, MOST_EGRESS_PORTS, MOST_TAGS, Network, Spot};
+use kiln_fleet::model::{AmiId, KeyStore, SpotStrategy};
 
 use crate::error::{Error, Kind, Result};
 use crate::ports::{Cloud, Stack, StackRequest};
@@ -21,8 +21,14 @@ const OUTPUT: &str = "output:";
 pub const SERVING: &str = "ServingLaunchTemplateVersion";
 
 /// Parameters that end up in the launch template. A change to one of them, or to the template, may make a new version.
-pub(crate) const LAUNCH_PARAMETERS: &[&str] =
-    &["AmiId", "BootConfig", "InstanceType1", "KeyAlias", "SecretName", "VpcId"];
+#[rustfmt::skip]
+pub const LAUNCH_PARAMETERS: &[&str] = &[
+    "AmiId", "BootConfig", "InstanceType1", "KeyAlias", "SecretName", "VpcId", "PermissionsBoundary",
+    "VolumeGib", "VolumeIops", "VolumeThroughputMibps",
+    "TagKey1", "TagKey2", "TagKey3", "TagKey4", "TagKey5", "TagKey6", "TagKey7", "TagKey8", "TagKey9", "TagKey10",
+    "TagValue1", "TagValue2", "TagValue3", "TagValue4", "TagValue5",
+    "TagValue6", "TagValue7", "TagValue8", "TagValue9", "TagValue10",
+];
 
 /// The stack's wanted state, with the group held at a version or (`""`) following the newest.
 ///
@@ -40,42 +46,80 @@ pub fn stack_request(
             .caused_by(error)
             .hint("fewer or shorter labels make it fit")
     })?;
-    let mut parameters = BTreeMap::from([
-        ("AmiId".to_owned(), ami.to_string()),
-        ("BootConfig".to_owned(), boot_config),
-        ("MinSize".to_owned(), fleet.min.to_string()),
-        ("MaxSize".to_owned(), fleet.max.to_string()),
-        ("TerminationHeartbeatSecs".to_owned(), fleet.heartbeat_secs.to_string()),
-        ("LaunchTimeoutSecs".to_owned(), LAUNCH_TIMEOUT_SECS.to_string()),
-        (SERVING.to_owned(), serving.to_owned()),
-    ]);
-    for index in 0..MAX_INSTANCE_TYPES {
-        let value = fleet.instance_types.get(index).map(ToString::to_string).unwrap_or_default();
-        parameters.insert(format!("InstanceType{}", index + 1), value);
-    }
+    let text = |value: &dyn ToString| value.to_string();
     let (alias, secret) = match fleet.key_store {
         KeyStore::Kms => (config.key_alias(), String::new()),
         KeyStore::SecretsManager => (String::new(), config.key_secret()),
     };
-    parameters.insert("KeyAlias".to_owned(), alias);
-    parameters.insert("SecretName".to_owned(), secret);
     let (vpc, subnets) = match &fleet.network {
         Network::NewVpc => (output(config, network, "VpcId"), output(config, network, "SubnetIds")),
         Network::Subnets { vpc, subnets } => {
             (vpc.clone(), subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
         }
     };
-    parameters.insert("VpcId".to_owned(), vpc);
-    parameters.insert("SubnetIds".to_owned(), subnets);
-    Ok(StackRequest {
-        name: config.fleet_stack(&fleet.name),
-        template: FLEET_TEMPLATE.to_owned(),
-        parameters,
-        tags: BTreeMap::from([
-            ("kiln:managed".to_owned(), "true".to_owned()),
-            ("kiln:fleet".to_owned(), fleet.name.to_string()),
-        ]),
-    })
+    let mut parameters = BTreeMap::new();
+    parameters.extend(named([
+        ("AmiId", text(ami)),
+        ("BootConfig", boot_config),
+        ("MinSize", text(&fleet.min)),
+        ("MaxSize", text(&fleet.max)),
+        ("VolumeGib", text(&fleet.volume.gib)),
+        ("VolumeIops", text(&fleet.volume.iops)),
+        ("VolumeThroughputMibps", text(&fleet.volume.throughput_mibps)),
+        ("VpcId", vpc),
+        ("SubnetIds", subnets),
+        ("KeyAlias", alias),
+        ("SecretName", secret),
+        ("SessionManager", text(&fleet.session_manager)),
+        ("PermissionsBoundary", config.permissions_boundary.clone().unwrap_or_default()),
+        ("AlarmTopic", config.alarm_topic.clone().unwrap_or_default()),
+        ("TerminationHeartbeatSecs", text(&fleet.heartbeat_secs)),
+        ("LaunchTimeoutSecs", text(&LAUNCH_TIMEOUT_SECS)),
+        (SERVING, serving.to_owned()),
+    ]));
+    parameters.extend(named(spot(fleet.spot.as_ref())));
+    parameters.extend(numbered("InstanceType", MAX_INSTANCE_TYPES, &fleet.instance_types));
+    parameters.extend(numbered("EgressPort", MOST_EGRESS_PORTS, &fleet.egress_ports));
+    parameters.extend(numbered("TagKey", MOST_TAGS, config.tags.keys()));
+    parameters.extend(numbered("TagValue", MOST_TAGS, config.tags.values()));
+    let mut tags = stack_tags(config);
+    tags.insert("kiln:fleet".to_owned(), fleet.name.to_string());
+    Ok(StackRequest { name: config.fleet_stack(&fleet.name), template: FLEET_TEMPLATE.to_owned(), parameters, tags })
+}
+
+fn named<const N: usize>(values: [(&str, String); N]) -> [(String, String); N] {
+    values.map(|(name, value)| (name.to_owned(), value))
+}
+
+/// `NAME1`, `NAME2`…, empty where there are fewer values than parameters.
+fn numbered<T: ToString>(
+    name: &str,
+    count: usize,
+    values: impl IntoIterator<Item = T>,
+) -> impl Iterator<Item = (String, String)> {
+    let values = values.into_iter().map(|value| value.to_string()).chain(std::iter::repeat(String::new()));
+    values.take(count).enumerate().map(move |(index, value)| (format!("{name}{}", index + 1), value))
+}
+
+fn spot(spot: Option<&Spot>) -> [(&'static str, String); 4] {
+    // No spot capacity is a hundred percent on-demand; what else is said of spot has no meaning then.
+    let none = Spot { on_demand_base: 0, on_demand_percent: 100, strategy: NO_STRATEGY, capacity_rebalance: false };
+    let spot = spot.unwrap_or(&none);
+    [
+        ("OnDemandBase", spot.on_demand_base.to_string()),
+        ("OnDemandPercent", spot.on_demand_percent.to_string()),
+        ("SpotStrategy", spot.strategy.as_str().to_owned()),
+        ("CapacityRebalance", spot.capacity_rebalance.to_string()),
+    ]
+}
+
+/// What Auto Scaling is told where there is nothing to choose.
+const NO_STRATEGY: SpotStrategy = SpotStrategy::PriceCapacityOptimized;
+
+/// The tags of every stack, which CloudFormation hands on to what is in it.
+pub fn stack_tags(config: &Config) -> BTreeMap<String, String> {
+    let own = ("kiln:managed".to_owned(), "true".to_owned());
+    config.tags.clone().into_iter().chain([own]).collect()
 }
 
 /// How long an instance may take to register, in seconds. Measured boots take well under a minute; ten leave room for
@@ -88,7 +132,7 @@ pub fn network_request(config: &Config) -> StackRequest {
         name: config.network_stack(),
         template: NETWORK_TEMPLATE.to_owned(),
         parameters: BTreeMap::new(),
-        tags: BTreeMap::from([("kiln:managed".to_owned(), "true".to_owned())]),
+        tags: stack_tags(config),
     }
 }
 

@@ -53,7 +53,8 @@ impl fmt::Display for StackStep {
         match &self.difference {
             Difference::Absent => {
                 write!(f, "create stack {name}")?;
-                for (parameter, value) in &self.request.parameters {
+                // An empty one is a thing not wanted.
+                for (parameter, value) in self.request.parameters.iter().filter(|(_, value)| !value.is_empty()) {
                     write!(f, "\n+ {parameter} = {}", shown(value))?;
                 }
                 Ok(())

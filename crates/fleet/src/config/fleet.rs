@@ -10,9 +10,9 @@ use super::diagnostic::{Diagnostic, Findings};
 use super::raw::{RawFleet, RawNetwork, RawSha256};
 use super::{
     Config, DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_REPLACE_PAUSE_SECS, DEFAULT_RUNNER_GROUP, Fleet,
-    Network,
+    Network, infrastructure,
 };
-use crate::boot::{MetadataAccess, Retirement};
+use crate::boot::{self, MetadataAccess, Retirement};
 use crate::model::{
     Architecture, BaseImage, FleetName, InstanceType, KeyStore, Label, Malformed, Registration, SubnetId, VpcId,
 };
@@ -26,7 +26,7 @@ const MOST_HEARTBEATS: u32 = 100;
 pub(super) fn validate(
     name: &Spanned<String>,
     raw: &RawFleet,
-    default_store: KeyStore,
+    (default_store, github): (KeyStore, Option<&boot::GitHub>),
     found: &mut Findings,
 ) -> Option<Fleet> {
     let fleet_name: Option<FleetName> = found.parse("the fleet's name", name);
@@ -40,6 +40,9 @@ pub(super) fn validate(
     let capacity = capacity(raw, found);
     let network = raw.network.as_ref().and_then(|network| self::network(network.get_ref(), found));
     let (heartbeat_secs, drain_limit_secs) = times(name, raw, found);
+    let spot = infrastructure::spot(raw, found);
+    let volume = infrastructure::volume(raw, found);
+    let egress_ports = github.map(|github| infrastructure::egress_ports(raw, github, found));
     let (min, max) = capacity?;
     Some(Fleet {
         name: fleet_name?,
@@ -51,6 +54,10 @@ pub(super) fn validate(
         instance_types: instance_types?,
         min,
         max,
+        spot,
+        volume,
+        egress_ports: egress_ports?,
+        session_manager: get(raw.session_manager.as_ref(), false),
         network: network?,
         key_store: get(raw.key_store.as_ref(), default_store),
         heartbeat_secs,

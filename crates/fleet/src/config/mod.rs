@@ -3,6 +3,7 @@
 mod diagnostic;
 mod fleet;
 mod image;
+mod infrastructure;
 mod raw;
 mod shape;
 mod validate;
@@ -22,6 +23,7 @@ use crate::model::{
 pub use diagnostic::ConfigError;
 use diagnostic::{Diagnostic, Findings};
 pub use image::{Image, NodeMajor, NodePin};
+pub use infrastructure::{IMAGE_VOLUME_GIB, MOST_EGRESS_PORTS, MOST_TAGS, Spot, Volume};
 
 /// A validated `kiln.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +40,12 @@ pub struct Config {
     pub runner: RunnerPin,
     /// Where images go.
     pub image: Image,
+    /// The SNS topic that alarms go to.
+    pub alarm_topic: Option<String>,
+    /// The permissions boundary of the roles that the stacks make.
+    pub permissions_boundary: Option<String>,
+    /// Tags on everything.
+    pub tags: BTreeMap<String, String>,
     /// At least one fleet, by name.
     pub fleets: BTreeMap<FleetName, Fleet>,
 }
@@ -106,6 +114,14 @@ pub struct Fleet {
     pub min: u32,
     /// The largest number of instances.
     pub max: u32,
+    /// Spot capacity, if any.
+    pub spot: Option<Spot>,
+    /// An instance's root volume.
+    pub volume: Volume,
+    /// TCP ports that runners reach beside 443.
+    pub egress_ports: std::collections::BTreeSet<u16>,
+    /// May people open a shell by Session Manager?
+    pub session_manager: bool,
     /// Where instances live.
     pub network: Network,
     /// Where the App's key is.

@@ -13,12 +13,13 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use toml::Spanned;
 
+use super::infrastructure::{DEFAULT_IOPS, DEFAULT_THROUGHPUT_MIBPS, IMAGE_VOLUME_GIB};
 use super::{
     DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL,
     DEFAULT_REPLACE_PAUSE_SECS, DEFAULT_RUNNER_GROUP,
 };
 use crate::boot::MetadataAccess;
-use crate::model::{Architecture, BaseImage, KeyStore, Registration};
+use crate::model::{Architecture, BaseImage, KeyStore, Registration, SpotStrategy};
 
 type Field<T> = Option<Spanned<T>>;
 
@@ -36,6 +37,8 @@ const FLEET: &str = "^[a-z]([a-z0-9-]{0,22}[a-z0-9])?$";
 const LABEL: &str = "^[A-Za-z0-9._-]{1,256}$";
 const INSTANCE_TYPE: &str = r"^[a-z0-9-]+\.[a-z0-9-]+$";
 const VARIABLE: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
+const SNS_TOPIC: &str = "^arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:.+$";
+const POLICY: &str = "^arn:aws[a-z-]*:iam::[0-9]{12}:policy/.+$";
 const VPC: &str = "^vpc-[0-9a-f]{8,17}$";
 const SUBNET: &str = "^subnet-[0-9a-f]{8,17}$";
 
@@ -64,6 +67,23 @@ pub(super) struct RawConfig {
     #[serde(default)]
     #[schemars(with = "RawImage")]
     pub(super) image: Option<RawImage>,
+    // Where something goes wrong at night, somebody has to hear of it.
+    /// An SNS topic of this region that is told when a group has too few instances in service, or when a launch or an
+    /// instance refresh fails. Its policy has to let cloudwatch.amazonaws.com and events.amazonaws.com publish.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = SNS_TOPIC), example = &"arn:aws:sns:eu-central-1:123456789012:alarms")]
+    pub(super) alarm_topic: Field<String>,
+    /// A permissions boundary for the roles that Kiln's stacks make; infra/pipeline.yaml makes a fitting one.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = POLICY))]
+    #[schemars(example = &"arn:aws:iam::123456789012:policy/kiln-acme-boundary")]
+    pub(super) permissions_boundary: Field<String>,
+    /// Tags on the stacks and what is in them, on instances and their volumes: ten at most.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>")]
+    #[schemars(extend("propertyNames" = { "minLength": 1, "maxLength": 128 }, "maxProperties" = 10))]
+    #[schemars(extend("examples" = [{ "cost-center": "ci" }]))]
+    pub(super) tags: Option<BTreeMap<Spanned<String>, Spanned<String>>>,
     /// The fleets, by name: lower-case letters, digits and hyphens.
     #[schemars(with = "BTreeMap<String, RawFleet>")]
     #[schemars(extend("minProperties" = 1, "propertyNames" = { "pattern": FLEET }))]
@@ -208,6 +228,24 @@ pub(super) struct RawFleet {
     /// The largest number of instances.
     #[schemars(with = "u32", range(min = 1), example = &4)]
     pub(super) max: Field<u32>,
+    /// Spot capacity beside on-demand. On-demand only, when absent.
+    #[serde(default)]
+    #[schemars(with = "RawSpot")]
+    pub(super) spot: Field<RawSpot>,
+    /// The root volume: gp3, encrypted.
+    #[serde(default)]
+    #[schemars(with = "RawVolume")]
+    pub(super) volume: Field<RawVolume>,
+    // The stack's template declares four parameters for them.
+    /// TCP ports that runners reach beside 443, GitHub's own, and those of the proxies in `environment`.
+    #[serde(default)]
+    #[schemars(with = "Vec<u16>", length(max = 4), inner(range(min = 1, max = 65535)))]
+    #[schemars(extend("examples" = [[22]], "uniqueItems" = true))]
+    pub(super) egress_ports: Field<Vec<Spanned<u16>>>,
+    /// People may open a shell on instances by AWS Systems Manager's Session Manager.
+    #[serde(default)]
+    #[schemars(with = "bool", extend("default" = false))]
+    pub(super) session_manager: Field<bool>,
     /// Where instances live.
     #[schemars(with = "RawNetwork")]
     pub(super) network: Field<RawNetwork>,
@@ -251,6 +289,48 @@ pub(super) struct RawFleet {
     #[schemars(with = "BTreeMap<String, String>", extend("propertyNames" = { "pattern": VARIABLE }))]
     #[schemars(extend("examples" = [{ "https_proxy": "http://proxy.example.com:3128" }]))]
     pub(super) environment: Option<BTreeMap<Spanned<String>, Spanned<String>>>,
+}
+
+/// Spot capacity beside on-demand.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawSpot {
+    /// So many instances are on-demand before any is spot.
+    #[serde(default)]
+    #[schemars(with = "u32", extend("default" = 0))]
+    pub(super) on_demand_base: Field<u32>,
+    /// Of the instances beyond the base, so many in a hundred are on-demand.
+    #[serde(default)]
+    #[schemars(with = "u32", range(max = 99), extend("default" = 0))]
+    pub(super) on_demand_percent: Field<u32>,
+    /// Which spot pools are preferred.
+    #[serde(default)]
+    #[schemars(with = "SpotStrategy", extend("default" = SpotStrategy::PriceCapacityOptimized))]
+    pub(super) strategy: Field<SpotStrategy>,
+    /// Does Auto Scaling replace an instance at risk of interruption by itself? Instances hear of the risk and ask for
+    /// their replacement anyway; both together may start one instance too many for a while.
+    #[serde(default)]
+    #[schemars(with = "bool", extend("default" = false))]
+    pub(super) capacity_rebalance: Field<bool>,
+}
+
+// Bounds of gp3: https://docs.aws.amazon.com/ebs/latest/userguide/general-purpose.html
+/// An instance's root volume.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawVolume {
+    /// Its size in GiB, at least the image's own.
+    #[serde(default)]
+    #[schemars(with = "u32", range(min = 30, max = 65536), extend("default" = IMAGE_VOLUME_GIB))]
+    pub(super) gib: Field<u32>,
+    /// I/O operations a second; at most 500 for each GiB.
+    #[serde(default)]
+    #[schemars(with = "u32", range(min = 3000, max = 80000), extend("default" = DEFAULT_IOPS))]
+    pub(super) iops: Field<u32>,
+    /// MiB a second; at most one for each four IOPS.
+    #[serde(default)]
+    #[schemars(with = "u32", range(min = 125, max = 2000), extend("default" = DEFAULT_THROUGHPUT_MIBPS))]
+    pub(super) throughput_mibps: Field<u32>,
 }
 
 /// Where a fleet's instances live.

@@ -8,7 +8,9 @@ use url::{Host, Url};
 
 use super::diagnostic::{Diagnostic, Findings};
 use super::raw::{RawApp, RawConfig, RawGitHub, RawRunner};
-use super::{App, AppId, Config, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL, Fleet, RunnerPin, fleet, image};
+use super::{
+    App, AppId, Config, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL, Fleet, RunnerPin, fleet, image, infrastructure,
+};
 use crate::boot;
 use crate::model::{Architecture, FleetName, KeyStore, Region, RunnerVersion, Sha256};
 
@@ -24,7 +26,12 @@ pub(super) fn validate(raw: &RawConfig, found: &mut Findings) -> Option<Config> 
     let github = github(raw.github.as_ref(), found);
     let runner = raw.runner.as_ref().and_then(|runner| self::runner(runner, found));
     let image = image::validate(raw.image.as_ref(), region.as_ref(), found);
-    let fleets = fleets(raw, found);
+    let fleets = fleets(raw, github.as_ref(), found);
+    let topic = ("sns", region.as_ref(), "");
+    let alarm_topic = infrastructure::arn("alarm_topic", raw.alarm_topic.as_ref(), topic, found);
+    let policy = ("iam", None, "policy/");
+    let boundary = infrastructure::arn("permissions_boundary", raw.permissions_boundary.as_ref(), policy, found);
+    let tags = infrastructure::tags(raw.tags.as_ref(), found);
     let config = Config {
         organization: organization?,
         region: region?,
@@ -32,6 +39,9 @@ pub(super) fn validate(raw: &RawConfig, found: &mut Findings) -> Option<Config> 
         github: github?,
         runner: runner?,
         image,
+        alarm_topic,
+        permissions_boundary: boundary,
+        tags,
         fleets,
     };
     for (name, table) in raw.fleet.iter().flatten() {
@@ -222,13 +232,13 @@ pub(super) fn digest(what: &str, value: &Spanned<String>, found: &mut Findings) 
     })
 }
 
-fn fleets(raw: &RawConfig, found: &mut Findings) -> BTreeMap<FleetName, Fleet> {
+fn fleets(raw: &RawConfig, github: Option<&boot::GitHub>, found: &mut Findings) -> BTreeMap<FleetName, Fleet> {
     let default_store = raw.app.as_ref().and_then(|app| app.get_ref().key_store.as_ref()).map(|store| *store.get_ref());
     let pins = raw.runner.as_ref().and_then(|runner| runner.sha256.as_ref());
     let tables = raw.fleet.iter().flatten();
     tables
         .filter_map(|(name, table)| {
-            let fleet = fleet::validate(name, table, default_store.unwrap_or(KeyStore::Kms), found);
+            let fleet = fleet::validate(name, table, (default_store.unwrap_or(KeyStore::Kms), github), found);
             if let Some(pins) = pins {
                 fleet::pinned(name, table, pins, found);
             }

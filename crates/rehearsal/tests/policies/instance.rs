@@ -108,3 +108,28 @@ fn an_instance_without_kms_reads_its_one_secret() {
     ]);
     check(&fleet, "Role", &allowed, &refused);
 }
+
+#[test]
+fn a_shell_by_session_manager_is_an_option_and_reads_no_parameters() {
+    let session = ["CreateControlChannel", "CreateDataChannel", "OpenControlChannel", "OpenDataChannel"];
+    let mut calls: Vec<Call> = session.iter().map(|action| Call::new(format!("ssmmessages:{action}"), "*")).collect();
+    calls.push(Call::new("ssm:UpdateInstanceInformation", "arn:aws:ec2:eu-central-1:000000000000:instance/i-1"));
+    let mut refused = never();
+    refused.extend([
+        call("ssm:GetParameters", "ssm", "parameter/anything"),
+        call("ssm:SendCommand", "ec2", "instance/i-0123456789abcdef0"),
+        call("ssm:StartSession", "ec2", "instance/i-0123456789abcdef0"),
+        Call::new("ssm:GetDocument", "*"),
+    ]);
+    check(&fleet(&[("SessionManager", "true")]), "Role", &calls, &refused);
+    check(&fleet(&[]), "Role", &[], &calls);
+}
+
+/// Whoever deploys under a boundary can make no role that goes beyond it.
+#[test]
+fn the_role_has_the_boundary_it_is_given() {
+    let boundary = "arn:aws:iam::000000000000:policy/kiln-acme-boundary";
+    let role = |template: Template| template.resources().unwrap()["Role"].1["PermissionsBoundary"].clone();
+    assert_eq!(role(fleet(&[("PermissionsBoundary", boundary)])), boundary);
+    assert_eq!(role(fleet(&[])), serde_json::Value::Null);
+}

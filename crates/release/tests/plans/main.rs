@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod ami;
+mod cdk;
 mod deploy;
 mod rotate_key;
 mod stacks;
+mod templates;
 
 use std::fmt::Display;
 
