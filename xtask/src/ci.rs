@@ -1,6 +1,6 @@
 //! `cargo xtask ci`: every check that the project has, in the order in which they fail fastest.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
@@ -33,6 +33,10 @@ enum Check {
     Deny,
     /// The CloudFormation templates.
     CfnLint,
+    /// The CloudFormation templates, as a security team looks at them.
+    Checkov,
+    /// The CDK construct: its types, and that it deploys the very same.
+    Cdk,
     /// The linter has nothing to say.
     Clippy,
     /// The documentation builds without a warning.
@@ -78,12 +82,17 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
         }
         Check::CfnLint => {
             let cfn_lint = tools.cfn_lint();
-            cmd!(
-                shell,
-                "{cfn_lint} --non-zero-exit-code informational infra/bake.yaml infra/fleet.yaml infra/network.yaml"
-            )
-            .run()?;
+            let templates = templates()?;
+            cmd!(shell, "{cfn_lint} --non-zero-exit-code informational {templates...}").run()?;
         }
+        Check::Checkov => {
+            let checkov = tools.infra_bin()?.join("checkov");
+            let templates = templates()?.into_iter().flat_map(|template| [PathBuf::from("--file"), template]);
+            // What it would download are guidelines to read.
+            cmd!(shell, "{checkov} --quiet --compact --skip-download --framework cloudformation {templates...}")
+                .run()?;
+        }
+        Check::Cdk => cdk(shell, &tools.infra_bin()?)?,
         Check::Clippy => {
             cmd!(shell, "cargo clippy --locked --workspace --all-targets -- -D warnings").run()?;
         }
@@ -97,6 +106,32 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
         Check::Musl => musl_builds(shell)?,
         Check::Rehearse => cmd!(shell, "{xtask} rehearse").run()?,
     }
+    Ok(())
+}
+
+/// Every template of `infra/`.
+fn templates() -> anyhow::Result<Vec<PathBuf>> {
+    let mut templates = Vec::new();
+    for entry in std::fs::read_dir(tools::workspace_root().join("infra")).context("list the templates")? {
+        templates.extend(Some(entry?.path()).filter(|path| path.extension().is_some_and(|kind| kind == "yaml")));
+    }
+    templates.sort();
+    Ok(templates)
+}
+
+fn cdk(shell: &Shell, bin: &Path) -> anyhow::Result<()> {
+    let path = std::env::join_paths([bin, Path::new("/usr/bin"), Path::new("/bin")])?;
+    let _there = shell.push_dir("infra/cdk");
+    let lock = shell.read_file("package-lock.json")?;
+    // A registry's address is the business of whoever installs from it.
+    if lock.contains("\"resolved\"") {
+        bail!(
+            "infra/cdk/package-lock.json names a registry: `npm install --omit-lockfile-registry-resolved` makes it anew"
+        );
+    }
+    // Nothing of it runs a script when it is installed.
+    cmd!(shell, "npm ci --ignore-scripts --no-audit --no-fund --loglevel=error").env("PATH", &path).run()?;
+    cmd!(shell, "npm test --silent").env("PATH", &path).run()?;
     Ok(())
 }
 

@@ -6,7 +6,22 @@ use anyhow::{Context as _, bail};
 use xshell::{Shell, cmd};
 
 /// The Python tools and their versions.
-const REQUIREMENTS: &str = include_str!("../requirements.txt");
+const REQUIREMENTS: Requirements =
+    Requirements { environment: "venv", file: "requirements.txt", text: include_str!("../requirements.txt") };
+
+/// Those of the checks of `infra/` alone.
+const INFRA_REQUIREMENTS: Requirements = Requirements {
+    environment: "infra",
+    file: "requirements-infra.txt",
+    text: include_str!("../requirements-infra.txt"),
+};
+
+/// Python packages and the virtual environment that they go into.
+struct Requirements {
+    environment: &'static str,
+    file: &'static str,
+    text: &'static str,
+}
 
 /// It is on no package index for Python, so it is built once; this takes minutes.
 const CARGO_DENY_VERSION: &str = "0.20.2";
@@ -24,29 +39,32 @@ pub(crate) fn workspace_root() -> &'static Path {
 
 /// Installs the Python tools unless they are there in the pinned versions. Costs nothing when they are.
 pub(crate) fn setup() -> anyhow::Result<Tools> {
-    let directory = workspace_root().join("target/tools");
-    let tools = Tools { directory };
-    let stamp = tools.directory.join("venv/requirements.txt");
-    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENTS) {
-        return Ok(tools);
+    let tools = Tools { directory: workspace_root().join("target/tools") };
+    install(&tools.directory, &REQUIREMENTS)?;
+    Ok(tools)
+}
+
+fn install(directory: &Path, requirements: &Requirements) -> anyhow::Result<()> {
+    let venv = directory.join(requirements.environment);
+    let stamp = venv.join("requirements.txt");
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == requirements.text) {
+        return Ok(());
     }
-    eprintln!("installing tools into {}", tools.directory.join("venv").display());
+    eprintln!("installing tools into {}", venv.display());
     let shell = Shell::new()?;
-    let venv = tools.directory.join("venv");
     // Not in place: a half-made environment from an interrupted run must not be built upon.
     shell.remove_path(&venv)?;
     cmd!(shell, "python3 -m venv {venv}").quiet().run().context(
         "make a Python virtual environment; Python 3 with its venv module is needed (Debian: apt install python3-venv)",
     )?;
     let python = venv.join("bin/python");
-    let requirements = workspace_root().join("xtask/requirements.txt");
-    cmd!(shell, "{python} -m pip install --quiet --disable-pip-version-check --requirement {requirements}")
+    let file = workspace_root().join("xtask").join(requirements.file);
+    cmd!(shell, "{python} -m pip install --quiet --disable-pip-version-check --requirement {file}")
         .quiet()
         .run()
-        .context("install the tools named in xtask/requirements.txt")?;
+        .with_context(|| format!("install the tools named in xtask/{}", requirements.file))?;
     // Written last: it says that all of it is there.
-    std::fs::write(&stamp, REQUIREMENTS).with_context(|| format!("write {}", stamp.display()))?;
-    Ok(tools)
+    std::fs::write(&stamp, requirements.text).with_context(|| format!("write {}", stamp.display()))
 }
 
 impl Tools {
@@ -62,6 +80,12 @@ impl Tools {
     /// The linter of CloudFormation templates.
     pub(crate) fn cfn_lint(&self) -> PathBuf {
         self.python_tool("cfn-lint")
+    }
+
+    /// The folder with `checkov`, `node` and `npm`; installed on first use.
+    pub(crate) fn infra_bin(&self) -> anyhow::Result<PathBuf> {
+        install(&self.directory, &INFRA_REQUIREMENTS)?;
+        Ok(self.directory.join(INFRA_REQUIREMENTS.environment).join("bin"))
     }
 
     /// The folder with `cargo-zigbuild` and `python-zig`, to be put on the PATH.
