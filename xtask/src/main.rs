@@ -8,6 +8,7 @@ mod deploy;
 mod doctor;
 mod fuzz;
 mod musl;
+mod operator;
 mod rehearse;
 mod rotate_key;
 mod schema;

@@ -1,10 +1,11 @@
 //! Objects in S3.
 
+use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::primitives::ByteStream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_fleet::model::Sha256;
-use kiln_release::ports::{Blobs, Result};
+use kiln_release::ports::{Blobs, Document, Result};
 
 use crate::Aws;
 
@@ -26,5 +27,37 @@ impl Blobs for Aws {
         let put = put.checksum_sha256(STANDARD.encode(digest)).body(ByteStream::from(bytes));
         Box::pin(put.send()).await.map_err(|error| self.failed(format!("upload s3://{bucket}/{key}"), error))?;
         Ok(())
+    }
+
+    async fn document(&self, bucket: &str, key: &str) -> Result<Option<Document>> {
+        let doing = || format!("read s3://{bucket}/{key}");
+        let answer = match self.s3.get_object().bucket(bucket).key(key).send().await {
+            Ok(answer) => answer,
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_no_such_key()) => return Ok(None),
+            Err(error) => return Err(self.failed(doing(), error)),
+        };
+        let version = answer.e_tag.ok_or_else(|| self.odd(doing(), "the answer has no ETag"))?;
+        let bytes = answer.body.collect().await.map_err(|error| self.odd(doing(), error.to_string()))?;
+        let text = String::from_utf8(bytes.to_vec()).map_err(|_| self.odd(doing(), "it is no text"))?;
+        Ok(Some(Document { text, version }))
+    }
+
+    async fn put_document(&self, bucket: &str, key: &str, text: &str, version: Option<&str>) -> Result<Option<String>> {
+        let doing = || format!("write s3://{bucket}/{key}");
+        let put = self.s3.put_object().bucket(bucket).key(key).content_type("application/json");
+        let put = match version {
+            Some(version) => put.if_match(version),
+            None => put.if_none_match("*"),
+        };
+        match Box::pin(put.body(ByteStream::from(text.as_bytes().to_vec())).send()).await {
+            Ok(answer) => answer.e_tag.map(Some).ok_or_else(|| self.odd(doing(), "the answer has no ETag")),
+            // 412 when it was changed before, 409 when it is being changed, 404 when it was deleted.
+            Err(error)
+                if matches!(error.code(), Some("PreconditionFailed" | "ConditionalRequestConflict" | "NoSuchKey")) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(self.failed(doing(), error)),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Auto Scaling.
 
+use aws_sdk_autoscaling::error::ProvideErrorMetadata as _;
 use aws_sdk_autoscaling::types::{
     AutoScalingGroup, DesiredConfiguration, InstanceRefresh, InstanceRefreshStatus, LaunchTemplate,
     LaunchTemplateSpecification, MixedInstancesPolicy, RefreshPreferences as SdkPreferences, RefreshStrategy,
@@ -7,7 +8,8 @@ use aws_sdk_autoscaling::types::{
 };
 use kiln_fleet::model::GroupName;
 use kiln_release::ports::{
-    Group, GroupInstance, Groups, LaunchTemplateVersion, Refresh, RefreshPreferences, RefreshStatus, Result,
+    Group, GroupInstance, Groups, LaunchTemplateVersion, Refresh, RefreshPreferences, RefreshStatus, RefreshStop,
+    Result,
 };
 
 use crate::Aws;
@@ -106,7 +108,16 @@ impl Groups for Aws {
         };
         let percent = |value: u32| i32::try_from(value).expect("a percentage is small");
         let warmup = i32::try_from(preferences.instance_warmup.as_secs()).unwrap_or(i32::MAX);
+        let stop = preferences.stop;
+        let pause = |stop: RefreshStop| i32::try_from(stop.pause.as_secs()).unwrap_or(i32::MAX);
+        let (on_the_way, at_the_end) = match stop {
+            Some(stop) if stop.percent < 100 => (Some(stop), None),
+            stop => (None, stop),
+        };
         let preferences = SdkPreferences::builder()
+            .set_checkpoint_percentages(on_the_way.map(|stop| vec![percent(stop.percent), 100]))
+            .set_checkpoint_delay(on_the_way.map(pause))
+            .set_bake_time(at_the_end.map(pause))
             .min_healthy_percentage(percent(preferences.min_healthy_percent))
             .max_healthy_percentage(percent(preferences.max_healthy_percent))
             .instance_warmup(warmup)
@@ -128,11 +139,34 @@ impl Groups for Aws {
         answer.instance_refresh_id.ok_or_else(|| self.odd(doing, "the answer names no refresh"))
     }
 
+    async fn cancel_refresh(&self, name: &GroupName) -> Result<()> {
+        // Not for what is on its way out: a job may take hours.
+        let cancel = self.autoscaling.cancel_instance_refresh().wait_for_transitioning_instances(false);
+        match cancel.auto_scaling_group_name(name.as_str()).send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code().is_some_and(none_runs) => Ok(()),
+            Err(error) => Err(self.failed(format!("cancel the instance refresh of `{name}`"), error)),
+        }
+    }
+
+    async fn roll_back_refresh(&self, name: &GroupName) -> Result<bool> {
+        match self.autoscaling.rollback_instance_refresh().auto_scaling_group_name(name.as_str()).send().await {
+            Ok(_) => Ok(true),
+            Err(error) if error.code().is_some_and(none_runs) => Ok(false),
+            Err(error) => Err(self.failed(format!("roll the instance refresh of `{name}` back"), error)),
+        }
+    }
+
     async fn refresh(&self, name: &GroupName, id: &str) -> Result<Refresh> {
         let refreshes = self.refreshes(name, Some(id)).await?;
         let found = refreshes.first().map(refresh_of);
         found.ok_or_else(|| self.odd(format!("describe instance refresh {id} of `{name}`"), "there is none of that id"))
     }
+}
+
+/// The model names the error with the suffix, the service answers without.
+fn none_runs(code: &str) -> bool {
+    matches!(code, "ActiveInstanceRefreshNotFound" | "ActiveInstanceRefreshNotFoundFault")
 }
 
 fn refresh_of(refresh: &InstanceRefresh) -> Refresh {
@@ -160,5 +194,8 @@ fn refresh_of(refresh: &InstanceRefresh) -> Refresh {
         remaining: number(refresh.instances_to_update()),
         reason: refresh.status_reason().map(str::to_owned),
         to: to.and_then(version_of),
+        stops: refresh.preferences().is_some_and(|preferences| {
+            !preferences.checkpoint_percentages().is_empty() || preferences.bake_time().is_some_and(|secs| secs > 0)
+        }),
     }
 }

@@ -436,6 +436,14 @@ impl Images for Aws {
         Ok(())
     }
 
+    async fn forget(&self, parameter: &str) -> Result<()> {
+        match self.ssm.delete_parameter().name(parameter).send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_parameter_not_found()) => Ok(()),
+            Err(error) => Err(self.failed(format!("remove parameter {parameter}"), error)),
+        }
+    }
+
     async fn tag_ami(&self, id: &AmiId, tags: &BTreeMap<String, String>) -> Result<()> {
         let tags = tags.iter().map(|(key, value)| Ec2Tag::builder().key(key).value(value).build()).collect();
         let tag = self.ec2.create_tags().resources(id.as_str()).set_tags(Some(tags)).send().await;

@@ -10,10 +10,10 @@ mod gateway;
 mod groups;
 mod image_builder;
 mod imds;
+mod light;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -22,6 +22,7 @@ use tokio::process::Child;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::github::GitHub;
 use backend::Backend;
 pub use bake::BakedImage;
 pub use gateway::{Refusal, Request, When};
@@ -29,6 +30,7 @@ use groups::Groups;
 pub use groups::InstanceView;
 use image_builder::ImageBuilder;
 pub use imds::{Imds, ImdsFault, ImdsOptions};
+pub use light::ImageFault;
 
 /// The region of every rehearsal.
 pub(crate) const REGION: &str = "eu-central-1";
@@ -38,9 +40,6 @@ pub(crate) const ACCOUNT: &str = "000000000000";
 /// What tells the pipeline's calls from an instance's and from the stand-ins' own.
 const PIPELINE_KEY: &str = "AKIAPIPELINE00000000";
 pub(crate) const INSTANCE_KEY: &str = "AKIAINSTANCE00000000";
-
-/// How often the groups are looked after.
-const TICK: Duration = Duration::from_millis(100);
 
 /// Where things are.
 #[derive(Debug, Clone)]
@@ -59,6 +58,13 @@ struct Tripwire {
     tell: Option<oneshot::Sender<()>>,
 }
 
+/// What [`Aws::refuse_from`] tells.
+#[derive(Debug)]
+struct Outage {
+    remaining: u32,
+    code: &'static str,
+}
+
 #[derive(Debug)]
 struct Shared {
     backend: Backend,
@@ -67,6 +73,7 @@ struct Shared {
     requests: Mutex<Vec<Request>>,
     tripwire: Mutex<Option<Tripwire>>,
     refusals: Mutex<Vec<Refusal>>,
+    outage: Mutex<Option<Outage>>,
     image_builder: Mutex<ImageBuilder>,
     groups: Mutex<Groups>,
     vcpu_quota: Mutex<u32>,
@@ -113,6 +120,7 @@ impl Aws {
             requests: Mutex::default(),
             tripwire: Mutex::default(),
             refusals: Mutex::default(),
+            outage: Mutex::default(),
             image_builder: Mutex::default(),
             groups: Mutex::default(),
             vcpu_quota: Mutex::new(account::QUOTA),
@@ -123,7 +131,7 @@ impl Aws {
             // Ends only with the task.
             let _ = axum::serve(listener, app).await;
         });
-        let keeping = tokio::spawn(groups::keep(Arc::clone(&shared), TICK));
+        let keeping = tokio::spawn(groups::keep(Arc::clone(&shared)));
         Ok(Self { shared, emulator, tasks: vec![serving, keeping] })
     }
 
@@ -193,6 +201,67 @@ impl Aws {
     /// The next calls of this operation are refused, an instance's too.
     pub fn refuse(&self, refusal: Refusal) {
         lock(&self.shared.refusals).push(refusal);
+    }
+
+    /// From the n-th of the pipeline's calls on, all are refused with this code, as by credentials that have expired;
+    /// [`Aws::lift`] ends it.
+    pub fn refuse_from(&self, nth: u32, code: &'static str) {
+        *lock(&self.shared.outage) = Some(Outage { remaining: nth, code });
+    }
+
+    /// Ends what [`Aws::refuse_from`] began, and takes back refusals that were not used up.
+    pub fn lift(&self) {
+        *lock(&self.shared.outage) = None;
+        lock(&self.shared.refusals).clear();
+    }
+
+    /// From here on instances are simulated: their images are made by [`Aws::add_image`], their runners are online at once.
+    pub fn simulate_instances(&self, github: &GitHub) {
+        lock(&self.shared.groups).machines.simulate(github.clone());
+    }
+
+    /// An image to simulate instances of, with a runner of this version.
+    ///
+    /// # Errors
+    /// The emulator refuses.
+    pub async fn add_image(&self, name: &str, runner_version: &str) -> anyhow::Result<String> {
+        let tags = serde_json::json!({ "kiln:managed": "true", "kiln:runner-version": runner_version });
+        let ami = bake::register(&self.shared, name, &tags).await?;
+        lock(&self.shared.groups).machines.add(&ami, runner_version);
+        Ok(ami)
+    }
+
+    /// Something is wrong with an image of simulated instances, for those launched from now on; or nothing any more.
+    pub fn spoil_image(&self, ami: &str, fault: Option<ImageFault>) {
+        lock(&self.shared.groups).machines.spoil(ami, fault);
+    }
+
+    /// Ends a simulated instance without a word, as its hardware may: its runner stays at GitHub.
+    pub fn kill_instance(&self, id: &str) {
+        let mut groups = lock(&self.shared.groups);
+        let Groups { instances, machines, .. } = &mut *groups;
+        if let Some(instance) = instances.iter_mut().find(|instance| instance.id == id) {
+            light::die(instance, machines);
+        }
+    }
+
+    /// Somebody cancels a group's refresh. Is false where none goes forward.
+    pub fn cancel_refresh(&self, group: &str) -> bool {
+        let mut groups = lock(&self.shared.groups);
+        let refresh = groups.groups.get_mut(group).and_then(|group| group.refreshes.last_mut());
+        let refresh = refresh.filter(|refresh| refresh.goes_forward());
+        refresh.is_some_and(|refresh| {
+            refresh.status = "Cancelling";
+            true
+        })
+    }
+
+    /// A bucket of that name, as the stack for bakes makes it.
+    ///
+    /// # Errors
+    /// The emulator refuses.
+    pub async fn make_bucket(&self, name: &str) -> anyhow::Result<()> {
+        self.shared.backend.make_bucket(name).await
     }
 
     /// The next build fails at this step.

@@ -235,6 +235,64 @@ impl GitHub {
         }
     }
 
+    /// Registers a runner that no program stands behind, and tells its id.
+    pub fn simulate_runner(&self, name: &str, labels: &[String], version: &str, online: bool) -> u64 {
+        let mut state = self.shared.state();
+        let labels = ["self-hosted", "Linux", "X64"].map(str::to_owned).into_iter().chain(labels.iter().cloned());
+        let id = runners::register(&mut state, name, 1, labels.collect(), false).id;
+        if let Some(runner) = state.runners.get_mut(&id) {
+            (runner.version, runner.simulated) = (Some(version.to_owned()), Some(online));
+        }
+        drop(state);
+        self.shared.changed.notify_waiters();
+        id
+    }
+
+    /// Whether a simulated runner is heard from.
+    pub fn set_online(&self, id: u64, online: bool) {
+        if let Some(runner) = self.shared.state().runners.get_mut(&id) {
+            runner.simulated = Some(online);
+        }
+    }
+
+    /// Removes a simulated runner, as its instance would; refused while it runs a job.
+    pub fn remove_simulated(&self, id: u64) -> bool {
+        let mut state = self.shared.state();
+        if state.runners.get(&id).is_some_and(|runner| runner.job.is_some()) {
+            return false;
+        }
+        state.runners.remove(&id);
+        true
+    }
+
+    /// Gives a simulated runner a job that runs until [`GitHub::finish`].
+    pub fn occupy(&self, id: u64) -> Option<JobId> {
+        let mut guard = self.shared.state();
+        let state = &mut *guard;
+        let job = JobId(state.next());
+        let runner = state.runners.get_mut(&id).filter(|runner| runner.online() && runner.job.is_none())?;
+        runner.job = Some(job);
+        let running = JobState::InProgress { runner: runner.name.clone() };
+        let spec = JobSpec { labels: Vec::new(), steps: vec![Step::Hold] };
+        state.jobs.insert(job, Job { spec, state: running, released: false, taken: true });
+        Some(job)
+    }
+
+    /// Ends a simulated runner's job well, if it still runs.
+    pub fn finish(&self, job: JobId) {
+        let mut guard = self.shared.state();
+        let state = &mut *guard;
+        let Some(runner) = state.runners.values_mut().find(|runner| runner.job == Some(job)) else { return };
+        runner.job = None;
+        let (runner, version) = (runner.name.clone(), runner.version.clone().unwrap_or_default());
+        if let Some(job) = state.jobs.get_mut(&job) {
+            let conclusion = Conclusion::Success;
+            job.state = JobState::Completed { conclusion, runner, version, output: String::new() };
+        }
+        drop(guard);
+        self.shared.changed.notify_waiters();
+    }
+
     /// Ends every token before its time.
     pub fn expire_tokens(&self) {
         self.shared.state().tokens.clear();

@@ -182,7 +182,7 @@ fn version_of(digest: &Sha256) -> String {
 }
 
 /// A bucket's name has at most 63 characters; 30 of an organization's 39 leave room for account and region.
-fn bucket_name(config: &Config, caller: &Caller) -> String {
+pub(crate) fn bucket_name(config: &Config, caller: &Caller) -> String {
     let organization: String = config.organization.as_str().to_ascii_lowercase().chars().take(30).collect();
     format!("kiln-{organization}-{}-{}", caller.account, config.region)
 }

@@ -9,6 +9,7 @@ pub mod deploy;
 pub mod doctor;
 pub mod error;
 pub mod fleet_stack;
+pub mod orphans;
 pub mod payload;
 pub mod plan;
 pub mod ports;

@@ -56,6 +56,23 @@ pub trait Progress: Send + Sync {
     fn state(&self, line: &str);
 }
 
+/// What became of a question to the person who runs a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consented {
+    /// They agreed, now or beforehand (`--yes`).
+    Yes,
+    /// They refused.
+    No,
+    /// Nobody is there to be asked: a pipeline without `--yes`.
+    NobodyThere,
+}
+
+/// The person who runs a command, asked before something that can't be taken back.
+pub trait Consent: Send + Sync {
+    /// Asks a question that a "yes" or "no" answers.
+    fn ask(&self, question: &str) -> Consented;
+}
+
 /// Who the credentials belong to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
@@ -231,8 +248,19 @@ pub trait Images: Send + Sync {
     fn recorded(&self, parameter: &str) -> impl Future<Output = Result<Option<AmiId>>> + Send;
     /// Records an AMI in a parameter (data type `aws:ec2:image`, which SSM itself validates).
     fn record(&self, parameter: &str, ami: &AmiId) -> impl Future<Output = Result<()>> + Send;
+    /// Removes a parameter; one that is not there is no error.
+    fn forget(&self, parameter: &str) -> impl Future<Output = Result<()>> + Send;
     /// Adds tags to an AMI; equal ones are no change.
     fn tag_ami(&self, id: &AmiId, tags: &BTreeMap<String, String>) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// A small text in S3 that several may change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// What it says.
+    pub text: String,
+    /// Of which state of it that is.
+    pub version: String,
 }
 
 /// Objects in S3.
@@ -247,6 +275,17 @@ pub trait Blobs: Send + Sync {
         bytes: Vec<u8>,
         sha256: &Sha256,
     ) -> impl Future<Output = Result<()>> + Send;
+    /// A document, if it exists.
+    fn document(&self, bucket: &str, key: &str) -> impl Future<Output = Result<Option<Document>>> + Send;
+    /// Writes a document if it still is in this version (`None`: not there); its new version, or `None` where someone
+    /// else has changed it.
+    fn put_document(
+        &self,
+        bucket: &str,
+        key: &str,
+        text: &str,
+        version: Option<&str>,
+    ) -> impl Future<Output = Result<Option<String>>> + Send;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -396,6 +435,8 @@ pub struct Refresh {
     pub reason: Option<String>,
     /// What it rolls to.
     pub to: Option<LaunchTemplateVersion>,
+    /// It stops on its way, for a canary to be tried.
+    pub stops: bool,
 }
 
 /// How far a refresh is.
@@ -418,6 +459,17 @@ pub struct RefreshPreferences {
     pub max_healthy_percent: u32,
     /// How long a new instance is given before it counts.
     pub instance_warmup: Duration,
+    /// Where it stops, for a canary to be tried.
+    pub stop: Option<RefreshStop>,
+}
+
+/// A refresh's stop on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefreshStop {
+    /// Once so many percent of the instances are new; 100 is after all of them, before the refresh counts as done.
+    pub percent: u32,
+    /// How long, unless it is cancelled or rolled back meanwhile. 48 h at most.
+    pub pause: Duration,
 }
 
 /// Auto Scaling.
@@ -433,6 +485,10 @@ pub trait Groups: Send + Sync {
         to: &LaunchTemplateVersion,
         preferences: &RefreshPreferences,
     ) -> impl Future<Output = Result<String>> + Send;
+    /// Ends the refresh that runs where it is; instances stay as they are. None running is no error.
+    fn cancel_refresh(&self, name: &GroupName) -> impl Future<Output = Result<()>> + Send;
+    /// Ends the refresh that runs and takes back what it did. Is false where none runs.
+    fn roll_back_refresh(&self, name: &GroupName) -> impl Future<Output = Result<bool>> + Send;
     /// A refresh by id.
     fn refresh(&self, name: &GroupName, id: &str) -> impl Future<Output = Result<Refresh>> + Send;
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
-use crate::ports::{ChangeSet, Progress, ResourceChange, Stack, StackRequest, Stacks};
+use crate::ports::{ChangeSet, Consent, Consented, Progress, ResourceChange, Stack, StackRequest, Stacks};
 use crate::wait::{Pace, human};
 
 /// A NAT gateway and an Auto Scaling group with its first instances are up within minutes; an hour is CloudFormation's
@@ -101,25 +101,114 @@ pub fn difference(stack: Option<&Stack>, wanted: &StackRequest) -> Option<Differ
     (template || !parameters.is_empty()).then_some(Difference::Changed { template, parameters })
 }
 
-/// Reads a stack, waiting for an operation that is under way on it, and refuses one that can't be updated.
+/// A stack, once nothing is under way on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// There is none.
+    Absent,
+    /// It can be updated, or is in review.
+    Usable(Stack),
+    /// Its creation failed, or its deletion: it serves nobody, and can only be deleted.
+    Dead(DeadStack),
+}
+
+/// A stack that can only be deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadStack {
+    /// Its name.
+    pub name: String,
+    /// `ROLLBACK_COMPLETE`…
+    pub status: String,
+    /// What failed first, as far as it is known.
+    pub reason: String,
+}
+
+/// Looks for a stack, waiting for an operation that is under way on it.
 ///
 /// # Errors
 /// [`Kind::Precondition`] for a stack that must be mended by hand, [`Kind::Timeout`] for one that stays in progress.
-pub async fn settled_stack(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<Option<Stack>> {
+pub async fn find(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<Found> {
     let mut pace = Pace::new(STACK_BOUND);
     loop {
-        let Some(stack) = cloud.stack(name).await? else { return Ok(None) };
+        let Some(stack) = cloud.stack(name).await? else { return Ok(Found::Absent) };
         match stack.status.as_str() {
-            "REVIEW_IN_PROGRESS" => return Ok(Some(stack)),
+            "REVIEW_IN_PROGRESS" => return Ok(Found::Usable(stack)),
             status if status.ends_with("_IN_PROGRESS") => {
                 progress.state(&format!("stack {name} is {status}: waiting for it"));
                 if pace.pause().await.is_err() {
                     return Err(still_busy(name, status));
                 }
             }
-            status if can_be_updated(status) => return Ok(Some(stack)),
+            status if can_be_updated(status) => return Ok(Found::Usable(stack)),
+            "ROLLBACK_COMPLETE" | "ROLLBACK_FAILED" | "DELETE_FAILED" => {
+                let reason = reason(cloud, &stack).await;
+                return Ok(Found::Dead(DeadStack { name: stack.name, status: stack.status, reason }));
+            }
             _ => return Err(broken(cloud, &stack).await),
         }
+    }
+}
+
+/// Reads a stack, waiting for an operation that is under way on it, and refuses one that can't be updated.
+///
+/// # Errors
+/// [`Kind::Precondition`] for a stack that must be mended by hand, [`Kind::Timeout`] for one that stays in progress.
+pub async fn settled_stack(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<Option<Stack>> {
+    match find(cloud, name, progress).await? {
+        Found::Absent => Ok(None),
+        Found::Usable(stack) => Ok(Some(stack)),
+        Found::Dead(dead) => Err(Error::new(
+            Kind::Precondition,
+            format!("stack `{name}` is in {} and can't be updated: {}", dead.status, dead.reason),
+        )
+        .hint(format!(
+            "it holds nothing that serves: mend what is named, `aws cloudformation delete-stack --stack-name {name}`, \
+             then run this again"
+        ))),
+    }
+}
+
+/// Deletes a stack that serves nobody, once somebody has agreed, and waits until it is gone.
+///
+/// # Errors
+/// [`Kind::Precondition`] when nobody agreed; [`Kind::Failed`] when it can't be deleted; [`Kind::Timeout`].
+pub async fn clear(
+    cloud: &impl Stacks,
+    dead: &DeadStack,
+    consent: &dyn Consent,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let DeadStack { name, status, reason } = dead;
+    agreed(consent, &format!("delete stack {name}, which is in {status} and holds nothing that serves?"), name)?;
+    cloud.delete_stack(name).await?;
+    let mut pace = Pace::new(STACK_BOUND);
+    loop {
+        match cloud.stack(name).await? {
+            None => return Ok(()),
+            Some(stack) if stack.status == "DELETE_FAILED" => {
+                let reason = self::reason(cloud, &stack).await;
+                return Err(Error::new(Kind::Failed, format!("stack `{name}` can't be deleted: {reason}"))
+                    .hint("mend what is named and run this again"));
+            }
+            Some(stack) => {
+                progress.state(&format!("stack {name} is {} (its creation failed: {reason})", stack.status));
+                if pace.pause().await.is_err() {
+                    return Err(still_busy(name, &stack.status));
+                }
+            }
+        }
+    }
+}
+
+/// Asks, and makes an error of anything but a yes.
+fn agreed(consent: &dyn Consent, question: &str, stack: &str) -> Result<()> {
+    let what = question.trim_end_matches('?');
+    match consent.ask(question) {
+        Consented::Yes => Ok(()),
+        Consented::No => Err(Error::new(Kind::Precondition, format!("you did not agree to {what}"))
+            .hint(format!("stack `{stack}` is as it was"))),
+        Consented::NobodyThere => Err(Error::new(Kind::Precondition, format!("nobody is there to agree to {what}"))
+            .hint(format!("stack `{stack}` is as it was; with `--yes` the same command does it"))),
     }
 }
 
@@ -142,23 +231,24 @@ fn still_busy(name: &str, status: &str) -> Error {
         .hint("run the same command again: it waits on, and goes on from there")
 }
 
-async fn broken(cloud: &impl Stacks, stack: &Stack) -> Error {
-    let name = &stack.name;
-    let reason = match first_failure(cloud, name).await {
+async fn reason(cloud: &impl Stacks, stack: &Stack) -> String {
+    match first_failure(cloud, &stack.name).await {
         Some(reason) => reason,
         None => stack.reason.clone().unwrap_or_else(|| "CloudFormation gives no reason".to_owned()),
-    };
-    let hint = match stack.status.as_str() {
-        "UPDATE_ROLLBACK_FAILED" => {
-            format!("mend what is named, then `aws cloudformation continue-update-rollback --stack-name {name}`")
-        }
-        _ => format!(
-            "it holds nothing that serves: mend what is named, `aws cloudformation delete-stack --stack-name {name}`, \
-             then run this again"
+    }
+}
+
+async fn broken(cloud: &impl Stacks, stack: &Stack) -> Error {
+    let Stack { name, status, .. } = stack;
+    let reason = reason(cloud, stack).await;
+    let hint = match status.as_str() {
+        "UPDATE_ROLLBACK_FAILED" => format!(
+            "what served before still serves; mend what is named, then `aws cloudformation continue-update-rollback \
+             --stack-name {name}`, then run this again"
         ),
+        _ => format!("`aws cloudformation describe-stack-events --stack-name {name}` tells more"),
     };
-    Error::new(Kind::Precondition, format!("stack `{name}` is in {} and can't be updated: {reason}", stack.status))
-        .hint(hint)
+    Error::new(Kind::Precondition, format!("stack `{name}` is in {status} and can't be updated: {reason}")).hint(hint)
 }
 
 /// The reason of the first resource that failed in the newest operation; what follows it is only consequence.
@@ -182,6 +272,29 @@ async fn first_failure(cloud: &impl Stacks, name: &str) -> Option<String> {
 /// # Errors
 /// [`Kind::Failed`] with the first failed resource's reason; [`Kind::Timeout`].
 pub async fn apply(cloud: &impl Stacks, step: &StackStep, progress: &dyn Progress) -> Result<()> {
+    apply_agreed(cloud, step, &Always, progress).await
+}
+
+/// Agrees to everything: for stacks that hold nothing which can't be made again.
+#[derive(Debug)]
+struct Always;
+
+impl Consent for Always {
+    fn ask(&self, _: &str) -> Consented {
+        Consented::Yes
+    }
+}
+
+/// The same, asking before a resource is replaced or removed that jobs or data are on.
+///
+/// # Errors
+/// [`Kind::Precondition`] when nobody agreed, and the change set is discarded; the rest as [`apply`].
+pub async fn apply_agreed(
+    cloud: &impl Stacks,
+    step: &StackStep,
+    consent: &dyn Consent,
+    progress: &dyn Progress,
+) -> Result<()> {
     let name = &step.request.name;
     let before: BTreeSet<String> = match step.difference {
         Difference::Absent => BTreeSet::new(),
@@ -193,8 +306,43 @@ pub async fn apply(cloud: &impl Stacks, step: &StackStep, progress: &dyn Progres
         cloud.discard(&change_set).await?;
         return Ok(());
     }
+    if let Some(question) = grave(&change_set)
+        && let Err(error) = agreed(consent, &question, name)
+    {
+        cloud.discard(&change_set).await?;
+        return Err(error);
+    }
     cloud.execute(&change_set).await?;
     follow(cloud, name, before, progress).await
+}
+
+/// What jobs run on, or data is in: a new one in its place ends the one, or loses the other.
+///
+/// A launch template, a role or a security group is none of it: instances keep theirs until they are replaced.
+const GRAVE: &[&str] = &[
+    "AWS::AutoScaling::AutoScalingGroup",
+    "AWS::EC2::NatGateway",
+    "AWS::EC2::Subnet",
+    "AWS::EC2::VPC",
+    "AWS::KMS::Key",
+    "AWS::Logs::LogGroup",
+    "AWS::S3::Bucket",
+    "AWS::SecretsManager::Secret",
+];
+
+/// The question to ask before a change set is executed, if there is one.
+pub fn grave(change_set: &ChangeSet) -> Option<String> {
+    let what: Vec<String> = change_set
+        .changes
+        .iter()
+        .filter(|change| GRAVE.contains(&change.kind.as_str()))
+        .filter_map(|change| match (change.action.as_str(), change.replacement) {
+            ("Remove", _) => Some(format!("remove {} ({})", change.resource, change.kind)),
+            ("Modify", true) => Some(format!("replace {} ({})", change.resource, change.kind)),
+            _ => None,
+        })
+        .collect();
+    (!what.is_empty()).then(|| format!("in stack {}, {}?", change_set.stack, what.join(", ")))
 }
 
 fn show(change_set: &ChangeSet, progress: &dyn Progress) {

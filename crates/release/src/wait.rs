@@ -11,6 +11,43 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Scaling's and CloudFormation's describe calls are throttled per account, which other pipelines share.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
+/// How much faster time runs than in AWS, in a world whose instances boot in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tempo {
+    /// Pauses between two looks are so many times shorter.
+    pub pauses: u32,
+    /// Bounds are so many times shorter.
+    pub bounds: u32,
+}
+
+tokio::task_local! {
+    static TEMPO: Tempo;
+}
+
+impl Tempo {
+    /// AWS's own.
+    const REAL: Self = Self { pauses: 1, bounds: 1 };
+
+    fn now() -> Self {
+        TEMPO.try_with(|tempo| *tempo).unwrap_or(Self::REAL)
+    }
+
+    /// Runs a command in such a world: every wait in it is as much shorter.
+    pub async fn run<F: Future>(self, command: F) -> F::Output {
+        TEMPO.scope(self, command).await
+    }
+}
+
+/// A bound of a wait that is not a [`Pace`], at the present tempo.
+pub(crate) fn bounded(bound: Duration) -> Duration {
+    bound / Tempo::now().bounds
+}
+
+/// A pause that is not a [`Pace`]'s, at the present tempo.
+pub(crate) fn paused(pause: Duration) -> Duration {
+    pause / Tempo::now().pauses
+}
+
 /// Pauses that grow by half from a quarter of a second to fifteen seconds, until a bound.
 #[derive(Debug)]
 pub struct Pace {
@@ -25,7 +62,7 @@ pub struct Expired;
 impl Pace {
     /// Starts a wait of at most `bound`.
     pub fn new(bound: Duration) -> Self {
-        Self { pause: FIRST_PAUSE, deadline: Instant::now() + bound }
+        Self { pause: paused(FIRST_PAUSE), deadline: Instant::now() + bounded(bound) }
     }
 
     /// Sleeps until the next look is due.
@@ -38,13 +75,13 @@ impl Pace {
             return Err(Expired);
         }
         tokio::time::sleep(self.pause.min(self.deadline - now)).await;
-        self.pause = (self.pause * 3 / 2).min(LONGEST_PAUSE);
+        self.pause = (self.pause * 3 / 2).min(paused(LONGEST_PAUSE));
         Ok(())
     }
 
     /// Something changed: look again soon.
     pub fn quicken(&mut self) {
-        self.pause = FIRST_PAUSE;
+        self.pause = paused(FIRST_PAUSE);
     }
 }
 

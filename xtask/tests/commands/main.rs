@@ -5,6 +5,7 @@
 mod bad_input;
 mod bench;
 mod cli;
+mod deploy;
 mod doctor;
 mod failures;
 mod interrupt;

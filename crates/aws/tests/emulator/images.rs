@@ -25,6 +25,10 @@ async fn images_are_found_and_recorded() {
         cloud.record(parameter, ami).await.unwrap();
         assert_eq!(cloud.recorded(parameter).await.unwrap().as_ref(), Some(ami));
     }
+    for _ in 0..2 {
+        cloud.forget(parameter).await.unwrap();
+        assert_eq!(cloud.recorded(parameter).await.unwrap(), None);
+    }
     let tags = BTreeMap::from([("kiln:inputs".to_owned(), "aa".to_owned())]);
     cloud.tag_ami(&base, &tags).await.unwrap();
     assert_eq!(cloud.ami(&base).await.unwrap().unwrap().tags["kiln:inputs"], "aa");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_fleet::model::{GroupName, Sha256};
-use kiln_release::ports::{Blobs as _, Groups as _, Progress, StackRequest, Stacks as _};
+use kiln_release::ports::{Blobs as _, CloudErrorKind, Groups as _, Progress, StackRequest, Stacks as _};
 use kiln_release::stacks::{self, StackStep, difference};
 
 use crate::there;
@@ -53,6 +53,29 @@ async fn a_stack_is_made_once_and_holds_the_payload() {
     assert!(!cloud.has_blob(BUCKET, key).await.unwrap());
     cloud.put_blob(BUCKET, key, bytes, &sha256).await.unwrap();
     assert!(cloud.has_blob(BUCKET, key).await.unwrap());
+    there.local.shutdown().await;
+}
+
+#[tokio::test]
+async fn of_two_who_write_a_document_one_gets_it() {
+    let there = there().await;
+    let (cloud, key) = (&there.cloud, "lock/kiln-acme-fleet-linux");
+    there.local.make_bucket(BUCKET).await.unwrap();
+    assert_eq!(cloud.document(BUCKET, key).await.unwrap(), None);
+    let first = cloud.put_document(BUCKET, key, "first", None).await.unwrap().unwrap();
+    assert_eq!(cloud.put_document(BUCKET, key, "second", None).await.unwrap(), None, "it is there by now");
+    let found = cloud.document(BUCKET, key).await.unwrap().unwrap();
+    assert_eq!((found.text.as_str(), &found.version), ("first", &first));
+    let third = cloud.put_document(BUCKET, key, "third", Some(&first)).await.unwrap().unwrap();
+    assert_eq!(
+        cloud.put_document(BUCKET, key, "fourth", Some(&first)).await.unwrap(),
+        None,
+        "it is in another version"
+    );
+    let found = cloud.document(BUCKET, key).await.unwrap().unwrap();
+    assert_eq!((found.text.as_str(), found.version), ("third", third));
+    let error = cloud.document("kiln-somebody-elses", key).await.unwrap_err();
+    assert_eq!(error.kind, CloudErrorKind::NotFound, "{error:?}");
     there.local.shutdown().await;
 }
 

@@ -284,6 +284,11 @@ impl Config {
         format!("/{}/image/{variant}", self.prefix())
     }
 
+    /// The parameter that records one of a fleet's images: the `current` one, the `former`, the `rejected`.
+    pub fn fleet_parameter(&self, fleet: &FleetName, which: &str) -> String {
+        format!("/{}/fleet/{fleet}/{which}", self.prefix())
+    }
+
     /// The name every Image Builder resource of a variant begins with.
     pub fn image_name(&self, variant: ImageVariant) -> String {
         format!("{}-{variant}", self.prefix())

@@ -1,10 +1,12 @@
 //! Auto Scaling's query protocol, as far as Kiln and an instance speak it.
 
+use std::time::Duration;
+
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::gateway::Call;
-use super::groups::{self, Group, Groups, Refresh};
+use super::groups::{self, Group, Groups, Preferences, Refresh};
 use super::{ACCOUNT, REGION, Shared, lock};
 
 pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
@@ -21,6 +23,8 @@ pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
             refreshes(&groups, &field("AutoScalingGroupName"), &call.members("InstanceRefreshIds"))
         }
         "StartInstanceRefresh" => start(&mut groups, call),
+        "CancelInstanceRefresh" => stop(&mut groups, call, "Cancelling"),
+        "RollbackInstanceRefresh" => stop(&mut groups, call, "RollbackInProgress"),
         "CompleteLifecycleAction" => {
             let (group, hook, id) = hook();
             let done = groups.complete(&group, &hook, &id, &field("LifecycleActionResult"));
@@ -132,12 +136,39 @@ fn refreshes(groups: &Groups, name: &str, ids: &[String]) -> Answered {
             format!(
                 "<member><InstanceRefreshId>{id}</InstanceRefreshId><AutoScalingGroupName>{name}</AutoScalingGroupName>\
                  <Status>{status}</Status>{reason}<PercentageComplete>{percent}</PercentageComplete>\
-                 <InstancesToUpdate>{left}</InstancesToUpdate><DesiredConfiguration>{}</DesiredConfiguration></member>",
-                mixed(group, to)
+                 <InstancesToUpdate>{left}</InstancesToUpdate><DesiredConfiguration>{}</DesiredConfiguration>\
+                 <Preferences>{}</Preferences></member>",
+                mixed(group, to),
+                preferences_of(refresh)
             )
         })
         .collect();
     Ok(format!("<InstanceRefreshes>{members}</InstanceRefreshes>"))
+}
+
+fn preferences_of(refresh: &Refresh) -> String {
+    let Preferences { checkpoint, checkpoint_delay, bake_time, .. } = refresh.preferences;
+    let checkpoint = checkpoint.map(|percent| {
+        format!(
+            "<CheckpointPercentages><member>{percent}</member><member>100</member></CheckpointPercentages>\
+             <CheckpointDelay>{}</CheckpointDelay>",
+            checkpoint_delay.as_secs()
+        )
+    });
+    format!("{}<BakeTime>{}</BakeTime>", checkpoint.unwrap_or_default(), bake_time.as_secs())
+}
+
+/// Ends the refresh that runs, one way or the other.
+fn stop(groups: &mut Groups, call: &Call, status: &'static str) -> Answered {
+    let name = call.field("AutoScalingGroupName").unwrap_or_default();
+    let group = groups.groups.get_mut(&name).ok_or_else(|| missing(&name))?;
+    let running = group.refreshes.last_mut().filter(|refresh| refresh.goes_forward());
+    let refresh = running.ok_or_else(|| {
+        let message = "No in progress or pending Instance Refresh found for Auto Scaling group".to_owned();
+        ("ActiveInstanceRefreshNotFound", message)
+    })?;
+    refresh.status = status;
+    Ok(format!("<InstanceRefreshId>{}</InstanceRefreshId>", refresh.id))
 }
 
 fn missing(name: &str) -> (&'static str, String) {
@@ -169,17 +200,44 @@ fn start(groups: &mut Groups, call: &Call) -> Answered {
     if part("LaunchTemplateId").is_some_and(|id| id != group.template) {
         return Err(("ValidationError", "The launch template is not the group's.".to_owned()));
     }
-    let percent = |name: &str, default: u32| call.field(name).and_then(|v| v.parse().ok()).unwrap_or(default);
-    let least = percent("Preferences.MinHealthyPercentage", 90);
-    let most = percent("Preferences.MaxHealthyPercentage", 100);
-    if least > 100 || !(100..=200).contains(&most) || most - least > 100 {
-        return Err((
-            "ValidationError",
-            "The difference between MaxHealthyPercentage and MinHealthyPercentage cannot be greater than 100."
-                .to_owned(),
-        ));
-    }
+    let preferences = preferences(call, auto_rollback)?;
     let id = format!("refresh-{}-{}", name, group.refreshes.len() + 1);
-    group.begin(id.clone(), to, auto_rollback);
+    group.begin(id.clone(), to, preferences);
     Ok(format!("<InstanceRefreshId>{id}</InstanceRefreshId>"))
+}
+
+/// What the real service checks of a refresh's preferences.
+fn preferences(call: &Call, auto_rollback: bool) -> Result<Preferences, (&'static str, String)> {
+    /// The longest a refresh may stop, in seconds: 48 h.
+    const LONGEST_SECS: u64 = 172_800;
+    let refuse = |message: &str| Err(("ValidationError", message.to_owned()));
+    let number = |name: &str| call.field(&format!("Preferences.{name}")).and_then(|value| value.parse::<u64>().ok());
+    let percent = |name: &str, default: u32| number(name).map_or(Ok(default), u32::try_from).unwrap_or(u32::MAX);
+    let (least, most) = (percent("MinHealthyPercentage", 90), percent("MaxHealthyPercentage", 100));
+    if least > 100 || !(100..=200).contains(&most) || most - least > 100 {
+        return refuse(
+            "The difference between MaxHealthyPercentage and MinHealthyPercentage cannot be greater than 100.",
+        );
+    }
+    let checkpoints = call.members("Preferences.CheckpointPercentages");
+    let checkpoints: Vec<u32> = checkpoints.iter().filter_map(|value| value.parse().ok()).collect();
+    if !checkpoints.is_sorted_by(|one, next| one < next)
+        || checkpoints.iter().any(|percent| !(1..=100).contains(percent))
+    {
+        return refuse("CheckpointPercentages must be unique percentages in ascending order.");
+    }
+    let (delay, bake) = (number("CheckpointDelay"), number("BakeTime"));
+    if delay.is_some() && checkpoints.is_empty() {
+        return refuse("CheckpointDelay needs CheckpointPercentages.");
+    }
+    if delay.max(bake).is_some_and(|secs| secs > LONGEST_SECS) {
+        return refuse("CheckpointDelay and BakeTime are 172800 seconds at most.");
+    }
+    Ok(Preferences {
+        auto_rollback,
+        most,
+        checkpoint: checkpoints.first().copied().filter(|percent| *percent < 100),
+        checkpoint_delay: Duration::from_secs(delay.unwrap_or(3600)),
+        bake_time: Duration::from_secs(bake.unwrap_or_default()),
+    })
 }

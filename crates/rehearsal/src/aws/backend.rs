@@ -93,6 +93,16 @@ impl Backend {
         Ok(text)
     }
 
+    /// Makes a bucket.
+    pub(crate) async fn make_bucket(&self, name: &str) -> anyhow::Result<()> {
+        let place = format!(
+            "<CreateBucketConfiguration><LocationConstraint>{REGION}</LocationConstraint></CreateBucketConfiguration>"
+        );
+        let request = self.client.put(format!("{}/{name}", self.url)).body(place);
+        request.header("authorization", Self::authorization("s3")).send().await?.error_for_status()?;
+        Ok(())
+    }
+
     /// An object of S3.
     pub(crate) async fn object(&self, bucket: &str, key: &str) -> anyhow::Result<Vec<u8>> {
         let request = self.client.get(format!("{}/{bucket}/{key}", self.url));

@@ -84,7 +84,7 @@ pub(super) async fn publish_bases(shared: &Shared) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn register(shared: &Shared, name: &str, tags: &Json) -> anyhow::Result<String> {
+pub(super) async fn register(shared: &Shared, name: &str, tags: &Json) -> anyhow::Result<String> {
     let fields = [("Name", name), ("RootDeviceName", "/dev/xvda"), ("Architecture", "x86_64")];
     let answer = shared.backend.query("ec2", "RegisterImage", &fields).await?;
     let document = roxmltree::Document::parse(&answer)?;

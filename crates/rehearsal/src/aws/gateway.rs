@@ -152,6 +152,14 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
 }
 
 fn refused(shared: &Shared, call: &Call) -> Option<&'static str> {
+    if call.from_pipeline
+        && let Some(outage) = lock(&shared.outage).as_mut()
+    {
+        outage.remaining = outage.remaining.saturating_sub(1);
+        if outage.remaining == 0 {
+            return Some(outage.code);
+        }
+    }
     let mut refusals = lock(&shared.refusals);
     let matches = |refusal: &&mut Refusal| {
         refusal.times > 0 && refusal.service == call.service && refusal.operation == call.operation
@@ -166,6 +174,16 @@ fn refusal(call: &Call, code: &str) -> Response {
     if call.headers.contains_key("x-amz-target") {
         let body = serde_json::json!({ "__type": code, "message": "told to refuse" }).to_string();
         return (StatusCode::BAD_REQUEST, [(header::CONTENT_TYPE, "application/x-amz-json-1.1")], body).into_response();
+    }
+    if call.service == "s3" {
+        let body = format!("<Error><Code>{code}</Code><Message>told to refuse</Message></Error>");
+        return (StatusCode::BAD_REQUEST, [(header::CONTENT_TYPE, "application/xml")], body).into_response();
+    }
+    // EC2's own protocol differs from the others' of its kind.
+    if call.service == "ec2" {
+        let error = format!("<Error><Code>{code}</Code><Message>told to refuse</Message></Error>");
+        let body = format!("<Response><Errors>{error}</Errors><RequestID>0</RequestID></Response>");
+        return (StatusCode::BAD_REQUEST, [(header::CONTENT_TYPE, "text/xml")], body).into_response();
     }
     let body = format!(
         "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>told to refuse</Message></Error>\

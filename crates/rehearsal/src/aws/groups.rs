@@ -1,4 +1,5 @@
-//! Auto Scaling groups: instances that are processes, kept as the emulator's stacks say, and refreshed.
+//! Auto Scaling groups: instances, kept as the emulator's stacks say, and refreshed. They are processes, or simulated where
+//! a test needs hundreds.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use super::imds::{Imds, ImdsOptions};
+use super::light::{self, Light, Machines};
 use super::{Shared, lock};
 use crate::template::Template;
 
@@ -26,6 +28,12 @@ const POWER_OFF: Duration = Duration::from_secs(10);
 
 /// A group whose instances die is not refilled faster than this times the number of deaths.
 const BACK_OFF: Duration = Duration::from_millis(500);
+
+/// How often the groups are looked after.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The same where instances are simulated, which boot in less.
+const LIGHT_TICK: Duration = Duration::from_millis(5);
 
 /// How often the emulator is asked for changed stacks.
 const READ_EVERY: Duration = Duration::from_millis(300);
@@ -48,7 +56,7 @@ pub struct InstanceView {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+pub(super) enum State {
     PendingWait,
     InService,
     TerminatingWait,
@@ -67,27 +75,29 @@ impl State {
         }
     }
 
-    fn leaving(self) -> bool {
+    pub(super) fn leaving(self) -> bool {
         matches!(self, Self::TerminatingWait | Self::PoweringOff | Self::Terminated)
     }
 }
 
 #[derive(Debug)]
-struct Instance {
-    id: String,
+pub(super) struct Instance {
+    pub(super) id: String,
     group: String,
     version: String,
-    ami: String,
-    state: State,
-    since: Instant,
+    pub(super) ami: String,
+    pub(super) state: State,
+    pub(super) since: Instant,
     heartbeat: Instant,
     /// It never was in service.
-    failed: bool,
+    pub(super) failed: bool,
     healthy: bool,
     root: PathBuf,
     log: PathBuf,
     child: Option<Child>,
     imds: Option<Imds>,
+    /// It is simulated.
+    pub(super) light: Option<Light>,
 }
 
 #[derive(Debug, Clone)]
@@ -98,6 +108,18 @@ struct Hook {
     continues: bool,
 }
 
+/// How a refresh goes about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Preferences {
+    pub(super) auto_rollback: bool,
+    /// Percent of the desired capacity.
+    pub(super) most: u32,
+    /// Stops once so many percent are new.
+    pub(super) checkpoint: Option<u32>,
+    pub(super) checkpoint_delay: Duration,
+    pub(super) bake_time: Duration,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refresh {
     pub(super) id: String,
@@ -106,12 +128,24 @@ pub(super) struct Refresh {
     pub(super) to: String,
     from: String,
     begun: Instant,
-    pub(super) auto_rollback: bool,
+    /// When it came to its checkpoint, or to its end before the bake.
+    stopped: Option<Instant>,
+    pub(super) preferences: Preferences,
 }
 
 impl Refresh {
     pub(super) fn running(&self) -> bool {
-        matches!(self.status, "Pending" | "InProgress" | "RollbackInProgress" | "Cancelling")
+        matches!(self.status, "Pending" | "InProgress" | "Baking" | "RollbackInProgress" | "Cancelling")
+    }
+
+    /// It may be cancelled or rolled back.
+    pub(super) fn goes_forward(&self) -> bool {
+        matches!(self.status, "Pending" | "InProgress" | "Baking")
+    }
+
+    /// It stands still: at its checkpoint, or baking.
+    fn stands(&mut self, delay: Duration) -> bool {
+        self.stopped.get_or_insert_with(Instant::now).elapsed() < delay
     }
 }
 
@@ -134,7 +168,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub(super) fn begin(&mut self, id: String, to: String, auto_rollback: bool) {
+    pub(super) fn begin(&mut self, id: String, to: String, preferences: Preferences) {
         let from = self.version.clone();
         self.refreshes.push(Refresh {
             id,
@@ -143,7 +177,8 @@ impl Group {
             to,
             from,
             begun: Instant::now(),
-            auto_rollback,
+            stopped: None,
+            preferences,
         });
     }
 }
@@ -151,8 +186,14 @@ impl Group {
 #[derive(Debug, Default)]
 pub(super) struct Groups {
     pub(super) groups: BTreeMap<String, Group>,
-    instances: Vec<Instance>,
+    pub(super) instances: Vec<Instance>,
     launched: u64,
+    /// Stacks as they were read last: template, parameters, outputs.
+    stacks: BTreeMap<String, (String, Texts, Texts)>,
+    /// What launch template versions launch, which never changes.
+    launches: BTreeMap<(String, String), LaunchData>,
+    /// How the simulated ones are, where they are.
+    pub(super) machines: Machines,
 }
 
 /// A hook's answer that does not fit: Auto Scaling's own words.
@@ -182,7 +223,7 @@ impl Groups {
         Some(if instance.state.leaving() { "Terminated" } else { "InService" })
     }
 
-    fn instance(&mut self, id: &str) -> Option<&mut Instance> {
+    pub(super) fn instance(&mut self, id: &str) -> Option<&mut Instance> {
         self.instances.iter_mut().find(|instance| instance.id == id)
     }
 
@@ -238,7 +279,27 @@ fn no_action(id: &str) -> Refused {
 }
 
 impl Instance {
-    fn enter(&mut self, state: State) {
+    fn new(id: String, group: &str, version: &str, ami: String, state: State) -> Self {
+        let now = Instant::now();
+        Self {
+            id,
+            group: group.to_owned(),
+            version: version.to_owned(),
+            ami,
+            state,
+            since: now,
+            heartbeat: now,
+            failed: false,
+            healthy: true,
+            root: PathBuf::new(),
+            log: PathBuf::new(),
+            child: None,
+            imds: None,
+            light: None,
+        }
+    }
+
+    pub(super) fn enter(&mut self, state: State) {
         self.state = state;
         self.since = Instant::now();
         self.heartbeat = self.since;
@@ -250,7 +311,7 @@ impl Instance {
 }
 
 /// Looks after all groups until the task is ended.
-pub(super) async fn keep(shared: Arc<Shared>, tick: Duration) {
+pub(super) async fn keep(shared: Arc<Shared>) {
     let mut read = Instant::now();
     loop {
         if read <= Instant::now() {
@@ -261,7 +322,8 @@ pub(super) async fn keep(shared: Arc<Shared>, tick: Duration) {
             read = Instant::now() + READ_EVERY;
         }
         for (group, version) in step(&shared) {
-            if let Err(error) = launch(&shared, &group, &version).await {
+            let launched = launch(&shared, &group, &version).await;
+            if let Err(error) = launched {
                 let mut groups = lock(&shared.groups);
                 if let Some(group) = groups.groups.get_mut(&group) {
                     group.deaths += 1;
@@ -271,6 +333,7 @@ pub(super) async fn keep(shared: Arc<Shared>, tick: Duration) {
                 eprintln!("the stand-in could not launch an instance of {group}: {error:#}");
             }
         }
+        let tick = if lock(&shared.groups).machines.simulated() { LIGHT_TICK } else { TICK };
         tokio::time::sleep(tick).await;
     }
 }
@@ -317,11 +380,19 @@ pub(super) async fn read_stacks(shared: &Shared) -> anyhow::Result<()> {
             let body = document.descendants().find(|node| node.tag_name().name() == "TemplateBody");
             body.and_then(|node| node.text()).context("the answer holds a template")?.to_owned()
         };
+        // Read with every look at a group, and long to parse.
+        let read = (text, parameters, outputs);
+        if lock(&shared.groups).stacks.get(&name) == Some(&read) {
+            continue;
+        }
+        let (text, parameters, outputs) = read.clone();
         let template = Template::new(&name, &text, parameters)?.with_outputs(outputs);
         let mut resources = template.resources()?.into_values();
         let group = resources.find(|(kind, _)| kind == "AWS::AutoScaling::AutoScalingGroup");
         let group = group.and_then(|(_, group)| wanted(&name, &group)).context("the template holds a group")?;
-        take_over(&mut lock(&shared.groups), group);
+        let mut groups = lock(&shared.groups);
+        take_over(&mut groups, group);
+        groups.stacks.insert(name, read);
     }
     Ok(())
 }
@@ -378,22 +449,26 @@ fn take_over(groups: &mut Groups, wanted: Group) {
 
 // --- One look at everything ------------------------------------------------------------------------------------------
 
-/// Moves instances and refreshes on; what is to be launched is the result, as group and version.
+/// Moves instances and refreshes on; what is to be launched is the result, as group and version, one for each instance.
 fn step(shared: &Shared) -> Vec<(String, String)> {
     let mut guard = lock(&shared.groups);
-    let Groups { groups, instances, .. } = &mut *guard;
+    let Groups { groups, instances, machines, .. } = &mut *guard;
     for instance in instances.iter_mut() {
         if let Some(group) = groups.get_mut(&instance.group) {
-            advance(instance, group);
+            match instance.light {
+                Some(_) => light::advance(instance, &mut group.deaths, machines),
+                None => advance(instance, group),
+            }
         }
     }
-    groups
-        .values_mut()
-        .filter_map(|group| {
-            let mut own: Vec<&mut Instance> = instances.iter_mut().filter(|i| i.group == group.name).collect();
-            Some((group.name.clone(), balance(group, &mut own)?))
-        })
-        .collect()
+    let mut launches = Vec::new();
+    for group in groups.values_mut() {
+        let mut own: Vec<&mut Instance> = instances.iter_mut().filter(|i| i.group == group.name).collect();
+        if let Some((version, count)) = balance(group, &mut own) {
+            launches.extend(std::iter::repeat_n((group.name.clone(), version), count));
+        }
+    }
+    launches
 }
 
 fn advance(instance: &mut Instance, group: &mut Group) {
@@ -443,22 +518,31 @@ fn power_off(instance: &mut Instance, group: &mut Group) {
     instance.enter(State::Terminated);
 }
 
-/// The version to launch an instance from, if one is due.
-fn balance(group: &mut Group, instances: &mut [&mut Instance]) -> Option<String> {
+/// The version to launch instances from, and how many, if any are due.
+fn balance(group: &mut Group, instances: &mut [&mut Instance]) -> Option<(String, usize)> {
     let desired = group.desired as usize;
     if group.refreshes.last().is_some_and(Refresh::running) {
         return refresh(group, instances, desired);
     }
     let staying = instances.iter().filter(|instance| !instance.state.leaving()).count();
-    (staying < desired && Instant::now() >= group.not_before).then(|| group.version.clone())
+    // One at a time where the last one died.
+    let count = if group.deaths == 0 { desired.saturating_sub(staying) } else { 1 };
+    (staying < desired && Instant::now() >= group.not_before).then(|| (group.version.clone(), count))
 }
 
-/// Launches before it terminates, one at a time; goes back when a new instance never comes into service.
-fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize) -> Option<String> {
+/// Launches before it terminates, as many at a time as the preferences let it; stops where it is told to; goes back when a
+/// new instance never comes into service.
+fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize) -> Option<(String, usize)> {
     let refresh = group.refreshes.last_mut()?;
-    let to = if refresh.status == "RollbackInProgress" { refresh.from.clone() } else { refresh.to.clone() };
-    if refresh.status == "Pending" {
-        refresh.status = "InProgress";
+    let back = refresh.status == "RollbackInProgress";
+    let to = if back { refresh.from.clone() } else { refresh.to.clone() };
+    match refresh.status {
+        "Pending" => refresh.status = "InProgress",
+        "Cancelling" => {
+            refresh.status = "Cancelled";
+            return None;
+        }
+        _ => {}
     }
     let is_new = |instance: &Instance| instance.version == to;
     let broken = instances
@@ -466,24 +550,35 @@ fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize) -
         .any(|i| i.failed && i.version == refresh.to && i.state == State::Terminated && i.since > refresh.begun);
     if broken && refresh.status == "InProgress" && refresh.from != refresh.to {
         refresh.reason = "a new instance did not complete its launch lifecycle action".to_owned();
-        refresh.status = if refresh.auto_rollback { "RollbackInProgress" } else { "Failed" };
+        refresh.status = if refresh.preferences.auto_rollback { "RollbackInProgress" } else { "Failed" };
         return None;
     }
     let serving = instances.iter().filter(|i| is_new(i) && i.state == State::InService).count();
-    let coming = instances.iter().filter(|i| is_new(i) && i.state == State::PendingWait).count();
-    let in_service = instances.iter().filter(|i| i.state == State::InService).count();
-    if serving + coming < desired {
-        return (coming == 0 && Instant::now() >= group.not_before).then_some(to);
-    }
-    let old = instances.iter_mut().find(|i| !is_new(i) && !i.state.leaving());
-    if let Some(old) = old {
-        if in_service > desired || old.state != State::InService {
-            old.enter(State::TerminatingWait);
-        }
+    let Preferences { checkpoint, checkpoint_delay, bake_time, most, .. } = refresh.preferences;
+    if !back
+        && checkpoint.is_some_and(|percent| serving * 100 >= desired * percent as usize)
+        && refresh.stands(checkpoint_delay)
+    {
         return None;
     }
+    let coming = instances.iter().filter(|i| is_new(i) && i.state == State::PendingWait).count();
+    let in_service = instances.iter().filter(|i| i.state == State::InService).count();
+    if in_service > desired {
+        let old = instances.iter_mut().filter(|i| !is_new(i) && i.state == State::InService);
+        old.take(in_service - desired).for_each(|old| old.enter(State::TerminatingWait));
+    }
+    let unborn = instances.iter_mut().filter(|i| !is_new(i) && i.state == State::PendingWait);
+    unborn.for_each(|old| old.enter(State::TerminatingWait));
+    if serving + coming < desired {
+        let room = (desired * most as usize / 100).max(desired + 1).saturating_sub(in_service + coming);
+        let count = room.min(desired - serving - coming);
+        return (count > 0 && Instant::now() >= group.not_before).then_some((to, count));
+    }
     if serving >= desired && instances.iter().all(|i| is_new(i) || i.state == State::Terminated) {
-        let back = refresh.status == "RollbackInProgress";
+        if !back && !bake_time.is_zero() && refresh.stands(bake_time) {
+            refresh.status = "Baking";
+            return None;
+        }
         refresh.status = if back { "RollbackSuccessful" } else { "Successful" };
         group.version = to;
         group.deaths = 0;
@@ -493,12 +588,17 @@ fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize) -
 
 // --- Machines that are processes -------------------------------------------------------------------------------------
 
+#[derive(Debug, Clone)]
 struct LaunchData {
     ami: String,
     user_data: String,
 }
 
 async fn launch_data(shared: &Shared, template: &str, version: &str) -> anyhow::Result<LaunchData> {
+    let key = (template.to_owned(), version.to_owned());
+    if let Some(known) = lock(&shared.groups).launches.get(&key) {
+        return Ok(known.clone());
+    }
     let fields = [("LaunchTemplateId", template), ("LaunchTemplateVersion.1", version)];
     let answer = shared.backend.query("ec2", "DescribeLaunchTemplateVersions", &fields).await?;
     let document = roxmltree::Document::parse(&answer)?;
@@ -506,18 +606,26 @@ async fn launch_data(shared: &Shared, template: &str, version: &str) -> anyhow::
         |name: &str| document.descendants().find(|node| node.tag_name().name() == name).and_then(|node| node.text());
     let encoded = text("userData").context("the launch template holds user data")?;
     let user_data = String::from_utf8(STANDARD.decode(encoded.trim())?)?;
-    Ok(LaunchData { ami: text("imageId").context("the launch template names an image")?.to_owned(), user_data })
+    let data = LaunchData { ami: text("imageId").context("the launch template names an image")?.to_owned(), user_data };
+    lock(&shared.groups).launches.insert(key, data.clone());
+    Ok(data)
 }
 
 async fn launch(shared: &Arc<Shared>, group: &str, version: &str) -> anyhow::Result<()> {
     let template = lock(&shared.groups).groups.get(group).context("the group is known")?.template.clone();
     let LaunchData { ami, user_data } = launch_data(shared, &template, version).await?;
-    let image = lock(&shared.image_builder).root_of(&ami).with_context(|| format!("{ami} was baked here"))?;
     let id = {
         let mut groups = lock(&shared.groups);
         groups.launched += 1;
-        format!("i-{:017x}", 0x0abc_0000_0000_0000_u64 + groups.launched)
+        let id = format!("i-{:017x}", 0x0abc_0000_0000_0000_u64 + groups.launched);
+        if let Some(light) = Light::new(&groups.machines, &user_data)? {
+            let instance = Instance::new(id, group, version, ami, State::PendingWait);
+            groups.instances.push(Instance { light: Some(light), ..instance });
+            return Ok(());
+        }
+        id
     };
+    let image = lock(&shared.image_builder).root_of(&ami).with_context(|| format!("{ami} was baked here"))?;
     let root = shared.directory.join("instances").join(&id);
     let log = shared.directory.join("instances").join(format!("{id}.log"));
     copy(&image, &root).await?;
@@ -544,24 +652,11 @@ async fn launch(shared: &Arc<Shared>, group: &str, version: &str) -> anyhow::Res
         .kill_on_drop(true);
     let mut groups = lock(&shared.groups);
     let child = command.spawn().context("start the instance's process")?;
-    let now = Instant::now();
     // The hook's wait begins before the machine boots, or a quick boot would complete what has not begun.
     let waits = groups.groups.get(group).is_some_and(|group| group.hooks.iter().any(|hook| hook.launching));
-    groups.instances.push(Instance {
-        id,
-        group: group.to_owned(),
-        version: version.to_owned(),
-        ami,
-        state: if waits { State::PendingWait } else { State::InService },
-        since: now,
-        heartbeat: now,
-        failed: false,
-        healthy: true,
-        root,
-        log,
-        child: Some(child),
-        imds: Some(imds),
-    });
+    let state = if waits { State::PendingWait } else { State::InService };
+    let instance = Instance::new(id, group, version, ami, state);
+    groups.instances.push(Instance { root, log, child: Some(child), imds: Some(imds), ..instance });
     Ok(())
 }
 

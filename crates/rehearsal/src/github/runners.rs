@@ -53,6 +53,7 @@ pub(super) fn register<'a>(
         session: None,
         seen: None,
         job: None,
+        simulated: None,
     };
     state.runners.entry(id).or_insert(runner)
 }

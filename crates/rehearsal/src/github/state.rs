@@ -102,15 +102,17 @@ pub(super) struct Runner {
     pub(super) session: Option<String>,
     pub(super) seen: Option<Instant>,
     pub(super) job: Option<JobId>,
+    /// It is simulated: online or not, as it is told.
+    pub(super) simulated: Option<bool>,
 }
 
 impl Runner {
     pub(super) fn online(&self) -> bool {
-        self.session.is_some() && !self.silent_for(SILENT)
+        self.simulated.unwrap_or_else(|| self.session.is_some() && !self.silent_for(SILENT))
     }
 
     fn silent_for(&self, bound: Duration) -> bool {
-        self.seen.is_none_or(|seen| seen.elapsed() >= bound)
+        self.simulated.is_none() && self.seen.is_none_or(|seen| seen.elapsed() >= bound)
     }
 }
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 
 use kiln_release::Kind;
-use kiln_release::ports::{ChangeSet, Progress, Result, Stack, StackEvent, StackRequest, Stacks};
-use kiln_release::stacks::{Difference, difference, settled_stack};
+use kiln_release::ports::{ChangeSet, Progress, ResourceChange, Result, Stack, StackEvent, StackRequest, Stacks};
+use kiln_release::stacks::{Difference, difference, grave, settled_stack};
 
 fn stack(status: &str) -> Stack {
     Stack {
@@ -129,4 +129,26 @@ fn stacks_are_compared_by_template_and_parameters() {
     assert_eq!(difference(Some(&now), &other), Some(changed));
     let template = StackRequest { template: "Resources: { }".to_owned(), ..wanted };
     assert!(matches!(difference(Some(&now), &template), Some(Difference::Changed { template: true, .. })));
+}
+
+#[test]
+fn what_jobs_run_on_is_not_replaced_unasked() {
+    let change = |action: &str, kind: &str, replacement| ResourceChange {
+        action: action.to_owned(),
+        resource: "It".to_owned(),
+        kind: kind.to_owned(),
+        replacement,
+        details: Vec::new(),
+    };
+    let question = |changes| {
+        grave(&ChangeSet { id: "arn:change-set".to_owned(), stack: "kiln-acme-fleet-linux".to_owned(), changes })
+    };
+    let group = "AWS::AutoScaling::AutoScalingGroup";
+    assert_eq!(question(vec![change("Modify", group, false), change("Add", group, true)]), None);
+    assert_eq!(question(vec![change("Modify", "AWS::EC2::LaunchTemplate", true)]), None);
+    let asked = question(vec![change("Modify", group, true), change("Remove", "AWS::S3::Bucket", false)]).unwrap();
+    assert_eq!(
+        asked,
+        "in stack kiln-acme-fleet-linux, replace It (AWS::AutoScaling::AutoScalingGroup), remove It (AWS::S3::Bucket)?"
+    );
 }

@@ -1,0 +1,93 @@
+//! Who runs `deploy`: asked before something grave, named on the lock, with a canary check of theirs.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use kiln_release::deploy::{CanaryRunner, Check, Checking, Holder};
+use kiln_release::ports::{Consent, Consented};
+
+/// A canary check that takes longer hangs: a workflow on a fresh runner takes minutes.
+const CHECK_BOUND: Duration = Duration::from_secs(1800);
+
+/// The person, or the pipeline.
+#[derive(Debug)]
+pub(crate) struct Person {
+    /// Agrees to everything beforehand.
+    pub(crate) yes: bool,
+}
+
+impl Consent for Person {
+    fn ask(&self, question: &str) -> Consented {
+        if self.yes {
+            return Consented::Yes;
+        }
+        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return Consented::NobodyThere;
+        }
+        eprint!("{question} [y/N] ");
+        let _ = std::io::stderr().flush();
+        let mut answer = String::new();
+        // Other work may go on meanwhile, such as keeping the lock.
+        let read = tokio::task::block_in_place(|| std::io::stdin().read_line(&mut answer));
+        let agreed = read.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
+        if agreed { Consented::Yes } else { Consented::No }
+    }
+}
+
+impl Check for Person {
+    fn check<'a>(&'a self, canary: &'a CanaryRunner) -> Checking<'a> {
+        Box::pin(async move {
+            let mut command = tokio::process::Command::new("sh");
+            command
+                .arg("-c")
+                .arg(&canary.check)
+                .env("KILN_FLEET", &canary.fleet)
+                .env("KILN_RUNNER", &canary.runner)
+                .env("KILN_INSTANCE", canary.instance.as_str())
+                .stdin(Stdio::null())
+                .kill_on_drop(true);
+            // Its words are talk: what `deploy` itself has to say as data is on stdout.
+            if let Ok(stderr) = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned() {
+                command.stdout(stderr);
+            }
+            let ended = tokio::time::timeout(CHECK_BOUND, command.status()).await;
+            match ended {
+                Ok(Ok(status)) if status.success() => Ok(()),
+                Ok(Ok(status)) => Err(format!("`{}` ended with {status}", canary.check)),
+                Ok(Err(error)) => Err(format!("`{}` could not be run: {error}", canary.check)),
+                Err(_) => Err(format!("`{}` did not end within {} s", canary.check, CHECK_BOUND.as_secs())),
+            }
+        })
+    }
+}
+
+/// This process, for the lock.
+pub(crate) fn holder() -> Holder {
+    Holder { name: name(), machine: machine(), process: std::process::id(), ended }
+}
+
+fn name() -> String {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if let (Some(server), Some(repository), Some(run)) =
+        (variable("GITHUB_SERVER_URL"), variable("GITHUB_REPOSITORY"), variable("GITHUB_RUN_ID"))
+    {
+        return format!("{server}/{repository}/actions/runs/{run}");
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let user = variable("USER").unwrap_or_else(|| "somebody".to_owned());
+    format!("{user}@{}, process {}", host.trim(), std::process::id())
+}
+
+/// The machine's boot and the processes' namespace in it: the same process id elsewhere is another process.
+fn machine() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{} {}", boot.trim(), namespace.display())
+}
+
+fn ended(process: u32) -> bool {
+    let proc = Path::new("/proc");
+    proc.join("self").exists() && !proc.join(process.to_string()).exists()
+}

@@ -1,0 +1,68 @@
+//! What `deploy` does beside rolling out: a canary's check, the way back, the lock. The library's own tests have the rest.
+
+use kiln_rehearsal::story::VERSIONS;
+
+use crate::support::{World, quiet, refused, world};
+
+const FLEET: &str = r#"
+[fleet.linux]
+labels = ["linux-x64"]
+registration = "persistent"
+base_image = "amazon-linux-2023"
+instance_types = ["m6i.large", "m5.large"]
+min = 1
+max = 2
+network = { vpc = "vpc-00000001", subnets = ["subnet-00000001", "subnet-00000002"] }
+key_store = "kms"
+replace_pause_secs = 1
+job_metadata_access = "allowed"
+"#;
+
+async fn well(world: &World, arguments: &[&str]) -> String {
+    world.run(arguments, quiet).await.unwrap().success().unwrap().stderr
+}
+
+/// The version of the one runner that is online.
+fn serving(world: &World) -> String {
+    let online: Vec<_> = world.github.runners().into_iter().filter(|runner| runner.online).collect();
+    assert_eq!(online.len(), 1, "{online:?}");
+    online[0].version.clone().unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_is_tried_and_a_good_image_can_be_left_again() {
+    let world = world().await;
+    world.write_config(VERSIONS[0], FLEET).unwrap();
+    let pem = world.download_key("key.pem").unwrap();
+    well(&world, &["rotate-key", "--pem", pem.to_str().unwrap()]).await;
+    well(&world, &["ami"]).await;
+    well(&world, &["deploy"]).await;
+    let said = refused(&world, &["deploy", "--rollback"], 5).await;
+    assert!(said.contains("no image is recorded that served well before"), "{said}");
+
+    world.write_config(VERSIONS[1], FLEET).unwrap();
+    well(&world, &["ami"]).await;
+    let said = refused(&world, &["deploy", "--canary-check", "echo not today; exit 3"], 6).await;
+    assert!(said.contains("not today") && said.contains("rolled back: the version before serves"), "{said}");
+    assert!(said.contains("already done:"), "{said}");
+    assert_eq!(serving(&world), VERSIONS[0]);
+
+    let seen = world.path("seen");
+    let check = format!("echo $KILN_FLEET $KILN_RUNNER $KILN_INSTANCE > {}", seen.display());
+    well(&world, &["deploy", "--canary-check", &check]).await;
+    assert_eq!(serving(&world), VERSIONS[1]);
+    let seen = std::fs::read_to_string(seen).unwrap();
+    let [fleet, runner, instance] = seen.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{seen:?}") };
+    assert_eq!((fleet, runner), ("linux", format!("linux-{instance}").as_str()));
+
+    well(&world, &["deploy", "--rollback"]).await;
+    assert_eq!(serving(&world), VERSIONS[0]);
+    for again in [&["deploy", "--rollback"][..], &["deploy", "--all"]] {
+        let before = world.aws.mutations();
+        assert!(well(&world, again).await.contains("nothing to do"));
+        assert_eq!(world.aws.mutations(), before, "{again:?} with nothing to do made a mutating call");
+    }
+    let said = well(&world, &["deploy", "--retry", "--dry-run"]).await;
+    assert!(said.contains("forget that ami-") && said.contains("kiln:runner-version: 2.337.1 -> 2.338.0"), "{said}");
+    world.shutdown().await.unwrap();
+}
