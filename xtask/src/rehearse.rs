@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use kiln_fleet::model::Architecture;
 use kiln_rehearsal::story::Story;
+use kiln_rehearsal::vm;
 use kiln_rehearsal::world::{Parts, World};
 
 use crate::ui::{self, Failure, Ui};
@@ -15,9 +16,20 @@ use crate::{musl, tools};
 /// Needs no account and no configuration; sets up what it needs under target/. Prints a timeline of what happened, and
 /// fails with the reason when anything is not as it should be. Ctrl-C ends every process it started.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Boot real machines instead, in QEMU, of an image made by the component documents.
+    ///
+    /// They register at the stand-in GitHub, run jobs without docker and with it, pass the image's own tests, and drain
+    /// when they are switched off. Writes a picture of the boot to target/rehearsal/boot.svg. Needs root, and Debian with
+    /// debootstrap and qemu-system-x86; what is slow to make is kept under target/rehearsal.
+    #[arg(long)]
+    boot: bool,
+}
 
-pub(crate) async fn run(_args: &Args, ui: &Ui) -> Result<(), Failure> {
+pub(crate) async fn run(args: &Args, ui: &Ui) -> Result<(), Failure> {
+    if args.boot {
+        return boot(ui).await;
+    }
     let world = World::start(parts(ui)?).await?;
     let told = tokio::select! {
         told = Story::new(&world, |line| eprintln!("{line}")).tell() => told.map_err(Failure::from),
@@ -26,6 +38,18 @@ pub(crate) async fn run(_args: &Args, ui: &Ui) -> Result<(), Failure> {
     world.shutdown().await?;
     let timeline = told?;
     println!("\n{timeline}\nthe rehearsal succeeded");
+    Ok(())
+}
+
+async fn boot(ui: &Ui) -> Result<(), Failure> {
+    vm::check_needs()?;
+    let options = vm::Options {
+        bootstrap: bootstrap(ui)?,
+        directory: tools::workspace_root().join("target/rehearsal"),
+        say: |line| eprintln!("{line}"),
+    };
+    let told = vm::boot(&options, ui::interrupt()).await?.ok_or(Failure::Interrupted)?;
+    println!("\n{told}\nthe rehearsal of a boot succeeded");
     Ok(())
 }
 

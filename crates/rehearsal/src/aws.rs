@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use crate::github::GitHub;
 use backend::Backend;
 pub use bake::BakedImage;
+pub(crate) use bake::filled;
 pub use gateway::{Refusal, Request, When};
 use groups::Groups;
 pub use groups::InstanceView;

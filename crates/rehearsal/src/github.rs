@@ -62,13 +62,23 @@ struct Shared {
     changed: Notify,
 }
 
+/// An address that is served until this is dropped.
 #[derive(Debug)]
-struct Serving(JoinHandle<()>);
+#[must_use]
+pub struct Serving(JoinHandle<()>);
 
 impl Drop for Serving {
     fn drop(&mut self) {
         self.0.abort();
     }
+}
+
+fn serve(shared: &Arc<Shared>, listener: TcpListener) -> Serving {
+    let app = Router::new().fallback(api::handle).with_state(Arc::clone(shared));
+    Serving(tokio::spawn(async move {
+        // Ends only with the task.
+        let _ = axum::serve(listener, app).await;
+    }))
 }
 
 /// The handle of a running stand-in; it ends with the last clone.
@@ -97,6 +107,14 @@ impl GitHub {
     /// No port could be had.
     pub async fn start(options: GitHubOptions) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("open a port for the stand-in GitHub")?;
+        Self::start_at(options, listener)
+    }
+
+    /// Starts it where that listener listens, which is then its address.
+    ///
+    /// # Errors
+    /// The listener has no address.
+    pub fn start_at(options: GitHubOptions, listener: TcpListener) -> anyhow::Result<Self> {
         let shared = Arc::new(Shared {
             address: listener.local_addr()?,
             state: Mutex::new(State::new(&options.organization, options.lease, options.posts_per_minute)),
@@ -104,12 +122,13 @@ impl GitHub {
             listener: options.listener,
             changed: Notify::new(),
         });
-        let app = Router::new().fallback(api::handle).with_state(Arc::clone(&shared));
-        let serving = tokio::spawn(async move {
-            // Ends only with the task.
-            let _ = axum::serve(listener, app).await;
-        });
-        Ok(Self { shared, _serving: Arc::new(Serving(serving)) })
+        let serving = serve(&shared, listener);
+        Ok(Self { shared, _serving: Arc::new(serving) })
+    }
+
+    /// Serves the same at another address too, for as long as what is returned is kept.
+    pub fn also_at(&self, listener: TcpListener) -> Serving {
+        serve(&self.shared, listener)
     }
 
     /// The organization's login.

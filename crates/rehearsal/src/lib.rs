@@ -4,6 +4,7 @@
 //! * [`world`]: both, with a kiln.toml and the commands run in it as a pipeline runs them.
 //! * [`story`]: what `cargo xtask rehearse` tells.
 //! * [`template`], [`iam`]: what our CloudFormation templates ask for, and what their policies allow.
+//! * [`vm`]: a real machine in QEMU, made by the component documents: `cargo xtask rehearse --boot`.
 //! * [`machine`], [`distance`], [`mod@bench`]: an instance alone, and what its boot costs when GitHub is far away.
 
 pub mod aws;
@@ -14,4 +15,5 @@ pub mod iam;
 pub mod machine;
 pub mod story;
 pub mod template;
+pub mod vm;
 pub mod world;

@@ -60,11 +60,11 @@ struct Entry {
 }
 
 impl Timeline {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { begin: Instant::now(), entries: Vec::new() }
     }
 
-    fn add(&mut self, took: Duration, what: impl Into<String>) {
+    pub(crate) fn add(&mut self, took: Duration, what: impl Into<String>) {
         let at = self.begin.elapsed().saturating_sub(took);
         self.entries.push(Entry { at, took, what: what.into() });
     }

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod bench;
+mod boot;
 mod cli;
 mod deploy;
 mod doctor;

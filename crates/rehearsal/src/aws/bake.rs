@@ -222,7 +222,7 @@ fn failed(shared: &Shared, baking: &Baking, phase: &str, step: &Step, error: &an
 }
 
 /// Puts values in the place of `{{ NAME }}`.
-fn filled(text: &str, values: &BTreeMap<String, String>) -> String {
+pub(crate) fn filled(text: &str, values: &BTreeMap<String, String>) -> String {
     values.iter().fold(text.to_owned(), |text, (name, value)| {
         text.replace(&format!("{{{{ {name} }}}}"), value).replace(&format!("{{{{{name}}}}}"), value)
     })

@@ -78,6 +78,14 @@ impl Imds {
     /// No port can be opened.
     pub async fn start(options: ImdsOptions) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.context("open a port for the metadata service")?;
+        Self::start_at(options, listener)
+    }
+
+    /// Serves it where that listener listens.
+    ///
+    /// # Errors
+    /// The listener has no address.
+    pub fn start_at(options: ImdsOptions, listener: TcpListener) -> anyhow::Result<Self> {
         let url = format!("http://{}", listener.local_addr()?);
         let (spot, rebalance, faults) = (Mutex::default(), Mutex::default(), Mutex::default());
         let state = Arc::new(State { options, spot, rebalance, faults });
