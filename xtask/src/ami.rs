@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use kiln_fleet::config::{Config, ImageVariant};
 use kiln_fleet::model::{Architecture, FleetName};
 use kiln_release::ami::{self, Request};
+use kiln_release::freshness;
 use kiln_release::payload::{self, Payload};
 use kiln_release::{Error, Kind};
 
@@ -44,11 +46,32 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
     let aws = cloud::aws(&config).await;
     // Missing credentials are told before minutes of compiling, not after.
     kiln_release::ports::Identity::caller(&aws).await.map_err(Error::from)?;
+    require_served(&config, &aws, ui).await?;
     for variant in images {
         let payload = packed(args, variant.architecture, ui)?;
         bake(args, &config, variant, &payload, &aws, ui).await?;
     }
     Ok(())
+}
+
+/// A runner that GitHub would not serve is not worth half an hour's bake. Where GitHub can't be asked, the bake goes on:
+/// an image may be made before the App's key is installed, or on GitHub's bad day.
+async fn require_served(config: &Config, aws: &kiln_aws::Aws, ui: &Ui) -> Result<(), Error> {
+    let Some(store) = cloud::stored_key(config, aws).await? else {
+        ui.talk(
+            "note: no key of the App is installed yet, so GitHub was not asked whether it still serves this runner",
+        );
+        return Ok(());
+    };
+    let github = cloud::github(config, aws, store)?;
+    match freshness::require_served(&config.runner.version, &github, SystemTime::now()).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind == Kind::Precondition => Err(error),
+        Err(error) => {
+            ui.talk(&format!("warning: GitHub could not be asked whether it still serves this runner: {error}"));
+            Ok(())
+        }
+    }
 }
 
 async fn bake(

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_aws::Aws;
 use kiln_fleet::config::{Config, Fleet};
 use kiln_fleet::model::{FleetName, KeyStore};
 use kiln_github::OrgClient;
 use kiln_release::deploy::key_names;
+use kiln_release::pin::Web;
 use kiln_release::ports::Keys as _;
 use kiln_release::rotate_key::USER_AGENT;
 use kiln_release::{Error, Kind};
@@ -56,4 +58,64 @@ pub(crate) fn github(config: &Config, aws: &Aws, store: KeyStore) -> Result<OrgC
         config.organization.as_str(),
         config.app.installation_id,
     )?)
+}
+
+/// GitHub, as the App, by the first of the stores in use that has the key.
+///
+/// # Errors
+/// [`Kind::Precondition`] with the command that installs the key.
+pub(crate) async fn github_by_any_key(config: &Config, aws: &Aws) -> Result<OrgClient, Error> {
+    match stored_key(config, aws).await? {
+        Some(store) => github(config, aws, store),
+        None => {
+            Err(Error::new(Kind::Precondition, "the GitHub App's key is in none of the stores that kiln.toml names")
+                .hint("run `cargo xtask rotate-key --pem FILE` first: its first run installs the key"))
+        }
+    }
+}
+
+/// The first of the stores in use that has the key.
+pub(crate) async fn stored_key(config: &Config, aws: &Aws) -> Result<Option<KeyStore>, Error> {
+    for store in config.key_stores() {
+        if aws.current_key(&key_names(config), store).await?.is_some() {
+            return Ok(Some(store));
+        }
+    }
+    Ok(None)
+}
+
+/// A list of Node's releases is under a megabyte; a mirror that answers with more than ten sends something else.
+const MOST_BYTES: usize = 10 << 20;
+
+/// Such a list is there within a second or two.
+const ANSWER_BOUND: Duration = Duration::from_secs(30);
+
+/// Reads public texts.
+#[derive(Debug)]
+pub(crate) struct Browser(reqwest::Client);
+
+impl Browser {
+    pub(crate) fn new() -> Result<Self, Error> {
+        let client = reqwest::Client::builder().user_agent(USER_AGENT).timeout(ANSWER_BOUND).build();
+        client.map(Self).map_err(|error| Error::new(Kind::Other, "HTTPS can't be set up").caused_by(error))
+    }
+}
+
+impl Web for Browser {
+    async fn text(&self, url: &str) -> Result<String, Error> {
+        let cannot = |error: reqwest::Error| {
+            Error::new(Kind::Other, format!("can't read {url}"))
+                .caused_by(error.without_url())
+                .hint("is there a way out from here, and does kiln.toml name the right mirror?")
+        };
+        let mut answer = self.0.get(url).send().await.and_then(reqwest::Response::error_for_status).map_err(cannot)?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(cannot)? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > MOST_BYTES {
+                return Err(Error::new(Kind::Other, format!("{url} is longer than any list of releases")));
+            }
+        }
+        String::from_utf8(bytes).map_err(|error| Error::new(Kind::Other, format!("{url} is no text")).caused_by(error))
+    }
 }

@@ -9,6 +9,7 @@ mod doctor;
 mod fuzz;
 mod musl;
 mod operator;
+mod pin;
 mod rehearse;
 mod rotate_key;
 mod schema;
@@ -47,6 +48,7 @@ Exit codes:
   5  something has to be done first, named in the hint
   6  the bake, the stack or the roll-out ended in failure; what served before still serves
   7  a bound was reached; the same command again goes on from there
+  8  nothing failed, but something has to be renewed within 14 days, or is overdue
   130  interrupted; the same command again goes on from there
 
 Output meant for machines goes to stdout, everything else to stderr.";
@@ -57,6 +59,7 @@ enum Command {
     Deploy(deploy::Args),
     RotateKey(rotate_key::Args),
     Doctor(doctor::Args),
+    Pin(pin::Args),
     Rehearse(rehearse::Args),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
@@ -95,6 +98,7 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
         Command::Deploy(args) => Box::pin(deploy::run(args, &cli.config, ui)).await,
         Command::RotateKey(args) => Box::pin(rotate_key::run(args, &cli.config, ui)).await,
         Command::Doctor(args) => Box::pin(doctor::run(args, &cli.config, ui)).await,
+        Command::Pin(args) => Box::pin(pin::run(args, &cli.config, ui)).await,
         Command::Rehearse(args) => Box::pin(rehearse::run(args, ui)).await,
         Command::Bench(args) => Box::pin(bench::run(args, ui)).await,
         Command::Fuzz(args) => Ok(fuzz::run(args)?),

@@ -6,6 +6,7 @@ mod error;
 mod groups;
 mod identity;
 mod images;
+mod inventory;
 mod keys;
 mod stacks;
 

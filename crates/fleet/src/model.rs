@@ -116,6 +116,10 @@ checked_string! {
     AmiId, "an AMI id such as ami-0123456789abcdef0", |v| aws_id(v, "ami-")
 }
 checked_string! {
+    /// An EBS snapshot id.
+    SnapshotId, "a snapshot id such as snap-0123456789abcdef0", |v| aws_id(v, "snap-")
+}
+checked_string! {
     /// A VPC subnet id.
     SubnetId, "a subnet id such as subnet-0123456789abcdef0", |v| aws_id(v, "subnet-")
 }

@@ -20,5 +20,6 @@ pub use http::{Bounds, refusal};
 pub use jwt::{AppSigner, BoxFuture, SignError, jwt};
 pub use key::{AppKey, Fingerprint, KeyError, MalformedFingerprint};
 pub use org::{
-    Deleted, JitConfig, JitRequest, OrgClient, RegistrationToken, Runner, RunnerDownload, RunnerGroup, RunnerLabel,
+    Deleted, JitConfig, JitRequest, OrgClient, RegistrationToken, Runner, RunnerDeprecation, RunnerDownload,
+    RunnerGroup, RunnerLabel, RunnerRelease,
 };

@@ -131,6 +131,29 @@ pub struct RunnerDownload {
     pub sha256_checksum: Option<String>,
 }
 
+/// Until when a version of the runner's software is served, as far as GitHub has set a date.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RunnerDeprecation {
+    /// The version.
+    pub runner_version: String,
+    /// From then on it can't register; RFC 3339.
+    pub registration_deprecates_at: Option<String>,
+    /// From then on it gets no jobs; RFC 3339.
+    pub runtime_deprecates_at: Option<String>,
+}
+
+/// A release of actions/runner as its page lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct RunnerRelease {
+    /// The version with a `v` before it.
+    pub tag_name: String,
+    /// When; RFC 3339. A draft has no date.
+    pub published_at: Option<String>,
+    /// Not for everyone.
+    #[serde(default)]
+    pub prerelease: bool,
+}
+
 /// How a request to delete a runner ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deleted {
@@ -303,6 +326,35 @@ impl OrgClient {
     /// As [`ErrorKind`] lists them.
     pub async fn runner_downloads(&self) -> Result<Vec<RunnerDownload>> {
         self.json(self.call(Method::GET, "actions/runners/downloads")).await
+    }
+
+    /// Until when a version is served; `None` when GitHub does not know it, or has no such list (Enterprise Server).
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn runner_deprecation(&self, version: &str) -> Result<Option<RunnerDeprecation>> {
+        match self.json(self.call(Method::GET, &format!("actions/runners/deprecations/{version}"))).await {
+            Ok(deprecation) => Ok(Some(deprecation)),
+            Err(Error { kind: ErrorKind::NotFound, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The hundred newest releases of actions/runner; none where this GitHub does not have that repository, or does not
+    /// show it to the App.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn runner_releases(&self) -> Result<Vec<RunnerRelease>> {
+        let call = Call::new(Method::GET, "repos/actions/runner/releases".to_owned());
+        match self.json(call.query("per_page", PAGE.to_string())).await {
+            Ok(releases) => Ok(releases),
+            Err(Error {
+                kind: ErrorKind::NotFound | ErrorKind::Forbidden | ErrorKind::MissingPermission { .. },
+                ..
+            }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     fn call(&self, method: Method, path: &str) -> Call {

@@ -222,7 +222,24 @@ impl GitHub {
     pub fn deprecate(&self, version: &str) {
         let mut state = self.shared.state();
         let now = state.now();
-        state.deprecated.insert(version.to_owned(), Deprecation { registration: now, runtime: now });
+        let ends = Deprecation { registration: Some(now), runtime: Some(now) };
+        state.deprecated.insert(version.to_owned(), ends);
+    }
+
+    /// Announces a version's ends, counted from now; `None` sets no date.
+    pub fn announce_end(&self, version: &str, registration: Option<Duration>, runtime: Option<Duration>) {
+        let mut state = self.shared.state();
+        let now = state.now();
+        let at = |end: Option<Duration>| end.map(|end| now + end.as_secs());
+        let ends = Deprecation { registration: at(registration), runtime: at(runtime) };
+        state.deprecated.insert(version.to_owned(), ends);
+    }
+
+    /// Sets how long ago a version was released.
+    pub fn publish(&self, version: &str, ago: Duration) {
+        let mut state = self.shared.state();
+        let at = state.now() - ago.as_secs();
+        state.published.insert(version.to_owned(), at);
     }
 
     /// Adds a runner group and tells its id.
@@ -439,7 +456,10 @@ impl GitHub {
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
         let url = format!("{}/v{version}/actions-runner-linux-{architecture}-{version}.tar.gz", self.releases_url());
         let release = release::pack(version, &listener, url)?;
-        self.shared.state().releases.insert(version.to_owned(), release.clone());
+        let mut state = self.shared.state();
+        let now = state.now();
+        state.published.entry(version.to_owned()).or_insert(now);
+        state.releases.insert(version.to_owned(), release.clone());
         Ok(release)
     }
 }

@@ -35,6 +35,8 @@ pub enum Kind {
     Failed,
     /// A bound was reached; the same command again goes on from there.
     Timeout,
+    /// Nothing has failed: something has to be renewed soon, or should have been.
+    Due,
     /// AWS or GitHub could not be reached, or anything unforeseen.
     Other,
 }
@@ -49,6 +51,7 @@ impl Kind {
             Self::Precondition => 5,
             Self::Failed => 6,
             Self::Timeout => 7,
+            Self::Due => 8,
         }
     }
 }

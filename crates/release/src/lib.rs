@@ -9,12 +9,15 @@ pub mod deploy;
 pub mod doctor;
 pub mod error;
 pub mod fleet_stack;
+pub mod freshness;
 pub mod orphans;
 pub mod payload;
+pub mod pin;
 pub mod plan;
 pub mod ports;
 pub mod rotate_key;
 pub mod stacks;
 pub mod wait;
+pub mod when;
 
 pub use error::{Error, Kind, Result};

@@ -1,11 +1,15 @@
 //! What the commands ask of AWS, in the domain's verbs.
 
+mod inventory;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use kiln_fleet::model::{AmiId, Architecture, BaseImage, GroupName, InstanceId, KeyStore, Sha256};
 use kiln_github::{AppKey, AppSigner, Fingerprint};
+
+pub use inventory::{Inventory, Machine, OwnImage, OwnSnapshot, TemplateVersion};
 
 /// The ports return this.
 pub type Result<T> = std::result::Result<T, CloudError>;
@@ -549,8 +553,8 @@ pub trait Identity: Send + Sync {
 }
 
 /// All of AWS.
-pub trait Cloud: Identity + Images + Blobs + Stacks + Groups + Keys {}
-impl<T: Identity + Images + Blobs + Stacks + Groups + Keys> Cloud for T {}
+pub trait Cloud: Identity + Images + Blobs + Stacks + Groups + Keys + Inventory {}
+impl<T: Identity + Images + Blobs + Stacks + Groups + Keys + Inventory> Cloud for T {}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The account

@@ -173,3 +173,25 @@ async fn a_permission_that_is_taken_away_is_named() {
     github.suspend(true);
     assert_eq!(client.registration_token().await.unwrap_err().kind, ErrorKind::Suspended);
 }
+
+#[tokio::test]
+async fn a_versions_end_is_told_where_there_is_a_date_and_its_release_where_there_is_a_list() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    assert_eq!(client.runner_deprecation("2.300.0").await.unwrap(), None);
+    github.publish("2.338.0", Duration::from_secs(3600));
+    let open = client.runner_deprecation("2.338.0").await.unwrap().unwrap();
+    assert_eq!((open.runner_version.as_str(), open.runtime_deprecates_at), ("2.338.0", None));
+    github.announce_end("2.337.1", None, Some(Duration::from_secs(60)));
+    let ending = client.runner_deprecation("2.337.1").await.unwrap().unwrap();
+    assert!(ending.registration_deprecates_at.is_none() && ending.runtime_deprecates_at.is_some(), "{ending:?}");
+
+    let releases = client.runner_releases().await.unwrap();
+    assert_eq!(releases.iter().map(|release| release.tag_name.as_str()).collect::<Vec<_>>(), ["v2.338.0"]);
+    assert!(releases[0].published_at.as_ref().unwrap().ends_with('Z'));
+    // GitHub Enterprise Server has no such repository, or does not show it.
+    for status in [404, 403] {
+        fail(&github, "GET", "/repos/actions/runner/releases", 1, Answer::status(status, &[], "no"));
+        assert!(client.runner_releases().await.unwrap().is_empty());
+    }
+}

@@ -196,6 +196,7 @@ fn rest(shared: &Shared, state: &mut State, call: &Call) -> Answered {
         (method, ["orgs", login, "actions", rest @ ..]) => {
             organization::handle(shared, state, call, *login == shared.organization, method, rest)
         }
+        ("GET", ["repos", "actions", "runner", "releases"]) => organization::releases(state, call),
         (method, rest) => app::handle(&shared.organization, state, call, method, rest),
     }
 }

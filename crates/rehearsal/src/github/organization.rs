@@ -8,7 +8,7 @@ use super::Shared;
 use super::api::{Answered, Call, no, ok, refuse, refuse_with, stamp};
 use super::app::PERMISSION;
 use super::runners;
-use super::state::{KnownRunner, Runner, RunnerGroup, State, TokenKind, version_number};
+use super::state::{Deprecation, KnownRunner, Runner, RunnerGroup, State, TokenKind, version_number};
 
 /// GitHub's own bound for a runner's name.
 pub(super) const LONGEST_NAME: usize = 64;
@@ -146,21 +146,36 @@ fn downloads(state: &State) -> Response {
     ok(200, &Value::Array(all))
 }
 
+/// A version without a date has none of the two; one that was never released is unknown.
 fn deprecation(state: &State, version: &str) -> Answered {
-    if let Some(ends) = state.deprecated.get(version) {
-        return Ok(ok(
-            200,
-            &json!({
-                "runner_version": version,
-                "registration_deprecates_at": stamp(ends.registration),
-                "runtime_deprecates_at": stamp(ends.runtime),
-            }),
-        ));
+    let ends = state.deprecated.get(version);
+    if ends.is_none() && !state.releases.contains_key(version) && !state.published.contains_key(version) {
+        return no(404, "Not Found");
     }
-    if state.releases.contains_key(version) {
-        return Ok(ok(200, &json!({ "runner_version": version })));
+    let at = |of: fn(&Deprecation) -> Option<u64>| ends.and_then(of).map(stamp);
+    let body = json!({
+        "runner_version": version,
+        "registration_deprecates_at": at(|ends| ends.registration),
+        "runtime_deprecates_at": at(|ends| ends.runtime),
+    });
+    Ok(ok(200, &body))
+}
+
+/// The releases of the public repository actions/runner, the newest first. Any token that is good reads it.
+pub(super) fn releases(state: &State, call: &Call) -> Answered {
+    let token = call.bearer().and_then(|token| state.tokens.get(token));
+    if token.is_none_or(|token| token.expires <= state.now()) {
+        return no(401, "Bad credentials");
     }
-    no(404, "Not Found")
+    let mut versions: Vec<(&String, &u64)> = state.published.iter().collect();
+    versions.sort_by_key(|(version, _)| std::cmp::Reverse(version_number(version)));
+    let one = |(version, at): &(&String, &u64)| {
+        json!({
+            "tag_name": format!("v{version}"), "name": format!("v{version}"), "draft": false, "prerelease": false,
+            "published_at": stamp(**at),
+        })
+    };
+    Ok(ok(200, &Value::Array(versions.iter().take(100).map(one).collect())))
 }
 
 fn delete(state: &mut State, id: &str) -> Answered {

@@ -175,7 +175,8 @@ fn open_session(shared: &Shared, call: &Call) -> Response {
     let mut state = shared.state();
     let wanted = call.json();
     let version = wanted["version"].as_str().unwrap_or_default().to_owned();
-    let deprecated = state.deprecated.get(&version).is_some_and(|ends| ends.runtime <= state.now());
+    let deprecated =
+        state.deprecated.get(&version).is_some_and(|ends| ends.runtime.is_some_and(|at| at <= state.now()));
     let known = |runner: &&Runner| wanted["credential"] == runner.credential.as_str();
     let Some((id, online)) = state.runners.values().find(known).map(|runner| (runner.id, runner.online())) else {
         return refuse(404, "The runner registration has been deleted from the server, please re-configure.");

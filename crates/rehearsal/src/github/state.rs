@@ -247,11 +247,11 @@ pub(super) enum TokenKind {
     Admin,
 }
 
-/// When a version may no longer register, and when it gets no more jobs.
+/// When a version may no longer register, and when it gets no more jobs; seconds since 1970.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deprecation {
-    pub(super) registration: u64,
-    pub(super) runtime: u64,
+    pub(super) registration: Option<u64>,
+    pub(super) runtime: Option<u64>,
 }
 
 /// A runner group.
@@ -295,6 +295,8 @@ pub(super) struct State {
     posts_per_minute: Option<u32>,
     posts: BTreeMap<String, (Instant, u32)>,
     pub(super) releases: BTreeMap<String, Release>,
+    /// When a release was published, by version; seconds since 1970.
+    pub(super) published: BTreeMap<String, u64>,
     pub(super) faults: Vec<Fault>,
     pub(super) requests: Vec<Recorded>,
     next: u64,
@@ -335,6 +337,7 @@ impl State {
             posts_per_minute,
             posts: BTreeMap::new(),
             releases: BTreeMap::new(),
+            published: BTreeMap::new(),
             faults: Vec::new(),
             requests: Vec::new(),
             next: 0,

@@ -5,6 +5,7 @@
 mod ami;
 mod cdk;
 mod deploy;
+mod pin;
 mod rotate_key;
 mod stacks;
 mod templates;
