@@ -17,7 +17,8 @@ const PARAMETERS: [(&str, &str); 8] = [
     ("LaunchTimeoutSecs", "600"),
 ];
 
-fn fleet(more: &[(&str, &str)]) -> Template {
+/// The fleet's template, with the least and what is given.
+pub(crate) fn fleet(more: &[(&str, &str)]) -> Template {
     template("fleet.yaml", STACK, &[&PARAMETERS[..], more].concat())
 }
 

@@ -6,6 +6,7 @@
 
 mod bake;
 mod instance;
+mod pipeline;
 
 use std::path::{Path, PathBuf};
 
