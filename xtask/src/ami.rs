@@ -5,19 +5,21 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use kiln_fleet::config::{Config, ImageVariant};
-use kiln_fleet::model::{Architecture, FleetName};
+use kiln_fleet::model::{Architecture, FleetName, Sha256};
 use kiln_release::ami::{self, Request};
 use kiln_release::freshness;
 use kiln_release::payload::{self, Payload};
+use kiln_release::published::{self, Verdict};
 use kiln_release::{Error, Kind};
 
 use crate::ui::{Failure, Ui};
-use crate::{cloud, musl, tools};
+use crate::{cloud, musl, sources, tools};
 
 /// Bake and test the image, and record its AMI.
 ///
 /// Builds the bootstrap binary static for musl, packs it, and bakes through EC2 Image Builder. Nothing is done when the
-/// recorded AMI was baked from the same inputs; a bake that is running already is waited for.
+/// recorded AMI was baked from the same inputs, and nothing built when its sources did not change; a bake that is running
+/// already is waited for.
 ///
 /// Prints the AMI's id alone on stdout; one a line when the fleets need several images.
 #[derive(Debug, clap::Args)]
@@ -46,10 +48,8 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
     let aws = cloud::aws(&config).await;
     // Missing credentials are told before minutes of compiling, not after.
     kiln_release::ports::Identity::caller(&aws).await.map_err(Error::from)?;
-    require_served(&config, &aws, ui).await?;
     for variant in images {
-        let payload = packed(args, variant.architecture, ui)?;
-        bake(args, &config, variant, &payload, &aws, ui).await?;
+        image(args, &config, variant, &aws, ui).await?;
     }
     Ok(())
 }
@@ -74,20 +74,49 @@ async fn require_served(config: &Config, aws: &kiln_aws::Aws, ui: &Ui) -> Result
     }
 }
 
+async fn image(
+    args: &Args,
+    config: &Config,
+    variant: ImageVariant,
+    aws: &kiln_aws::Aws,
+    ui: &Ui,
+) -> Result<(), Failure> {
+    let sources = match &args.bootstrap {
+        Some(_) => None,
+        None => Some(sources::digest(tools::workspace_root(), variant.architecture)?),
+    };
+    if let Some(sources) = &sources
+        && let Some(ami) = ami::unchanged(config, variant, sources, aws).await?
+    {
+        ui.talk(&ami::settled(variant, &ami).to_string());
+        if !args.dry_run {
+            println!("{ami}");
+        }
+        return Ok(());
+    }
+    require_served(config, aws, ui).await?;
+    let payload = packed(args, variant.architecture, ui)?;
+    bake(args, config, variant, &payload, sources, aws, ui).await
+}
+
 async fn bake(
     args: &Args,
     config: &Config,
     variant: ImageVariant,
     payload: &Payload,
+    sources: Option<Sha256>,
     aws: &kiln_aws::Aws,
     ui: &Ui,
 ) -> Result<(), Failure> {
-    let request = Request { config, variant, payload: &payload.bytes, payload_sha256: payload.sha256.clone() };
+    let request = Request { config, variant, payload: &payload.bytes, payload_sha256: payload.sha256.clone(), sources };
     let prepared = ami::observe(&request, aws, ui).await?;
     let plan = ami::plan(variant, payload.bytes.len(), &prepared);
     ui.talk(&plan.to_string());
     if let Some(notice) = ami::notice(variant).filter(|_| !plan.is_empty()) {
         ui.talk(&format!("warning: {notice}"));
+    }
+    if !plan.is_empty() {
+        verify(config, variant, aws, ui).await?;
     }
     if args.dry_run {
         return Ok(());
@@ -95,6 +124,28 @@ async fn bake(
     let id = ami::apply(&request, &prepared, &plan, aws, ui).await?;
     ui.clear();
     println!("{id}");
+    Ok(())
+}
+
+/// The pinned runner is the one that GitHub publishes, as far as it can be asked: an image may be made before the App's key
+/// is installed, and on GitHub's bad day. A pin that differs ends it.
+async fn verify(config: &Config, variant: ImageVariant, aws: &kiln_aws::Aws, ui: &Ui) -> Result<(), Failure> {
+    let version = &config.runner.version;
+    let unchecked = |why: &str| {
+        ui.talk(&format!("note: the pin of runner {version} was not compared with what GitHub publishes: {why}"));
+    };
+    let Some(store) = cloud::stored_key(config, aws).await? else {
+        unchecked("no key of the App is installed yet");
+        return Ok(());
+    };
+    let github = cloud::github(config, aws, store)?;
+    match published::verify(config, variant, &github).await {
+        Ok(Verdict::Same) => ui.talk(&format!("the pin of runner {version} is what GitHub publishes")),
+        Ok(Verdict::Newer(newest)) => unchecked(&format!("it publishes digests of its newest, {newest}, only")),
+        Ok(Verdict::Unpublished) => unchecked("it publishes no digest of it"),
+        Err(error) if error.kind == Kind::Configuration => return Err(error.into()),
+        Err(error) => unchecked(&error.to_string()),
+    }
     Ok(())
 }
 

@@ -9,6 +9,21 @@ use xshell::{Cmd, Shell, cmd};
 
 use crate::tools;
 
+/// How it is built: a part of what the binary is made from.
+pub(crate) const RECIPE: &str = include_str!("musl.rs");
+
+/// The compiler by which a target's binary is built, in its own words.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn compiler(shell: &Shell, architecture: Architecture) -> anyhow::Result<String> {
+    let rustc = match installed(shell, architecture.musl_target()) {
+        Some(_) => Path::new("rustc"),
+        None => Path::new("/usr/bin/rustc"),
+    };
+    cmd!(shell, "{rustc} --version --verbose").quiet().ignore_stderr().read().context("ask rustc for its version")
+}
+
 /// May a build for the machine at hand stand in where no musl build is possible?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fallback {
@@ -68,15 +83,17 @@ pub(crate) fn is_possible(shell: &Shell, target: &str) -> bool {
     way(shell, target).is_some()
 }
 
+/// The toolchain has the target's standard library.
+fn installed(shell: &Shell, target: &str) -> Option<Way> {
+    let sysroot = cmd!(shell, "rustc --print sysroot").quiet().ignore_stderr().read().ok()?;
+    Path::new(&sysroot).join("lib/rustlib").join(target).join("lib").is_dir().then_some(Way::Installed)
+}
+
 fn way(shell: &Shell, target: &str) -> Option<Way> {
-    let has = |shell: &Shell| {
-        let sysroot = cmd!(shell, "rustc --print sysroot").quiet().ignore_stderr().read().ok()?;
-        Path::new(&sysroot).join("lib/rustlib").join(target).join("lib").is_dir().then_some(Way::Installed)
-    };
-    has(shell)
+    installed(shell, target)
         .or_else(|| {
             cmd!(shell, "rustup target add {target}").quiet().ignore_stdout().ignore_stderr().run().ok()?;
-            has(shell)
+            installed(shell, target)
         })
         .or_else(|| from_source(shell))
 }
@@ -94,11 +111,13 @@ fn from_source(shell: &Shell) -> Option<Way> {
 
 fn build_musl(shell: &Shell, root: &Path, target: &str, way: &Way) -> anyhow::Result<PathBuf> {
     // zig is the C compiler for musl, on every machine the same one: aws-lc compiles C.
-    let tools = tools::setup()?.bin();
-    let zigbuild = tools.join("cargo-zigbuild");
+    let tools = tools::setup()?;
+    // It leaves the list of crates in the binary, from which the image's SBOM is made.
+    let auditable = tools.cargo_auditable()?;
+    let tools = tools.bin();
     // Of its own, since another toolchain's artifacts in the common one would have both rebuilt in turns.
     let target_dir = root.join("target/instance");
-    let mut build = cmd!(shell, "{zigbuild} zigbuild --locked --profile instance --package kiln-bootstrap")
+    let mut build = cmd!(shell, "{auditable} auditable zigbuild --locked --profile instance --package kiln-bootstrap")
         .args(["--target", target])
         .arg("--target-dir")
         .arg(&target_dir);
@@ -120,7 +139,8 @@ fn build_glibc(shell: &Shell, root: &Path) -> anyhow::Result<PathBuf> {
     let target_dir = root.join("target/instance-glibc");
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     // With --target, so that the flags don't reach build scripts, which load dynamic libraries.
-    let build = cmd!(shell, "cargo build --locked --profile instance --package kiln-bootstrap")
+    let auditable = tools::setup()?.cargo_auditable()?;
+    let build = cmd!(shell, "{auditable} auditable build --locked --profile instance --package kiln-bootstrap")
         .args(["--target", &host])
         .arg("--target-dir")
         .arg(&target_dir);

@@ -26,6 +26,9 @@ struct Requirements {
 /// It is on no package index for Python, so it is built once; this takes minutes.
 const CARGO_DENY_VERSION: &str = "0.20.2";
 
+/// Wraps the compiler of the bootstrap binary; built once, in half a minute.
+const CARGO_AUDITABLE_VERSION: &str = "0.7.7";
+
 /// Where the tools are.
 #[derive(Debug)]
 pub(crate) struct Tools {
@@ -91,6 +94,25 @@ impl Tools {
     /// The folder with `cargo-zigbuild` and `python-zig`, to be put on the PATH.
     pub(crate) fn bin(&self) -> PathBuf {
         self.directory.join("venv/bin")
+    }
+
+    /// What writes the list of crates into the bootstrap binary; built on first use.
+    pub(crate) fn cargo_auditable(&self) -> anyhow::Result<PathBuf> {
+        let path = self.directory.join("bin/cargo-auditable");
+        // It does not tell its version. Cargo does, where it installs.
+        let installed = std::fs::read_to_string(self.directory.join(".crates.toml")).unwrap_or_default();
+        if path.exists() && installed.contains(&format!("\"cargo-auditable {CARGO_AUDITABLE_VERSION} ")) {
+            return Ok(path);
+        }
+        let (root, version) = (&self.directory, CARGO_AUDITABLE_VERSION);
+        eprintln!("building cargo-auditable {version}, once");
+        let shell = Shell::new()?;
+        cmd!(shell, "cargo install --quiet --locked --force cargo-auditable --version {version} --root {root}")
+            .env_remove("CARGO_TARGET_DIR")
+            .quiet()
+            .run()
+            .context("build cargo-auditable")?;
+        Ok(path)
     }
 
     /// The checker of licences, bans and sources; built on first use.

@@ -8,10 +8,10 @@ use aws_sdk_imagebuilder::error::ProvideErrorMetadata;
 use aws_sdk_imagebuilder::types::{
     AmiDistributionConfiguration, ComponentConfiguration, ComponentParameter, Distribution as SdkDistribution,
     EbsInstanceBlockDeviceSpecification, EbsVolumeType, Image, ImageStatus, ImageTestsConfiguration,
-    InstanceBlockDeviceMapping, InstanceMetadataOptions, Logging, Platform, S3Logs,
+    InstanceBlockDeviceMapping, InstanceMetadataOptions, LaunchPermissionConfiguration, Logging, Platform, S3Logs,
 };
 use aws_sdk_ssm::types::ParameterType;
-use kiln_fleet::model::{AmiId, Architecture, BaseImage};
+use kiln_fleet::model::{AccountId, AmiId, Architecture, BaseImage, KmsKeyArn, Region};
 use kiln_release::ports::{
     Ami, Build, BuildStatus, BuildStep, CloudError, Component, Distribution, Identity as _, Images, Infrastructure,
     Recipe, Result, Versioned,
@@ -76,6 +76,66 @@ impl Aws {
             Err(error) if error.as_service_error().is_some_and(|error| error.is_parameter_not_found()) => Ok(None),
             Err(error) => Err(self.failed(format!("read parameter {name}"), error)),
         }
+    }
+
+    /// EC2 and SSM of another region, by the same credentials. The other services stay those of this one.
+    fn in_region(&self, region: &Region) -> Self {
+        let (name, mut there) = (region.to_string(), self.clone());
+        let ec2 = self.ec2.config().to_builder().region(aws_config::Region::new(name.clone())).build();
+        let ssm = self.ssm.config().to_builder().region(aws_config::Region::new(name.clone())).build();
+        there.ec2 = aws_sdk_ec2::Client::from_conf(ec2);
+        there.ssm = aws_sdk_ssm::Client::from_conf(ssm);
+        there.region = name;
+        there
+    }
+
+    /// One for each region, this one first.
+    fn distributions_of(&self, doing: &str, wanted: &Distribution) -> Result<Vec<SdkDistribution>> {
+        let parsed: std::result::Result<Region, _> = self.region.parse();
+        let here = parsed.map_err(|error| self.odd(doing, error.to_string()))?;
+        let permission = (!wanted.share_with.is_empty()).then(|| {
+            let accounts = wanted.share_with.iter().map(AccountId::to_string).collect();
+            LaunchPermissionConfiguration::builder().set_user_ids(Some(accounts)).build()
+        });
+        let distribution = |region: &Region| {
+            let tags = wanted.ami_tags.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+            let ami = AmiDistributionConfiguration::builder()
+                .name(&wanted.ami_name)
+                .set_ami_tags(Some(tags))
+                .set_launch_permission(permission.clone())
+                .set_kms_key_id(wanted.kms_key.as_ref().map(|key| key.in_region(region).to_string()))
+                .build();
+            let distribution = SdkDistribution::builder().region(region.as_str()).ami_distribution_configuration(ami);
+            distribution.build().map_err(|error| self.odd(doing, error.to_string()))
+        };
+        std::iter::once(&here).chain(&wanted.copy_to).map(distribution).collect()
+    }
+
+    /// As it stands; a region's settings that differ from this one's make it differ from any that is wanted.
+    fn distribution_of(&self, name: &str, found: &[SdkDistribution]) -> Distribution {
+        let ami = found
+            .iter()
+            .find(|distribution| distribution.region() == self.region)
+            .and_then(|distribution| distribution.ami_distribution_configuration());
+        let tags = ami.and_then(|ami| ami.ami_tags()).cloned().unwrap_or_default();
+        let shared = ami.and_then(|ami| ami.launch_permission()).map(|permission| permission.user_ids());
+        let others = found.iter().map(SdkDistribution::region).filter(|region| *region != self.region);
+        Distribution {
+            name: name.to_owned(),
+            ami_name: ami.and_then(|ami| ami.name()).unwrap_or_default().to_owned(),
+            ami_tags: tags.into_iter().collect(),
+            copy_to: others.filter_map(|region| region.parse().ok()).collect(),
+            share_with: shared.unwrap_or_default().iter().filter_map(|account| account.parse().ok()).collect(),
+            kms_key: ami.and_then(|ami| ami.kms_key_id()?.parse().ok()),
+        }
+    }
+
+    /// A build's AMIs in other regions than this one.
+    fn copies_of(&self, doing: &str, image: &Image) -> Result<BTreeMap<String, AmiId>> {
+        let amis = image.output_resources().map(|output| output.amis()).unwrap_or_default();
+        let others = amis.iter().filter_map(|ami| Some((ami.region()?, ami.image()?)));
+        let others = others.filter(|(region, _)| *region != self.region);
+        others.map(|(region, ami)| Ok((region.to_owned(), self.ami_of(doing, ami)?))).collect()
     }
 
     fn ami_of(&self, doing: &str, value: &str) -> Result<AmiId> {
@@ -233,6 +293,7 @@ impl Images for Aws {
             .volume_size(i32::try_from(recipe.volume_gib).unwrap_or(i32::MAX))
             .volume_type(EbsVolumeType::Gp3)
             .encrypted(true)
+            .set_kms_key_id(recipe.kms_key.as_ref().map(KmsKeyArn::to_string))
             .delete_on_termination(true)
             .build();
         let mapping = InstanceBlockDeviceMapping::builder().device_name(&recipe.root_device).ebs(volume).build();
@@ -306,32 +367,18 @@ impl Images for Aws {
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(self.failed(format!("read distribution configuration {name}"), error)),
         };
-        let Some(found) = found else { return Ok(None) };
-        let ami = found
-            .distributions()
-            .iter()
-            .find(|distribution| distribution.region() == self.region)
-            .and_then(|distribution| distribution.ami_distribution_configuration());
-        let tags = ami.and_then(|ami| ami.ami_tags()).cloned().unwrap_or_default();
-        Ok(Some(Distribution {
-            name: name.to_owned(),
-            ami_name: ami.and_then(|ami| ami.name()).unwrap_or_default().to_owned(),
-            ami_tags: tags.into_iter().collect(),
-        }))
+        Ok(found.map(|found| self.distribution_of(name, found.distributions())))
     }
 
     async fn put_distribution(&self, wanted: &Distribution) -> Result<()> {
         let doing = format!("put distribution configuration {}", wanted.name);
-        let tags = wanted.ami_tags.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-        let ami = AmiDistributionConfiguration::builder().name(&wanted.ami_name).set_ami_tags(Some(tags)).build();
-        let here = SdkDistribution::builder().region(&self.region).ami_distribution_configuration(ami).build();
-        let here = here.map_err(|error| self.odd(&doing, error.to_string()))?;
+        let distributions = self.distributions_of(&doing, wanted)?;
         if self.distribution(&wanted.name).await?.is_some() {
             let update = self
                 .imagebuilder
                 .update_distribution_configuration()
                 .distribution_configuration_arn(self.arn("distribution-configuration", &wanted.name).await?)
-                .distributions(here)
+                .set_distributions(Some(distributions))
                 .client_token(Self::token());
             Box::pin(update.send()).await.map_err(|error| self.failed(doing, error))?;
             return Ok(());
@@ -340,7 +387,7 @@ impl Images for Aws {
             .imagebuilder
             .create_distribution_configuration()
             .name(&wanted.name)
-            .distributions(here)
+            .set_distributions(Some(distributions))
             .set_tags(Self::managed())
             .client_token(Self::token());
         Box::pin(create.send()).await.map_err(|error| self.failed(doing, error))?;
@@ -398,7 +445,8 @@ impl Images for Aws {
             .client_token(&token[..token.len().min(64)]);
         let answer = Box::pin(create.send()).await.map_err(|error| self.failed(&doing, error))?;
         let arn = answer.image_build_version_arn.ok_or_else(|| self.odd(&doing, "the answer names no build"))?;
-        Ok(Build { arn, status: BuildStatus::Running("PENDING".to_owned()), steps: Vec::new() })
+        let status = BuildStatus::Running("PENDING".to_owned());
+        Ok(Build { arn, status, steps: Vec::new(), copies: BTreeMap::new() })
     }
 
     async fn build(&self, arn: &str) -> Result<Build> {
@@ -408,7 +456,8 @@ impl Images for Aws {
         let image = image.ok_or_else(|| self.odd(&doing, "the answer holds no image"))?;
         let status = self.status_of(&image)?;
         let steps = self.steps(arn).await?;
-        Ok(Build { arn: arn.to_owned(), status, steps })
+        let copies = self.copies_of(&doing, &image)?;
+        Ok(Build { arn: arn.to_owned(), status, steps, copies })
     }
 
     async fn recorded(&self, parameter: &str) -> Result<Option<AmiId>> {
@@ -442,6 +491,18 @@ impl Images for Aws {
             Err(error) if error.as_service_error().is_some_and(|error| error.is_parameter_not_found()) => Ok(()),
             Err(error) => Err(self.failed(format!("remove parameter {parameter}"), error)),
         }
+    }
+
+    async fn record_copy(
+        &self,
+        region: &Region,
+        parameter: &str,
+        ami: &AmiId,
+        tags: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let there = self.in_region(region);
+        there.tag_ami(ami, tags).await?;
+        there.record(parameter, ami).await
     }
 
     async fn tag_ami(&self, id: &AmiId, tags: &BTreeMap<String, String>) -> Result<()> {

@@ -8,6 +8,7 @@ mod identity;
 mod images;
 mod inventory;
 mod keys;
+mod logs;
 mod stacks;
 
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub struct Aws {
     iam: aws_sdk_iam::Client,
     imagebuilder: aws_sdk_imagebuilder::Client,
     kms: aws_sdk_kms::Client,
+    logs: aws_sdk_cloudwatchlogs::Client,
     quotas: aws_sdk_servicequotas::Client,
     s3: aws_sdk_s3::Client,
     secrets: aws_sdk_secretsmanager::Client,
@@ -78,6 +80,7 @@ impl Aws {
             iam: aws_sdk_iam::Client::new(config),
             imagebuilder: aws_sdk_imagebuilder::Client::new(config),
             kms: aws_sdk_kms::Client::new(config),
+            logs: aws_sdk_cloudwatchlogs::Client::new(config),
             quotas: aws_sdk_servicequotas::Client::new(config),
             s3: aws_sdk_s3::Client::from_conf(s3),
             secrets: aws_sdk_secretsmanager::Client::new(config),

@@ -12,6 +12,7 @@ mod image_builder;
 mod imds;
 mod light;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -171,6 +172,45 @@ impl Aws {
         lock(&self.shared.image_builder).images()
     }
 
+    /// Where an image's files are.
+    pub fn image_root(&self, ami: &str) -> Option<PathBuf> {
+        lock(&self.shared.image_builder).root_of(ami)
+    }
+
+    /// An image's tags.
+    ///
+    /// # Errors
+    /// The emulator does not know it.
+    pub async fn image_tags(&self, ami: &str) -> anyhow::Result<BTreeMap<String, String>> {
+        let answer = self.shared.backend.query("ec2", "DescribeImages", &[("ImageId.1", ami)]).await?;
+        let document = roxmltree::Document::parse(&answer)?;
+        let sets = document.descendants().filter(|node| node.tag_name().name() == "tagSet");
+        let items = sets.flat_map(|set| set.children());
+        let tag = |item: roxmltree::Node<'_, '_>| {
+            let child = |name: &str| item.children().find(|child| child.tag_name().name() == name)?.text();
+            Some((child("key")?.to_owned(), child("value")?.to_owned()))
+        };
+        Ok(items.filter_map(tag).collect())
+    }
+
+    /// An object by its address, `s3://BUCKET/KEY`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn object(&self, address: &str) -> anyhow::Result<Vec<u8>> {
+        let parts = address.strip_prefix("s3://").and_then(|rest| rest.split_once('/'));
+        let (bucket, key) = parts.context("an address is s3://BUCKET/KEY")?;
+        self.shared.backend.object(bucket, key).await
+    }
+
+    /// A parameter's value in a region.
+    ///
+    /// # Errors
+    /// The emulator does not answer.
+    pub async fn parameter(&self, region: &str, name: &str) -> anyhow::Result<Option<String>> {
+        self.shared.backend.parameter(region, name).await
+    }
+
     /// The pipeline's calls so far.
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.shared.requests).clone()
@@ -227,7 +267,7 @@ impl Aws {
     /// The emulator refuses.
     pub async fn add_image(&self, name: &str, runner_version: &str) -> anyhow::Result<String> {
         let tags = serde_json::json!({ "kiln:managed": "true", "kiln:runner-version": runner_version });
-        let ami = bake::register(&self.shared, name, &tags).await?;
+        let ami = bake::register(&self.shared, REGION, name, &tags).await?;
         lock(&self.shared.groups).machines.add(&ami, runner_version);
         Ok(ami)
     }
@@ -265,7 +305,7 @@ impl Aws {
         self.shared.backend.make_bucket(name).await
     }
 
-    /// The next build fails at this step.
+    /// The next build fails at this step: `PHASE/DOCUMENT/STEP`, or its name alone where that is the only one of it.
     pub fn fail_build_step(&self, step: &str) {
         lock(&self.shared.image_builder).fail_step = Some(step.to_owned());
     }

@@ -156,6 +156,11 @@ impl GitHub {
         format!("{}/actions/runner/releases/download", self.url())
     }
 
+    /// Where the Node project's builds are downloaded from: the same machine, for the sake of simplicity.
+    pub fn node_url(&self) -> String {
+        format!("{}/nodejs/release", self.url())
+    }
+
     /// The App's client id.
     pub fn client_id(&self) -> String {
         state::CLIENT_ID.to_owned()
@@ -439,6 +444,20 @@ impl GitHub {
         };
         let found = tokio::time::timeout(bound, wait).await;
         found.with_context(|| format!("waited {} s for {what}; runners: {:?}", bound.as_secs(), self.runners()))
+    }
+
+    /// Packs a build of Node for glibc 2.17, the same bytes for a version each time.
+    ///
+    /// # Errors
+    /// It can't be packed.
+    pub fn node_build(&self, version: &str) -> anyhow::Result<Release> {
+        if let Some(build) = self.shared.state().nodes.get(version) {
+            return Ok(build.clone());
+        }
+        let name = format!("node-v{version}-linux-x64-glibc-217");
+        let build = release::pack_node(version, &name, format!("{}/v{version}/{name}.tar.gz", self.node_url()))?;
+        self.shared.state().nodes.insert(version.to_owned(), build.clone());
+        Ok(build)
     }
 
     /// Packs a release of the runner, the same bytes for a version each time.

@@ -18,6 +18,9 @@ pub const ORGANIZATION: &str = "rehearsal";
 /// No command of a rehearsal waits for anything slower than processes on this machine.
 pub const COMMAND_BOUND: Duration = Duration::from_secs(300);
 
+/// The pinned builds of Node.
+pub const NODES: [&str; 2] = ["20.20.1", "24.19.0"];
+
 /// Where the parts come from.
 #[derive(Debug, Clone)]
 pub struct Parts {
@@ -104,18 +107,26 @@ impl World {
     /// The stand-in GitHub cannot pack that release; the file cannot be written.
     pub fn write_config(&self, runner_version: &str, fleets: &str) -> anyhow::Result<()> {
         let release = self.github.runner_release(runner_version)?;
+        // The runner has these two; only an image of Amazon Linux 2 takes them.
+        let mut nodes = String::new();
+        for version in NODES {
+            let sha256 = self.github.node_build(version)?.sha256;
+            let major = version.split('.').next().unwrap_or_default();
+            nodes.push_str(&format!("[runner.node.{major}]\nversion = \"{version}\"\nsha256 = \"{sha256}\"\n\n"));
+        }
         let text = format!(
             "organization = \"{ORGANIZATION}\"\nregion = \"{region}\"\n\n\
              [app]\nclient_id = \"{client}\"\ninstallation_id = {installation}\n\n\
              [github]\nurl = \"{url}\"\napi_url = \"{api}\"\n\n\
-             [runner]\nversion = \"{runner_version}\"\nrelease_url = \"{releases}\"\n\n\
-             [runner.sha256]\nx86_64 = \"{sha256}\"\n\n{fleets}",
+             [runner]\nversion = \"{runner_version}\"\nrelease_url = \"{releases}\"\n\
+             node_url = \"{node_url}\"\n\n[runner.sha256]\nx86_64 = \"{sha256}\"\n\n{nodes}{fleets}",
             region = self.aws.region(),
             client = self.github.client_id(),
             installation = self.github.installation_id(),
             url = self.github.url(),
             api = self.github.api_url(),
             releases = self.github.releases_url(),
+            node_url = self.github.node_url(),
             sha256 = release.sha256,
         );
         std::fs::write(self.config(), text).context("write the world's kiln.toml")
@@ -142,8 +153,17 @@ impl World {
         Ok(path)
     }
 
-    /// A command of Kiln's in this world, not yet started.
+    /// A command of Kiln's in this world, not yet started. It is given the bootstrap binary, which none has to build.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command_as_given(arguments);
+        if arguments.first() == Some(&"ami") {
+            command.arg("--bootstrap").arg(&self.parts.bootstrap);
+        }
+        command
+    }
+
+    /// The same with these arguments and no more.
+    pub fn command_as_given(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.parts.xtask);
         command.args(arguments).env_clear();
         for name in ["PATH", "HOME", "TMPDIR"] {
@@ -152,9 +172,6 @@ impl World {
             }
         }
         command.envs(self.aws.environment()).env("KILN_CONFIG", self.config());
-        if arguments.first() == Some(&"ami") {
-            command.arg("--bootstrap").arg(&self.parts.bootstrap);
-        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }

@@ -8,12 +8,13 @@ use std::fmt;
 use std::time::Duration;
 
 use kiln_fleet::config::{Config, IMAGE_VOLUME_GIB, ImageVariant};
-use kiln_fleet::model::{AmiId, BaseImage, Sha256};
+use kiln_fleet::model::{AmiId, Architecture, BaseImage, Region, Sha256};
 use sha2::{Digest, Sha256 as Hasher};
 
 use crate::components;
 use crate::error::{Error, Kind, Result};
 use crate::fleet_stack::stack_tags;
+use crate::payload;
 use crate::plan::Plan;
 use crate::ports::{
     Ami, Blobs, Build, BuildStatus, Caller, Cloud, Component, ComponentUse, Distribution, Images, Infrastructure,
@@ -27,6 +28,13 @@ const BAKE_BOUND: Duration = Duration::from_secs(3 * 3600);
 
 /// Tag on an AMI: the digest of the inputs it was baked from.
 pub const INPUTS_TAG: &str = "kiln:inputs";
+
+/// Tag on an AMI: the same with the bootstrap binary's sources in place of the binary, so that a checkout of which nothing
+/// changed is known without a build.
+pub const SOURCES_TAG: &str = "kiln:sources";
+
+/// What is shown of a failed build's log: a step's own complaint is in its last lines.
+const LOG_LINES: u32 = 20;
 
 /// The bake stack's template, as it stands in `infra/`.
 pub const BAKE_TEMPLATE: &str = include_str!("../../../infra/bake.yaml");
@@ -42,6 +50,8 @@ pub struct Request<'a> {
     pub payload: &'a [u8],
     /// Its digest.
     pub payload_sha256: Sha256,
+    /// The digest of what the binary in it was built from, when it was built from this checkout.
+    pub sources: Option<Sha256>,
 }
 
 /// Everything to be made for an image, all names derived from the inputs.
@@ -63,6 +73,8 @@ pub struct Wanted {
     pub distribution: Distribution,
     /// The digest of all inputs.
     pub inputs: Sha256,
+    /// The folder in the bucket for what the image writes down of itself.
+    pub record: String,
     /// The parameter that records the AMI.
     pub parameter: String,
 }
@@ -122,6 +134,13 @@ pub enum Step {
         /// The running build, when it is an earlier run's.
         resumed: Option<String>,
     },
+    /// Tag the copies and record each in a parameter of its region.
+    RecordCopies {
+        /// Where they are.
+        regions: Vec<Region>,
+        /// The parameter.
+        parameter: String,
+    },
     /// Tag the AMI with its inputs and record it in the parameter.
     Record {
         /// The AMI, when it is an earlier run's.
@@ -154,6 +173,10 @@ impl fmt::Display for Step {
             Self::Await { resumed: None } => f.write_str("wait until the AMI is built and tested"),
             Self::Await { resumed: Some(arn) } => {
                 write!(f, "wait until the running build {arn} is built and tested")
+            }
+            Self::RecordCopies { regions, parameter } => {
+                let regions = regions.iter().map(Region::as_str).collect::<Vec<_>>().join(", ");
+                write!(f, "tag the copies in {regions} and record them there in {parameter}")
             }
             Self::Record { built: None, parameter } => write!(f, "tag the AMI and record it in {parameter}"),
             Self::Record { built: Some(ami), parameter } => write!(f, "tag {ami} and record it in {parameter}"),
@@ -191,7 +214,7 @@ pub(crate) fn bucket_name(config: &Config, caller: &Caller) -> String {
 ///
 /// # Errors
 /// [`Kind::Configuration`] when kiln.toml has no digest for the architecture.
-pub fn wanted(request: &Request<'_>, caller: &Caller, base: AmiId) -> Result<Wanted> {
+pub fn wanted(request: &Request<'_>, caller: &Caller, base: &AmiId) -> Result<Wanted> {
     let Request { config, variant, payload_sha256, .. } = request;
     let bucket = bucket_name(config, caller);
     let key = format!("payload/{payload_sha256}.tar.gz");
@@ -200,23 +223,29 @@ pub fn wanted(request: &Request<'_>, caller: &Caller, base: AmiId) -> Result<Wan
         template: BAKE_TEMPLATE.to_owned(),
         parameters: BTreeMap::from([
             ("BucketName".to_owned(), bucket.clone()),
+            ("ImagePrefix".to_owned(), config.prefix()),
             ("PermissionsBoundary".to_owned(), config.permissions_boundary.clone().unwrap_or_default()),
         ]),
         tags: stack_tags(config),
     };
-    let values = component_values(request, &format!("s3://{bucket}/{key}"))?;
+    let mut values = component_values(request, &format!("s3://{bucket}/{key}"), base)?;
     let components = components();
-    let uses = components.iter().map(|component| component_use(component, &values)).collect();
-    let mut recipe = Recipe {
-        id: Versioned { name: config.image_name(*variant), version: String::new() },
-        base,
-        components: uses,
+    let recipe_of = |values: &BTreeMap<&'static str, String>, version: String| Recipe {
+        id: Versioned { name: config.image_name(*variant), version },
+        base: base.clone(),
+        components: components.iter().map(|component| component_use(component, values)).collect(),
         volume_gib: IMAGE_VOLUME_GIB,
+        kms_key: config.image.kms_key.clone(),
         root_device: "/dev/xvda".to_owned(),
         uninstall_ssm_agent: false,
     };
-    let inputs = sha256(&[&format!("{recipe:?}")]);
-    recipe.id.version = version_of(&inputs);
+    let undated = recipe_of(&values, String::new());
+    let inputs = sha256(&[&format!("{undated:?}"), &format!("{:?}", config.image)]);
+    // What the image writes down of itself is named by its inputs, and so is no part of them.
+    let record = format!("images/{inputs}");
+    values.insert("Inputs", inputs.to_string());
+    values.insert("RecordUri", format!("s3://{bucket}/{record}"));
+    let recipe = recipe_of(&values, version_of(&inputs));
     Ok(Wanted {
         infrastructure: Infrastructure {
             name: config.image_name(*variant),
@@ -231,6 +260,9 @@ pub fn wanted(request: &Request<'_>, caller: &Caller, base: AmiId) -> Result<Wan
                 ("kiln:managed".to_owned(), "true".to_owned()),
                 ("kiln:image".to_owned(), config.image_name(*variant)),
             ]),
+            copy_to: config.image.copy_to.clone(),
+            share_with: config.image.share_with.clone(),
+            kms_key: config.image.kms_key.clone(),
         },
         parameter: config.image_parameter(*variant),
         stack,
@@ -239,13 +271,47 @@ pub fn wanted(request: &Request<'_>, caller: &Caller, base: AmiId) -> Result<Wan
         components,
         recipe,
         inputs,
+        record,
     })
+}
+
+/// The digest that [`SOURCES_TAG`] holds.
+fn sources_digest(request: &Request<'_>, sources: &Sha256, caller: &Caller, base: &AmiId) -> Result<Sha256> {
+    let instead = Request {
+        payload: &[],
+        payload_sha256: payload::digest_of_sources(sources),
+        sources: None,
+        config: request.config,
+        variant: request.variant,
+    };
+    Ok(wanted(&instead, caller, base)?.inputs)
+}
+
+/// The recorded AMI, when it was baked from these very sources and everything else is as it was too: nothing has to be
+/// built to know that there is nothing to do.
+///
+/// # Errors
+/// What AWS answers, and [`wanted`]'s.
+pub async fn unchanged(
+    config: &Config,
+    variant: ImageVariant,
+    sources: &Sha256,
+    cloud: &impl Cloud,
+) -> Result<Option<AmiId>> {
+    let caller = cloud.caller().await?;
+    let base = cloud.newest_base(variant.base, variant.architecture).await?;
+    let request = Request { config, variant, payload: &[], payload_sha256: sources.clone(), sources: None };
+    // First, since what kiln.toml lacks is told before minutes of compiling, not after.
+    let digest = sources_digest(&request, sources, &caller, &base)?;
+    let Some(recorded) = cloud.recorded(&config.image_parameter(variant)).await? else { return Ok(None) };
+    let Some(ami) = existing(cloud, &recorded).await? else { return Ok(None) };
+    Ok((ami.tags.get(SOURCES_TAG).map(String::as_str) == Some(digest.as_str())).then_some(recorded))
 }
 
 fn build_instance_type(variant: ImageVariant) -> &'static str {
     match variant.architecture {
-        kiln_fleet::model::Architecture::X86_64 => "m5.large",
-        kiln_fleet::model::Architecture::Aarch64 => "m6g.large",
+        Architecture::X86_64 => "m5.large",
+        Architecture::Aarch64 => "m6g.large",
     }
 }
 
@@ -262,7 +328,11 @@ fn components() -> Vec<Component> {
 }
 
 /// Every value that the documents may ask for.
-fn component_values(request: &Request<'_>, payload_uri: &str) -> Result<BTreeMap<&'static str, String>> {
+fn component_values(
+    request: &Request<'_>,
+    payload_uri: &str,
+    base_image: &AmiId,
+) -> Result<BTreeMap<&'static str, String>> {
     let Request { config, variant, payload_sha256, .. } = request;
     let pin = &config.runner;
     let Some(runner_sha256) = pin.sha256.get(&variant.architecture) else {
@@ -278,9 +348,32 @@ fn component_values(request: &Request<'_>, payload_uri: &str) -> Result<BTreeMap
         ("RunnerVersion", pin.version.to_string()),
         ("RunnerUrl", format!("{base}/v{}/{file}", pin.version)),
         ("RunnerSha256", runner_sha256.to_string()),
+        ("NodeBuilds", node_builds(config, *variant)?),
         ("PayloadUri", payload_uri.to_owned()),
         ("PayloadSha256", payload_sha256.to_string()),
+        ("DiskGib", IMAGE_VOLUME_GIB.to_string()),
+        ("BaseImage", base_image.to_string()),
     ]))
+}
+
+/// What stands in for the runner's own Node, as the document wants it. Only Amazon Linux 2 needs it, and builds for glibc
+/// 2.17 exist for x86_64 only; the configuration's check has refused the other.
+fn node_builds(config: &Config, variant: ImageVariant) -> Result<String> {
+    if variant.base != BaseImage::AmazonLinux2 {
+        return Ok("none".to_owned());
+    }
+    let pin = &config.runner;
+    if pin.node.is_empty() {
+        return Err(Error::new(
+            Kind::Configuration,
+            "kiln.toml pins no Node for amazon-linux-2: the runner's own needs glibc 2.28, Amazon Linux 2 has 2.26, and no \
+             JavaScript action would run",
+        )
+        .hint("`cargo xtask pin` writes [runner.node] into kiln.toml; or set `base_image = \"amazon-linux-2023\"`"));
+    }
+    let url = pin.node_url.as_str().trim_end_matches('/');
+    let builds = pin.node.iter().map(|(major, node)| format!("{major}={}={url}/{}", node.sha256, node.path()));
+    Ok(builds.collect::<Vec<_>>().join(","))
 }
 
 fn component_use(component: &Component, values: &BTreeMap<&'static str, String>) -> ComponentUse {
@@ -309,7 +402,7 @@ pub struct Prepared {
 pub async fn observe(request: &Request<'_>, cloud: &impl Cloud, progress: &dyn Progress) -> Result<Prepared> {
     let caller = cloud.caller().await?;
     let base = cloud.newest_base(request.variant.base, request.variant.architecture).await?;
-    let wanted = wanted(request, &caller, base)?;
+    let wanted = wanted(request, &caller, &base)?;
     let stack = stacks::settled_stack(cloud, &wanted.stack.name, progress).await?;
     let difference = stacks::difference(stack.as_ref(), &wanted.stack);
     // The bucket exists with the stack; a look at a bucket that does not exist would be a permission error.
@@ -349,22 +442,36 @@ async fn existing(cloud: &impl Images, ami: &AmiId) -> Result<Option<Ami>> {
     Ok(cloud.ami(ami).await?.filter(|ami| matches!(ami.state.as_str(), "available" | "pending")))
 }
 
+/// The plan where an AMI holds all of it already.
+pub fn settled(variant: ImageVariant, ami: &AmiId) -> Plan<Step> {
+    Plan {
+        subject: format!("image {variant}"),
+        steps: Vec::new(),
+        settled: format!("{ami} holds these inputs already"),
+    }
+}
+
 /// What has to be done; pure.
 pub fn plan(variant: ImageVariant, bytes: usize, prepared: &Prepared) -> Plan<Step> {
     let Prepared { wanted, observed } = prepared;
     let mut plan = Plan { subject: format!("image {variant}"), steps: Vec::new(), settled: String::new() };
     let is_current = |ami: &Ami| ami.tags.get(INPUTS_TAG).map(String::as_str) == Some(wanted.inputs.as_str());
     if let Some(ami) = observed.recorded.as_ref().filter(|ami| is_current(ami)) {
-        plan.settled = format!("{} holds these inputs already", ami.id);
-        return plan;
+        return settled(variant, &ami.id);
     }
     let record = |built| Step::Record { built, parameter: wanted.parameter.clone() };
+    let copies = (!wanted.distribution.copy_to.is_empty()).then(|| Step::RecordCopies {
+        regions: wanted.distribution.copy_to.clone(),
+        parameter: wanted.parameter.clone(),
+    });
     if let Some(ami) = &observed.built {
+        plan.steps.extend(copies);
         plan.steps.push(record(Some(ami.id.clone())));
         return plan;
     }
     if let Some(Build { arn, status: BuildStatus::Running(_), .. }) = &observed.build {
         plan.steps.push(Step::Await { resumed: Some(arn.clone()) });
+        plan.steps.extend(copies);
         plan.steps.push(record(None));
         return plan;
     }
@@ -373,6 +480,7 @@ pub fn plan(variant: ImageVariant, bytes: usize, prepared: &Prepared) -> Plan<St
     let last = observed.build.as_ref().map_or("", |build| build.arn.as_str());
     plan.steps.push(Step::Start { token: sha256(&[wanted.inputs.as_str(), last]).to_string() });
     plan.steps.push(Step::Await { resumed: None });
+    plan.steps.extend(copies);
     plan.steps.push(record(None));
     plan
 }
@@ -417,7 +525,9 @@ pub async fn apply(
         let recorded = prepared.observed.recorded.as_ref();
         return Ok(recorded.expect("an empty plan means a recorded AMI").id.clone());
     }
-    let mut run = Run { request, wanted: &prepared.wanted, build: None, ami: None };
+    let finished = prepared.observed.build.as_ref().map(|build| build.copies.clone());
+    let mut run =
+        Run { request, wanted: &prepared.wanted, build: None, ami: None, copies: finished.unwrap_or_default() };
     let mut done = Vec::new();
     for step in &plan.steps {
         progress.say(&step.to_string());
@@ -432,6 +542,7 @@ struct Run<'a> {
     wanted: &'a Wanted,
     build: Option<String>,
     ami: Option<AmiId>,
+    copies: BTreeMap<String, AmiId>,
 }
 
 impl Run<'_> {
@@ -446,11 +557,14 @@ impl Run<'_> {
             Step::Start { token } => self.start(token, cloud).await?,
             Step::Await { resumed } => {
                 let arn = resumed.clone().or_else(|| self.build.clone()).expect("a wait follows a start or resumes");
-                self.ami = Some(wait(&arn, cloud, progress).await?);
+                let (ami, copies) = wait(&arn, cloud, progress).await?;
+                self.ami = Some(ami);
+                self.copies = copies;
             }
+            Step::RecordCopies { regions, parameter } => self.record_copies(regions, parameter, cloud).await?,
             Step::Record { built, parameter } => {
                 let ami = built.clone().or_else(|| self.ami.clone()).expect("a record follows a build");
-                cloud.tag_ami(&ami, &self.tags()).await?;
+                cloud.tag_ami(&ami, &self.tags(cloud).await?).await?;
                 cloud.record(parameter, &ami).await?;
                 self.ami = Some(ami);
             }
@@ -470,18 +584,66 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn tags(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([
-            (INPUTS_TAG.to_owned(), self.wanted.inputs.to_string()),
-            ("kiln:base-image".to_owned(), self.wanted.recipe.base.to_string()),
-            ("kiln:runner-version".to_owned(), self.request.config.runner.version.to_string()),
-            ("kiln:payload".to_owned(), self.request.payload_sha256.to_string()),
-        ])
+    async fn record_copies(&self, regions: &[Region], parameter: &str, cloud: &impl Cloud) -> Result<()> {
+        let tags = self.tags(cloud).await?;
+        for region in regions {
+            let Some(ami) = self.copies.get(region.as_str()) else {
+                return Err(Error::new(Kind::Other, format!("the build names no copy of the AMI in {region}"))
+                    .hint("Image Builder's console shows what became of the distribution"));
+            };
+            cloud.record_copy(region, parameter, ami, &tags).await?;
+        }
+        Ok(())
+    }
+
+    /// What is in the image, as far as it can be told in a tag; where the rest of it is.
+    async fn tags(&self, cloud: &impl Cloud) -> Result<BTreeMap<String, String>> {
+        let Self { request, wanted, .. } = self;
+        let runner = &request.config.runner;
+        let mut tags = BTreeMap::from([
+            (INPUTS_TAG.to_owned(), wanted.inputs.to_string()),
+            ("kiln:base-image".to_owned(), wanted.recipe.base.to_string()),
+            ("kiln:runner-version".to_owned(), runner.version.to_string()),
+            ("kiln:payload".to_owned(), request.payload_sha256.to_string()),
+            ("kiln:sbom".to_owned(), format!("s3://{}/{}", wanted.bucket, wanted.record)),
+        ]);
+        if let Some(digest) = runner.sha256.get(&request.variant.architecture) {
+            tags.insert("kiln:runner-sha256".to_owned(), digest.to_string());
+        }
+        if let Some(sources) = &request.sources {
+            let digest = sources_digest(request, sources, &cloud.caller().await?, &wanted.recipe.base)?;
+            tags.insert(SOURCES_TAG.to_owned(), digest.to_string());
+        }
+        let manifest = cloud.document(&wanted.bucket, &format!("{}/manifest.json", wanted.record)).await?;
+        tags.extend(manifest.map(|manifest| tags_of(&manifest.text)).unwrap_or_default());
+        Ok(tags)
     }
 }
 
+/// Of what the image wrote down of itself, the versions that people ask for. EC2 takes 256 characters for a value and 50
+/// tags.
+fn tags_of(manifest: &str) -> BTreeMap<String, String> {
+    let manifest: serde_json::Value = serde_json::from_str(manifest).unwrap_or_default();
+    let mut tags = BTreeMap::new();
+    let mut tag = |name: &str, value: &serde_json::Value| {
+        if let Some(value) = value.as_str().filter(|value| !value.is_empty()) {
+            tags.insert(format!("kiln:{name}"), value.chars().take(256).collect());
+        }
+    };
+    for name in ["kernel", "glibc", "docker", "git"] {
+        tag(name, &manifest[name]);
+    }
+    tag("bootstrap-version", &manifest["bootstrap"]["version"]);
+    tag("bootstrap-sha256", &manifest["bootstrap"]["sha256"]);
+    // The runner has two or three of them.
+    for (major, version) in manifest["node"].as_object().into_iter().flatten().take(8) {
+        tag(&format!("node-{major}"), version);
+    }
+    tags
+}
+
 /// Waits for a build, saying each step of its workflows as it begins and ends.
-async fn wait(arn: &str, cloud: &impl Images, progress: &dyn Progress) -> Result<AmiId> {
+async fn wait(arn: &str, cloud: &impl Cloud, progress: &dyn Progress) -> Result<(AmiId, BTreeMap<String, AmiId>)> {
     let mut pace = Pace::new(BAKE_BOUND);
     let mut told: BTreeMap<String, String> = BTreeMap::new();
     loop {
@@ -493,8 +655,9 @@ async fn wait(arn: &str, cloud: &impl Images, progress: &dyn Progress) -> Result
             }
         }
         match build.status {
-            BuildStatus::Available(ami) => return Ok(ami),
+            BuildStatus::Available(ami) => return Ok((ami, build.copies)),
             BuildStatus::Failed { state, reason } => {
+                tell_log(arn, cloud, progress).await;
                 return Err(Error::new(Kind::Failed, format!("build {arn} ended in {state}: {reason}")).hint(
                     "no AMI was recorded, the one before still serves; mend what is named and run this again: it starts \
                      a new build",
@@ -509,6 +672,23 @@ async fn wait(arn: &str, cloud: &impl Images, progress: &dyn Progress) -> Result
                 }
             }
         }
+    }
+}
+
+/// Says the end of a build's log. That it can't be read is told, and hides no failure.
+async fn tell_log(arn: &str, cloud: &impl Cloud, progress: &dyn Progress) {
+    // …:image/NAME/VERSION/BUILD
+    let Some((name, stream)) = arn.split_once(":image/").and_then(|(_, rest)| rest.split_once('/')) else { return };
+    let group = format!("/aws/imagebuilder/{name}");
+    match cloud.log_tail(&group, stream, LOG_LINES).await {
+        Ok(lines) if lines.is_empty() => progress.say(&format!("there is no log {stream} in {group}")),
+        Ok(lines) => {
+            progress.say(&format!("the last lines of log {stream} in {group}:"));
+            for line in lines {
+                progress.say(&format!("  | {line}"));
+            }
+        }
+        Err(error) => progress.say(&format!("log {stream} in {group} can't be read: {}", Error::from(error))),
     }
 }
 

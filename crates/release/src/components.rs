@@ -18,10 +18,12 @@ use serde_yaml_ng::Value;
 pub use schema::schema;
 
 /// The documents of `ami/components`, by name, in the order in which a recipe uses them.
-pub const COMPONENTS: [(&str, &str); 4] = [
+pub const COMPONENTS: [(&str, &str); 6] = [
     ("os", include_str!("../../../ami/components/os.yml")),
     ("runner", include_str!("../../../ami/components/runner.yml")),
     ("bootstrap", include_str!("../../../ami/components/bootstrap.yml")),
+    ("manifest", include_str!("../../../ami/components/manifest.yml")),
+    ("proof", include_str!("../../../ami/components/proof.yml")),
     ("cleanup", include_str!("../../../ami/components/cleanup.yml")),
 ];
 
@@ -189,6 +191,8 @@ words! {
         ExecuteBash = "ExecuteBash",
         /// Objects from S3.
         S3Download = "S3Download",
+        /// Files to S3.
+        S3Upload = "S3Upload",
         /// Files from a web server.
         WebDownload = "WebDownload",
         /// Files with a given content.
@@ -259,6 +263,17 @@ impl Action {
                         required("destination", Kind::Text),
                         optional("expectedBucketOwner", Kind::Text),
                         optional("overwrite", Kind::Flag),
+                    ]
+                },
+            ),
+            Self::S3Upload => (
+                Shape::Many,
+                const {
+                    &[
+                        required("source", Kind::Text),
+                        required("destination", Kind::Text),
+                        optional("recurse", Kind::Flag),
+                        optional("expectedBucketOwner", Kind::Text),
                     ]
                 },
             ),

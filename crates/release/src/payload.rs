@@ -12,6 +12,9 @@ use sha2::Digest as _;
 /// Where the bootstrap binary lies in the image.
 pub const BOOTSTRAP_PATH: &str = "usr/local/bin/kiln-bootstrap";
 
+/// Where the list of what the binary is made of lies in the image.
+pub const SBOM_PATH: &str = "usr/share/kiln/bootstrap.cdx.json";
+
 /// A file of `ami/files` by its path in the image; scripts can be executed.
 macro_rules! file {
     ($path:literal, $mode:literal) => {
@@ -20,9 +23,11 @@ macro_rules! file {
 }
 
 /// The files of `ami/files`.
-const FILES: [(&str, u32, &[u8]); 6] = [
+const FILES: [(&str, u32, &[u8]); 8] = [
+    file!("etc/cloud/cloud.cfg.d/95-kiln.cfg", 0o644),
     file!("etc/docker/daemon.json", 0o644),
     file!("etc/systemd/journald.conf.d/kiln.conf", 0o644),
+    file!("opt/kiln/checks/runner.sh", 0o755),
     file!("opt/kiln/hooks/job-completed.sh", 0o755),
     file!("opt/kiln/hooks/job-started.sh", 0o755),
     file!("usr/lib/systemd/system/kiln-bootstrap.service", 0o644),
@@ -51,17 +56,29 @@ pub struct Entry {
 }
 
 impl Payload {
-    /// The payload of an image: the binary and `ami/files`.
+    /// The payload of an image: the binary, what it is made of, and `ami/files`.
     pub fn of_bootstrap(binary: &[u8]) -> Self {
         let mut entries: BTreeMap<String, Entry> = FILES
             .iter()
             .map(|(path, mode, bytes)| ((*path).to_owned(), Entry { mode: *mode, bytes: bytes.to_vec() }))
             .collect();
         entries.insert(BOOTSTRAP_PATH.to_owned(), Entry { mode: 0o755, bytes: binary.to_vec() });
+        let sbom = format!("{:#}\n", crate::sbom::of_bootstrap(binary)).into_bytes();
+        entries.insert(SBOM_PATH.to_owned(), Entry { mode: 0o644, bytes: sbom });
         let bytes = pack(&entries);
         let sha256 = sha256(&bytes);
         Self { bytes, sha256 }
     }
+}
+
+/// Stands for the payload's digest where the binary has not been built: one of its sources and of `ami/files`. The build
+/// is reproducible, so that equal sources make an equal payload.
+pub fn digest_of_sources(sources: &Sha256) -> Sha256 {
+    let mut text = format!("sources {sources}\n");
+    for (path, mode, bytes) in FILES {
+        text.push_str(&format!("{path} {mode:o} {}\n", sha256(bytes)));
+    }
+    sha256(text.as_bytes())
 }
 
 /// Packs files by their path (relative, without `..`) into a tar.gz. Everything in it is a function of the arguments:

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use kiln_fleet::model::{AmiId, Architecture, BaseImage, GroupName, InstanceId, KeyStore, Sha256};
+use kiln_fleet::model::{
+    AccountId, AmiId, Architecture, BaseImage, GroupName, InstanceId, KeyStore, KmsKeyArn, Region, Sha256,
+};
 use kiln_github::{AppKey, AppSigner, Fingerprint};
 
 pub use inventory::{Inventory, Machine, OwnImage, OwnSnapshot, TemplateVersion};
@@ -137,6 +139,8 @@ pub struct Recipe {
     pub components: Vec<ComponentUse>,
     /// The root volume's size.
     pub volume_gib: u32,
+    /// What encrypts it; the account's own key for EBS when absent.
+    pub kms_key: Option<KmsKeyArn>,
     /// The root device's name, `/dev/xvda` on Amazon Linux.
     pub root_device: String,
     /// Remove the SSM agent after the build? Kiln keeps it as the base image had it.
@@ -165,6 +169,12 @@ pub struct Distribution {
     pub ami_name: String,
     /// Tags on the AMI.
     pub ami_tags: BTreeMap<String, String>,
+    /// Regions that get a copy.
+    pub copy_to: Vec<Region>,
+    /// Accounts that may launch from it and its copies.
+    pub share_with: Vec<AccountId>,
+    /// What encrypts it and, replicated, its copies.
+    pub kms_key: Option<KmsKeyArn>,
 }
 
 /// One build of a recipe.
@@ -176,6 +186,8 @@ pub struct Build {
     pub status: BuildStatus,
     /// The steps of its workflows, in order, as far as they have begun.
     pub steps: Vec<BuildStep>,
+    /// The AMI's copies in other regions, when it is done.
+    pub copies: BTreeMap<String, AmiId>,
 }
 
 /// How far a build is.
@@ -254,6 +266,14 @@ pub trait Images: Send + Sync {
     fn record(&self, parameter: &str, ami: &AmiId) -> impl Future<Output = Result<()>> + Send;
     /// Removes a parameter; one that is not there is no error.
     fn forget(&self, parameter: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Tags a copy and records it in a parameter, both in the copy's region.
+    fn record_copy(
+        &self,
+        region: &Region,
+        parameter: &str,
+        ami: &AmiId,
+        tags: &BTreeMap<String, String>,
+    ) -> impl Future<Output = Result<()>> + Send;
     /// Adds tags to an AMI; equal ones are no change.
     fn tag_ami(&self, id: &AmiId, tags: &BTreeMap<String, String>) -> impl Future<Output = Result<()>> + Send;
 }
@@ -290,6 +310,12 @@ pub trait Blobs: Send + Sync {
         text: &str,
         version: Option<&str>,
     ) -> impl Future<Output = Result<Option<String>>> + Send;
+}
+
+/// CloudWatch Logs.
+pub trait Logs: Send + Sync {
+    /// The last lines of a stream, oldest first; none when there is no such stream.
+    fn log_tail(&self, group: &str, stream: &str, lines: u32) -> impl Future<Output = Result<Vec<String>>> + Send;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -553,8 +579,8 @@ pub trait Identity: Send + Sync {
 }
 
 /// All of AWS.
-pub trait Cloud: Identity + Images + Blobs + Stacks + Groups + Keys + Inventory {}
-impl<T: Identity + Images + Blobs + Stacks + Groups + Keys + Inventory> Cloud for T {}
+pub trait Cloud: Identity + Images + Blobs + Logs + Stacks + Groups + Keys + Inventory {}
+impl<T: Identity + Images + Blobs + Logs + Stacks + Groups + Keys + Inventory> Cloud for T {}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The account

@@ -77,6 +77,9 @@ phases:
         name: "kiln-acme-al2-x86_64".to_owned(),
         ami_name: "kiln {{ imagebuilder:buildDate }}".to_owned(),
         ami_tags: BTreeMap::new(),
+        copy_to: vec!["eu-west-1".parse().unwrap()],
+        share_with: vec!["123456789012".parse().unwrap()],
+        kms_key: Some("arn:aws:kms:eu-central-1:111122223333:key/mrk-12".parse().unwrap()),
     };
     for value in ["1", "2"] {
         distribution.ami_tags.insert("kiln:managed".to_owned(), value.to_owned());

@@ -15,7 +15,10 @@ fn wanted() -> StackRequest {
     StackRequest {
         name: "kiln-acme-bake".to_owned(),
         template: TEMPLATE.to_owned(),
-        parameters: BTreeMap::from([("BucketName".to_owned(), BUCKET.to_owned())]),
+        parameters: BTreeMap::from([
+            ("BucketName".to_owned(), BUCKET.to_owned()),
+            ("ImagePrefix".to_owned(), "kiln-acme".to_owned()),
+        ]),
         tags: BTreeMap::from([("kiln:managed".to_owned(), "true".to_owned())]),
     }
 }

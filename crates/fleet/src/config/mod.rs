@@ -244,8 +244,8 @@ impl Config {
         }
     }
 
-    /// The organization's login as AWS resource names want it.
-    fn prefix(&self) -> String {
+    /// What the name of everything of the organization's begins with.
+    pub fn prefix(&self) -> String {
         format!("kiln-{}", self.organization.as_str().to_ascii_lowercase())
     }
 

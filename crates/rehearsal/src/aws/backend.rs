@@ -62,15 +62,26 @@ impl Backend {
     }
 
     /// The credential scope is what tells services apart.
-    fn authorization(service: &str) -> String {
+    fn authorization(region: &str, service: &str) -> String {
         format!(
-            "AWS4-HMAC-SHA256 Credential=AKIASTANDIN000000000/20260101/{REGION}/{service}/aws4_request, \
+            "AWS4-HMAC-SHA256 Credential=AKIASTANDIN000000000/20260101/{region}/{service}/aws4_request, \
              SignedHeaders=host, Signature=0"
         )
     }
 
     /// A call of the query protocol; its answer's XML.
     pub(crate) async fn query(&self, service: &str, action: &str, fields: &[(&str, &str)]) -> anyhow::Result<String> {
+        self.query_in(REGION, service, action, fields).await
+    }
+
+    /// The same in any region.
+    pub(crate) async fn query_in(
+        &self,
+        region: &str,
+        service: &str,
+        action: &str,
+        fields: &[(&str, &str)],
+    ) -> anyhow::Result<String> {
         let version = match service {
             "ec2" => "2016-11-15",
             "cloudformation" => "2010-05-15",
@@ -83,7 +94,7 @@ impl Backend {
         let request = self
             .client
             .post(&self.url)
-            .header("authorization", Self::authorization(service))
+            .header("authorization", Self::authorization(region, service))
             .header("content-type", "application/x-www-form-urlencoded")
             .body(form);
         let response = request.send().await?;
@@ -99,15 +110,36 @@ impl Backend {
             "<CreateBucketConfiguration><LocationConstraint>{REGION}</LocationConstraint></CreateBucketConfiguration>"
         );
         let request = self.client.put(format!("{}/{name}", self.url)).body(place);
-        request.header("authorization", Self::authorization("s3")).send().await?.error_for_status()?;
+        request.header("authorization", Self::authorization(REGION, "s3")).send().await?.error_for_status()?;
         Ok(())
     }
 
     /// An object of S3.
     pub(crate) async fn object(&self, bucket: &str, key: &str) -> anyhow::Result<Vec<u8>> {
         let request = self.client.get(format!("{}/{bucket}/{key}", self.url));
-        let response = request.header("authorization", Self::authorization("s3")).send().await?.error_for_status()?;
+        let response =
+            request.header("authorization", Self::authorization(REGION, "s3")).send().await?.error_for_status()?;
         Ok(response.bytes().await?.to_vec())
+    }
+
+    /// A parameter's value in a region.
+    pub(crate) async fn parameter(&self, region: &str, name: &str) -> anyhow::Result<Option<String>> {
+        let request = self
+            .client
+            .post(&self.url)
+            .header("authorization", Self::authorization(region, "ssm"))
+            .header("content-type", "application/x-amz-json-1.1")
+            .header("x-amz-target", "AmazonSSM.GetParameter")
+            .body(serde_json::json!({ "Name": name }).to_string());
+        let answer: serde_json::Value = serde_json::from_slice(&request.send().await?.bytes().await?)?;
+        Ok(answer["Parameter"]["Value"].as_str().map(str::to_owned))
+    }
+
+    /// Puts an object into S3.
+    pub(crate) async fn put_object(&self, bucket: &str, key: &str, bytes: Vec<u8>) -> anyhow::Result<()> {
+        let request = self.client.put(format!("{}/{bucket}/{key}", self.url)).body(bytes);
+        request.header("authorization", Self::authorization(REGION, "s3")).send().await?.error_for_status()?;
+        Ok(())
     }
 }
 

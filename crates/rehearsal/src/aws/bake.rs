@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use kiln_release::components::{Action, DEST_DIR, Document, Step};
+use kiln_release::components::{Action, DEST_DIR, Document, OnFailure, Step};
 use nix::unistd::{getegid, geteuid};
 use serde_json::{Value as Json, json};
 use serde_yaml_ng::Value;
@@ -38,14 +38,29 @@ pub struct BakedImage {
     pub ran: Vec<String>,
     /// See above.
     pub skipped: Vec<String>,
+    /// Copies in other regions.
+    pub copies: BTreeMap<String, String>,
+    /// Accounts that may launch from it and its copies.
+    pub shared_with: Vec<String>,
 }
 
 pub(super) struct Baking {
     pub(super) arn: String,
     pub(super) components: Vec<(Document, BTreeMap<String, String>)>,
-    pub(super) ami_name: String,
-    pub(super) ami_tags: Json,
+    /// One for each region.
+    pub(super) distributions: Vec<Json>,
+    /// The root volume's key, where it has one of its own.
+    pub(super) kms_key: Option<String>,
+    /// `PHASE/DOCUMENT/STEP`, or a step's name alone.
     pub(super) fail_step: Option<String>,
+}
+
+impl Baking {
+    fn is_to_fail(&self, phase: &str, document: &Document, step: &Step) -> bool {
+        self.fail_step
+            .as_deref()
+            .is_some_and(|fail| fail == step.name || fail == format!("{phase}/{}/{}", document.name, step.name))
+    }
 }
 
 /// A component's parameters: declared ones only, and all of those without a default.
@@ -78,22 +93,22 @@ pub(super) async fn publish_bases(shared: &Shared) -> anyhow::Result<()> {
         ("amzn2-ami-kernel-5.10-hvm", "/aws/service/ami-amazon-linux-latest/amzn2-ami-kernel-5.10-hvm-x86_64-gp2"),
         ("al2023-ami-kernel-default", "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64"),
     ] {
-        let ami = register(shared, name, &json!({})).await?;
+        let ami = register(shared, REGION, name, &json!({})).await?;
         lock(&shared.image_builder).bases.insert(parameter.to_owned(), ami);
     }
     Ok(())
 }
 
-pub(super) async fn register(shared: &Shared, name: &str, tags: &Json) -> anyhow::Result<String> {
+pub(super) async fn register(shared: &Shared, region: &str, name: &str, tags: &Json) -> anyhow::Result<String> {
     let fields = [("Name", name), ("RootDeviceName", "/dev/xvda"), ("Architecture", "x86_64")];
-    let answer = shared.backend.query("ec2", "RegisterImage", &fields).await?;
+    let answer = shared.backend.query_in(region, "ec2", "RegisterImage", &fields).await?;
     let document = roxmltree::Document::parse(&answer)?;
     let ami = document.descendants().find(|node| node.tag_name().name() == "imageId").and_then(|node| node.text());
     let ami = ami.context("the answer names an image")?.to_owned();
     for (key, value) in tags.as_object().into_iter().flatten() {
         let value = value.as_str().unwrap_or_default();
         let fields = [("ResourceId.1", ami.as_str()), ("Tag.1.Key", key), ("Tag.1.Value", value)];
-        shared.backend.query("ec2", "CreateTags", &fields).await?;
+        shared.backend.query_in(region, "ec2", "CreateTags", &fields).await?;
     }
     Ok(ami)
 }
@@ -129,7 +144,13 @@ async fn bake(shared: &Shared, baking: &Baking) -> anyhow::Result<()> {
     let work = shared.directory.join("work").join(&slug);
     enter(shared, arn, "CREATING").await;
     base(&root)?;
-    let mut record = BakedImage { ami: String::new(), ran: Vec::new(), skipped: Vec::new() };
+    let mut record = BakedImage {
+        ami: String::new(),
+        ran: Vec::new(),
+        skipped: Vec::new(),
+        copies: BTreeMap::new(),
+        shared_with: Vec::new(),
+    };
     enter(shared, arn, "BUILDING").await;
     for phase in ["build", "validate"] {
         run_phase(shared, baking, phase, &root, &work, &mut record).await?;
@@ -137,10 +158,8 @@ async fn bake(shared: &Shared, baking: &Baking) -> anyhow::Result<()> {
     enter(shared, arn, "TESTING").await;
     run_phase(shared, baking, "test", &root, &work, &mut record).await?;
     enter(shared, arn, "DISTRIBUTING").await;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis().to_string();
-    let name = baking.ami_name.replace("{{ imagebuilder:buildDate }}", &now);
-    let ami = register(shared, &name, &baking.ami_tags).await?;
-    record.ami.clone_from(&ami);
+    distribute(shared, baking, &mut record).await?;
+    let (ami, copies) = (record.ami.clone(), record.copies.clone());
     {
         let mut state = lock(&shared.image_builder);
         state.roots.insert(ami.clone(), root);
@@ -149,8 +168,45 @@ async fn bake(shared: &Shared, baking: &Baking) -> anyhow::Result<()> {
     enter(shared, arn, "INTEGRATING").await;
     update(shared, arn, |build| {
         build.ami = Some(ami);
+        build.copies = copies;
         build.status = "AVAILABLE";
     });
+    Ok(())
+}
+
+/// Registers the AMI in each region, as far as keys allow it: what an account's own key for EBS encrypts can be shared
+/// with nobody, and a key is good in its own region.
+async fn distribute(shared: &Shared, baking: &Baking, record: &mut BakedImage) -> anyhow::Result<()> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis().to_string();
+    for distribution in &baking.distributions {
+        let region = distribution["region"].as_str().unwrap_or_default();
+        let settings = &distribution["amiDistributionConfiguration"];
+        let key = settings["kmsKeyId"].as_str();
+        let accounts: Vec<String> = settings["launchPermission"]["userIds"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|account| account.as_str().map(str::to_owned))
+            .collect();
+        ensure!(
+            accounts.is_empty() || key.or(baking.kms_key.as_deref()).is_some(),
+            "Snapshots encrypted with the AWS Managed CMK can't be shared"
+        );
+        if let Some(key) = key {
+            ensure!(key.contains(&format!(":{region}:")), "the key {key} does not exist in region {region}");
+        }
+        let name = settings["name"].as_str().unwrap_or_default().replace("{{ imagebuilder:buildDate }}", &now);
+        let ami = register(shared, region, &name, &settings["amiTags"]).await?;
+        record.shared_with.extend(accounts);
+        if region == REGION {
+            record.ami = ami;
+        } else {
+            record.copies.insert(region.to_owned(), ami);
+        }
+    }
+    record.shared_with.sort();
+    record.shared_with.dedup();
+    ensure!(!record.ami.is_empty(), "no distribution names {REGION}");
     Ok(())
 }
 
@@ -183,17 +239,25 @@ async fn run_phase(
         for phase in document.phases.iter().filter(|phase| phase.name.as_str() == phase_name) {
             for step in &phase.steps {
                 let name = format!("{}/{}", document.name, step.name);
-                if baking.fail_step.as_deref() != Some(step.name.as_str()) && !document.lays_files_down_only() {
+                let injected = baking.is_to_fail(phase_name, document, step);
+                if !injected && !document.lays_files_down_only() {
                     note(shared, baking, workflow, &format!("{name} (skipped: needs a machine)"), "SKIPPED");
                     record.skipped.push(format!("{phase_name}/{name}"));
                     continue;
                 }
                 note(shared, baking, workflow, &name, "RUNNING");
-                let injected = baking.fail_step.as_deref() == Some(step.name.as_str());
-                let done =
-                    if injected { Err(anyhow::anyhow!("told to fail")) } else { execute(shared, step, &values).await };
+                log(shared, baking, format!("Document {}, phase {phase_name}, step {}", document.name, step.name));
+                let done = if injected {
+                    Err(anyhow::anyhow!("told to fail"))
+                } else {
+                    execute(shared, baking, step, &values).await
+                };
                 note(shared, baking, workflow, &name, if done.is_ok() { "COMPLETED" } else { "FAILED" });
                 if let Err(error) = done {
+                    if step.on_failure == OnFailure::Ignore {
+                        log(shared, baking, format!("ignored: {error:#}"));
+                        continue;
+                    }
                     failed(shared, baking, phase_name, step, &error);
                     bail!("step {name} failed: {error:#}");
                 }
@@ -213,7 +277,14 @@ fn note(shared: &Shared, baking: &Baking, workflow: &'static str, name: &str, st
     });
 }
 
+/// A line of the build's log.
+fn log(shared: &Shared, baking: &Baking, line: impl Into<String>) {
+    let line = line.into();
+    update(shared, &baking.arn, |build| build.log.push(line));
+}
+
 fn failed(shared: &Shared, baking: &Baking, phase: &str, step: &Step, error: &anyhow::Error) {
+    log(shared, baking, format!("ERROR {error:#}"));
     let failure = json!({ "phaseName": phase, "stepName": step.name, "errorMessage": format!("{error:#}") });
     update(shared, &baking.arn, |build| {
         build.reason = format!("SSM execution failed for step '{}' in phase '{phase}'", step.name);
@@ -228,7 +299,12 @@ pub(crate) fn filled(text: &str, values: &BTreeMap<String, String>) -> String {
     })
 }
 
-async fn execute(shared: &Shared, step: &Step, values: &BTreeMap<String, String>) -> anyhow::Result<()> {
+async fn execute(
+    shared: &Shared,
+    baking: &Baking,
+    step: &Step,
+    values: &BTreeMap<String, String>,
+) -> anyhow::Result<()> {
     let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(|text| filled(text, values));
     match step.action {
         Action::S3Download => {
@@ -238,6 +314,19 @@ async fn execute(shared: &Shared, step: &Step, values: &BTreeMap<String, String>
                     source.strip_prefix("s3://").and_then(|rest| rest.split_once('/')).context("an s3:// source")?;
                 let bytes = shared.backend.object(bucket, key).await.with_context(|| source.clone())?;
                 write(&PathBuf::from(text(input, "destination").context("a destination")?), &bytes)?;
+            }
+            Ok(())
+        }
+        Action::S3Upload => {
+            for input in step.inputs.as_sequence().into_iter().flatten() {
+                let source = PathBuf::from(text(input, "source").context("a source")?);
+                let destination = text(input, "destination").context("a destination")?;
+                let (bucket, key) = destination
+                    .strip_prefix("s3://")
+                    .and_then(|rest| rest.split_once('/'))
+                    .context("an s3:// destination")?;
+                let bytes = std::fs::read(&source).with_context(|| format!("read {}", source.display()))?;
+                shared.backend.put_object(bucket, key, bytes).await.with_context(|| destination.clone())?;
             }
             Ok(())
         }
@@ -255,7 +344,9 @@ async fn execute(shared: &Shared, step: &Step, values: &BTreeMap<String, String>
         }
         Action::ExecuteBash => {
             for command in step.inputs.get("commands").and_then(Value::as_sequence).into_iter().flatten() {
-                bash(&filled(command.as_str().unwrap_or_default(), values)).await?;
+                for line in bash(&filled(command.as_str().unwrap_or_default(), values)).await?.lines() {
+                    log(shared, baking, line);
+                }
             }
             Ok(())
         }
@@ -268,9 +359,10 @@ fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
 }
 
-async fn bash(script: &str) -> anyhow::Result<()> {
+/// Runs a script, and gives what it said.
+async fn bash(script: &str) -> anyhow::Result<String> {
     let run = Command::new("bash").arg("-c").arg(script).stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(STEP_BOUND, run).await.context("the step's time was up")??;
     ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

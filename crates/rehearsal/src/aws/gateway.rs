@@ -128,6 +128,10 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
         (None, "autoscaling") => auto_scaling::handle(&shared, &call).await,
         (None, "servicequotas") => account::quota(&shared, &call),
         (None, "ec2") if call.operation == "DescribeInstanceTypes" => account::instance_types(&call),
+        (None, "logs") => match image_builder::log_events(&shared, &call) {
+            Some(answer) => answer,
+            None => forward(&shared, &call).await,
+        },
         (None, "ssm") => match public_parameter(&shared, &call) {
             Some(answer) => answer,
             None => forward(&shared, &call).await,

@@ -20,6 +20,10 @@ pub(super) struct Build {
     pub(super) reason: String,
     pub(super) failure: Option<Value>,
     pub(super) ami: Option<String>,
+    /// By region.
+    pub(super) copies: BTreeMap<String, String>,
+    /// What CloudWatch Logs has of it.
+    pub(super) log: Vec<String>,
     /// Name and status, in order, by workflow: `BUILD`, `TEST`.
     pub(super) steps: Vec<(&'static str, String, &'static str)>,
 }
@@ -239,22 +243,26 @@ fn create_image(shared: &Arc<Shared>, body: &Value) -> Answered {
     });
     let components = components.collect::<Result<Vec<_>, Refused>>()?;
     let distribution = &state.configurations[text(body, "distributionConfigurationArn")?];
-    let distribution = distribution["distributions"][0]["amiDistributionConfiguration"].clone();
+    let distributions = distribution["distributions"].as_array().cloned().unwrap_or_default();
+    let volume = &recipe["blockDeviceMappings"][0]["ebs"];
+    let kms_key = volume["kmsKeyId"].as_str().map(str::to_owned);
     let image = recipe_arn.replace(":image-recipe/", ":image/");
     let number = state.builds.keys().filter(|arn| arn.starts_with(&format!("{image}/"))).count() + 1;
     let arn = format!("{image}/{number}");
-    let build = Build { status: "PENDING", reason: String::new(), failure: None, ami: None, steps: Vec::new() };
+    let build = Build {
+        status: "PENDING",
+        reason: String::new(),
+        failure: None,
+        ami: None,
+        copies: BTreeMap::new(),
+        log: Vec::new(),
+        steps: Vec::new(),
+    };
     state.builds.insert(arn.clone(), build);
     state.tokens.insert(token.clone(), arn.clone());
     let fail_step = state.fail_step.take();
     drop(state);
-    let baking = Baking {
-        arn: arn.clone(),
-        components,
-        ami_name: distribution["name"].as_str().unwrap_or_default().to_owned(),
-        ami_tags: distribution["amiTags"].clone(),
-        fail_step,
-    };
+    let baking = Baking { arn: arn.clone(), components, distributions, kms_key, fail_step };
     tokio::spawn(bake::run(Arc::clone(shared), baking));
     Ok(json!({ "imageBuildVersionArn": arn, "clientToken": token }))
 }
@@ -270,7 +278,9 @@ fn get_image(state: &ImageBuilder, arn: &str) -> Answered {
     }
     let mut image = json!({ "arn": arn, "state": status, "outputResources": { "amis": [] } });
     if let Some(ami) = &build.ami {
-        image["outputResources"]["amis"] = json!([{ "region": REGION, "image": ami, "accountId": ACCOUNT }]);
+        let here = json!({ "region": REGION, "image": ami, "accountId": ACCOUNT });
+        let copy = |(region, ami)| json!({ "region": region, "image": ami, "accountId": ACCOUNT });
+        image["outputResources"]["amis"] = std::iter::once(here).chain(build.copies.iter().map(copy)).collect();
     }
     Ok(json!({ "image": image }))
 }
@@ -279,6 +289,24 @@ fn list_builds(state: &ImageBuilder, version: &str) -> Value {
     let of = |arn: &&String| arn.starts_with(&format!("{version}/"));
     let builds: Vec<Value> = state.builds.keys().filter(of).map(|arn| json!({ "arn": arn })).collect();
     json!({ "imageSummaryList": builds })
+}
+
+/// What CloudWatch Logs answers of a build: its log is the stream `VERSION/BUILD` in `/aws/imagebuilder/NAME`.
+pub(super) fn log_events(shared: &Shared, call: &Call) -> Option<Response> {
+    let body: Value = serde_json::from_slice(&call.body).ok()?;
+    let group = body["logGroupName"].as_str()?.strip_prefix("/aws/imagebuilder/")?;
+    let arn = arn("image", &format!("{group}/{}", body["logStreamName"].as_str()?));
+    let state = lock(&shared.image_builder);
+    let Some(build) = state.builds.get(&arn) else {
+        let refusal =
+            json!({ "__type": "ResourceNotFoundException", "message": "The specified log stream does not exist." });
+        return Some((StatusCode::BAD_REQUEST, axum::Json(refusal)).into_response());
+    };
+    let limit = body["limit"].as_u64().and_then(|limit| usize::try_from(limit).ok()).unwrap_or(10_000);
+    let from = if body["startFromHead"] == json!(true) { 0 } else { build.log.len().saturating_sub(limit) };
+    let events: Vec<Value> =
+        build.log.iter().skip(from).take(limit).map(|line| json!({ "timestamp": 0, "message": line })).collect();
+    Some(axum::Json(json!({ "events": events })).into_response())
 }
 
 fn list_workflows(state: &ImageBuilder, arn: &str) -> Answered {

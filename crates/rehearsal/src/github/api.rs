@@ -165,6 +165,9 @@ async fn answer(shared: &Shared, call: &Call) -> Response {
     if call.path.starts_with("/actions/runner/releases/download/") {
         return runners::download(shared, &call.path);
     }
+    if let Some(path) = call.path.strip_prefix("/nodejs/release/") {
+        return runners::download_node(shared, path);
+    }
     if call.path == "/actions/runner-registration" || call.is_private() {
         return runners::handle(shared, call).await;
     }

@@ -34,6 +34,26 @@ pub(super) fn download(shared: &Shared, path: &str) -> Response {
     }
 }
 
+/// A build of Node, or the digests beside it.
+pub(super) fn download_node(shared: &Shared, path: &str) -> Response {
+    let state = shared.state();
+    let Some((build, file)) = path
+        .strip_prefix('v')
+        .and_then(|path| path.split_once('/'))
+        .and_then(|(version, file)| Some((state.nodes.get(version)?, file)))
+    else {
+        return refuse(404, "Not Found");
+    };
+    let name = build.url.rsplit('/').next().unwrap_or_default();
+    if file == "SHASUMS256.txt" {
+        return format!("{}  {name}\n", build.sha256).into_response();
+    }
+    if file != name {
+        return refuse(404, "Not Found");
+    }
+    ([(header::CONTENT_TYPE, "application/octet-stream")], build.bytes.clone()).into_response()
+}
+
 pub(super) fn register<'a>(
     state: &'a mut State,
     name: &str,

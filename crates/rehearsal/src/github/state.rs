@@ -297,6 +297,8 @@ pub(super) struct State {
     pub(super) releases: BTreeMap<String, Release>,
     /// When a release was published, by version; seconds since 1970.
     pub(super) published: BTreeMap<String, u64>,
+    /// Builds of Node, by version.
+    pub(super) nodes: BTreeMap<String, Release>,
     pub(super) faults: Vec<Fault>,
     pub(super) requests: Vec<Recorded>,
     next: u64,
@@ -338,6 +340,7 @@ impl State {
             posts: BTreeMap::new(),
             releases: BTreeMap::new(),
             published: BTreeMap::new(),
+            nodes: BTreeMap::new(),
             faults: Vec::new(),
             requests: Vec::new(),
             next: 0,

@@ -143,7 +143,7 @@ impl Executor<'_> {
                 self.hear(sandbox.bash("yum --assumeyes update", bound).await?)?;
             }
             // Nothing reads them again: that they are there is all there is to see.
-            (action, Place::Root(sandbox)) if action.as_str() == "S3Upload" => {
+            (Action::S3Upload, Place::Root(sandbox)) => {
                 for input in inputs() {
                     let test = format!("[[ -e '{}' ]]", text(input, "source", values)?);
                     sandbox.bash(&test, bound).await?.success()?;

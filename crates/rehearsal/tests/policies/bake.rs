@@ -5,15 +5,17 @@ use kiln_rehearsal::iam::Call;
 use crate::{call, check, template};
 
 #[test]
-fn a_build_reads_its_payload_and_writes_its_logs_only() {
-    let bake = template("bake.yaml", "kiln-acme-bake", &[("BucketName", "kiln-acme")]);
+fn a_build_reads_its_payload_and_writes_its_logs_and_its_record_only() {
+    let bake = template("bake.yaml", "kiln-acme-bake", &[("BucketName", "kiln-acme"), ("ImagePrefix", "kiln-acme")]);
     let allowed = [
         Call::new("s3:GetObject", "arn:aws:s3:::kiln-acme/payload/0123.tar"),
         Call::new("s3:ListBucket", "arn:aws:s3:::kiln-acme"),
         Call::new("s3:PutObject", "arn:aws:s3:::kiln-acme/logs/build.log"),
+        Call::new("s3:PutObject", "arn:aws:s3:::kiln-acme/images/0123/manifest.json"),
     ];
     let refused = [
         Call::new("s3:PutObject", "arn:aws:s3:::kiln-acme/payload/0123.tar"),
+        Call::new("s3:GetObject", "arn:aws:s3:::kiln-acme/images/0123/manifest.json"),
         Call::new("s3:DeleteObject", "arn:aws:s3:::kiln-acme/payload/0123.tar"),
         Call::new("s3:GetObject", "arn:aws:s3:::kiln-acme-other/payload/0123.tar"),
         Call::new("s3:PutBucketPolicy", "arn:aws:s3:::kiln-acme"),

@@ -87,7 +87,15 @@ fn every_document_of_ours_is_good_and_every_file_is_listed() {
 #[test]
 fn the_components_that_lay_files_down_say_so() {
     let only_files = COMPONENTS.map(|(name, text)| (name, Document::parse(text).unwrap().lays_files_down_only()));
-    assert_eq!(only_files, [("os", false), ("runner", true), ("bootstrap", true), ("cleanup", false)]);
+    let expected = [
+        ("os", false),
+        ("runner", true),
+        ("bootstrap", true),
+        ("manifest", true),
+        ("proof", false),
+        ("cleanup", false),
+    ];
+    assert_eq!(only_files, expected);
 }
 
 #[test]
@@ -113,8 +121,8 @@ fn unknown_action() {
     assert_eq!(
         spoiled("action: ExecuteBash", "action: ExecuteBsh"),
         [
-            "phases[build].steps[1].action: unknown: `ExecuteBsh`; known are ExecuteBash, S3Download, WebDownload, CreateFile, \
-          UpdateOS, Reboot, Assert"
+            "phases[build].steps[1].action: unknown: `ExecuteBsh`; known are ExecuteBash, S3Download, S3Upload, WebDownload, \
+          CreateFile, UpdateOS, Reboot, Assert"
         ]
     );
 }

@@ -80,6 +80,8 @@ const MADE_BY_STACKS: &[&str] = &[
     "iam:CreateRole",
     "iam:PassRole",
     "iam:PutRolePolicy",
+    "logs:CreateLogGroup",
+    "logs:PutRetentionPolicy",
     "s3:CreateBucket",
 ];
 
@@ -112,6 +114,12 @@ pub fn needed(config: &Config, caller: &Caller) -> Vec<Right> {
         add(IMAGE_BUILDER, arn("imagebuilder", &format!("image/{}/1.0.0/1", config.image_name(variant))));
         let parameter = config.image_parameter(variant);
         add(&["ssm:GetParameter", "ssm:PutParameter"], arn("ssm", &format!("parameter{parameter}")));
+        for region in &config.image.copy_to {
+            let there = format!("arn:{partition}:ssm:{region}:{account}:parameter{parameter}");
+            add(&["ssm:GetParameter", "ssm:PutParameter"], there);
+        }
+        let group = format!("log-group:/aws/imagebuilder/{}:log-stream:*", config.image_name(variant));
+        add(&["logs:GetLogEvents"], arn("logs", &group));
     }
     for store in config.key_stores() {
         match store {

@@ -67,14 +67,29 @@ fn every_file_beside_the_documents_is_in_the_payload() {
         }
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ami/files");
-    let mut found = vec![BOOTSTRAP_PATH.to_owned()];
+    let mut found = vec![BOOTSTRAP_PATH.to_owned(), SBOM_PATH.to_owned()];
     visit(&root, &root, &mut found);
     found.sort();
     let payload = Payload::of_bootstrap(b"the binary");
     let packed: Vec<_> = unpacked(&payload.bytes);
     assert_eq!(packed.iter().map(|(path, ..)| path.as_str()).collect::<Vec<_>>(), found);
     let executable: Vec<_> = packed.iter().filter(|(_, mode, _)| mode & 0o111 != 0).map(|(path, ..)| path).collect();
-    assert_eq!(executable, ["opt/kiln/hooks/job-completed.sh", "opt/kiln/hooks/job-started.sh", BOOTSTRAP_PATH]);
+    let expected = [
+        "opt/kiln/checks/runner.sh",
+        "opt/kiln/hooks/job-completed.sh",
+        "opt/kiln/hooks/job-started.sh",
+        BOOTSTRAP_PATH,
+    ];
+    assert_eq!(executable, expected);
+}
+
+#[test]
+fn a_binary_that_does_not_say_what_it_is_made_of_is_listed_as_unknown() {
+    let payload = Payload::of_bootstrap(b"the binary");
+    let sbom = unpacked(&payload.bytes).into_iter().find(|(path, ..)| path == SBOM_PATH).unwrap().2;
+    let sbom: serde_json::Value = serde_json::from_slice(&sbom).unwrap();
+    assert_eq!(sbom["compositions"][0]["aggregate"], "unknown");
+    assert_eq!(sbom["metadata"]["component"]["hashes"][0]["content"], sha256(b"the binary").as_str());
 }
 
 /// The keys of Amazon Linux 2's systemd 219 that the units use; a newer one would be ignored there, silently.
@@ -255,4 +270,71 @@ fn this_test_itself_is_dynamic() {
     let architecture = if cfg!(target_arch = "aarch64") { Architecture::Aarch64 } else { Architecture::X86_64 };
     let itself = std::fs::read(std::env::current_exe().unwrap()).unwrap();
     assert!(matches!(prove_static(&itself, architecture), Err(NotStatic::Interpreter(_))));
+}
+
+/// A runner in a folder of its own, looked at by the script that looks at an image's.
+fn check_runner(node: &[u8], listener: &str) -> (bool, String) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let root = tempfile::tempdir().unwrap();
+    let put = |path: &str, bytes: &[u8]| {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    put("bin/Runner.Listener", format!("#!/bin/sh\necho {listener}\n").as_bytes());
+    put("externals/node24/bin/node", node);
+    // Not for this system, and none of its business.
+    put("externals/node24_alpine/bin/node", b"not even a program");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ami/files/opt/kiln/checks/runner.sh");
+    let output = std::process::Command::new("bash").arg(script).arg(root.path()).arg("2.338.0").output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), said)
+}
+
+#[test]
+fn a_node_that_starts_and_is_the_right_one_is_well() {
+    let (well, said) = check_runner(b"#!/bin/sh\necho v24.19.0\n", "2.338.0");
+    assert!(well && said.contains("externals/node24/bin/node is v24.19.0"), "{said}");
+}
+
+#[test]
+fn a_runner_or_a_node_that_is_not_what_it_should_be_is_told() {
+    for (node, listener, told) in [
+        ("#!/bin/sh\necho v20.1.0\n", "2.338.0", "externals/node24/bin/node is v20.1.0"),
+        ("#!/bin/sh\necho oh; exit 1\n", "2.338.0", "externals/node24/bin/node does not run: oh"),
+        ("#!/bin/sh\necho v24.1.0\n", "2.337.1", "bin/Runner.Listener is 2.337.1, not 2.338.0"),
+    ] {
+        let (well, said) = check_runner(node.as_bytes(), listener);
+        assert!(!well && said.contains(told), "{told}: {said}");
+    }
+}
+
+/// A program of this machine's, made to ask for a newer glibc than there is.
+#[test]
+fn a_node_for_a_newer_glibc_is_told_by_the_version_it_asks_for() {
+    let hash = |name: &[u8]| {
+        name.iter().fold(0_u32, |hash, byte| {
+            let hash = (hash << 4).wrapping_add((*byte).into());
+            let high = hash & 0xf000_0000;
+            (hash ^ (high >> 24)) & !high
+        })
+    };
+    let program = std::fs::read("/bin/true").unwrap();
+    let asked = [&b"GLIBC_2.2.5\0"[..], b"GLIBC_2.17\0"];
+    let old = asked.into_iter().find(|name| program.windows(name.len()).any(|window| window == *name)).unwrap();
+    let mut new = old.to_vec();
+    new[6] = b'9';
+    let replace = |bytes: &[u8], from: &[u8], to: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        while let Some(at) = bytes.windows(from.len()).position(|window| window == from) {
+            bytes[at..at + from.len()].copy_from_slice(to);
+        }
+        bytes
+    };
+    let name = |text: &[u8]| hash(&text[..text.len() - 1]).to_le_bytes();
+    let newer = replace(&replace(&program, old, &new), &name(old), &name(&new));
+    let (well, said) = check_runner(&newer, "2.338.0");
+    let wanted = String::from_utf8_lossy(&new[..new.len() - 1]).into_owned();
+    assert!(!well && said.contains(&format!("asks for {wanted}; the image has glibc ")), "{said}");
 }

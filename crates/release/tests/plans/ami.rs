@@ -21,9 +21,10 @@ fn variant(config: &Config) -> ImageVariant {
 fn wanted(toml: &str, payload: char, base: &str) -> Wanted {
     let config = Config::from_toml("kiln.toml", toml).unwrap();
     let payload_sha256: Sha256 = String::from(payload).repeat(64).parse().unwrap();
-    let request = Request { config: &config, variant: variant(&config), payload: b"payload", payload_sha256 };
+    let request =
+        Request { config: &config, variant: variant(&config), payload: b"payload", payload_sha256, sources: None };
     let caller = Caller { partition: "aws".into(), account: "000000000000".into(), arn: String::new() };
-    ami::wanted(&request, &caller, base.parse().unwrap()).unwrap()
+    ami::wanted(&request, &caller, &base.parse().unwrap()).unwrap()
 }
 
 /// An account that has never seen Kiln.
@@ -55,7 +56,7 @@ fn ready(wanted: &Wanted) -> Observed {
 }
 
 fn build(status: BuildStatus) -> Option<Build> {
-    Some(Build { arn: BUILD.to_owned(), status, steps: Vec::new() })
+    Some(Build { arn: BUILD.to_owned(), status, steps: Vec::new(), copies: BTreeMap::new() })
 }
 
 fn ami_of(wanted: &Wanted) -> Ami {
@@ -118,6 +119,58 @@ fn each_input_makes_another_image() {
     }
     // What an image does not depend on makes no other.
     assert_eq!(wanted(&KILN_TOML.replace("max = 4", "max = 5"), 'a', BASE).recipe.id.version, versions[0]);
+}
+
+#[test]
+fn what_an_image_writes_down_is_named_by_its_inputs() {
+    let wanted = wanted(KILN_TOML, 'a', BASE);
+    let manifest = wanted.recipe.components.iter().find(|used| used.id.name == "kiln-manifest").unwrap();
+    assert_eq!(manifest.parameters["Inputs"], wanted.inputs.as_str());
+    assert_eq!(manifest.parameters["RecordUri"], format!("s3://{}/{}", wanted.bucket, wanted.record));
+    assert!(wanted.record.ends_with(wanted.inputs.as_str()), "{}", wanted.record);
+}
+
+#[test]
+fn amazon_linux_2_gets_the_pinned_builds_of_node_and_the_other_keeps_the_runners() {
+    let builds = |toml: &str| {
+        let config = Config::from_toml("kiln.toml", toml).unwrap();
+        let payload_sha256 = "a".repeat(64).parse().unwrap();
+        let request =
+            Request { config: &config, variant: variant(&config), payload: b"", payload_sha256, sources: None };
+        let caller = Caller { partition: "aws".into(), account: "000000000000".into(), arn: String::new() };
+        let wanted = ami::wanted(&request, &caller, &BASE.parse().unwrap())?;
+        let runner = wanted.recipe.components.into_iter().find(|used| used.id.name == "kiln-runner").unwrap();
+        Ok::<_, kiln_release::Error>(runner.parameters["NodeBuilds"].clone())
+    };
+    assert_eq!(builds(KILN_TOML).unwrap(), "none");
+    let old = KILN_TOML.replace("amazon-linux-2023", "amazon-linux-2");
+    let refused = builds(&old).unwrap_err();
+    assert_eq!(refused.kind, kiln_release::Kind::Configuration);
+    assert!(refused.message.contains("glibc 2.28") && refused.hint.unwrap().contains("cargo xtask pin"));
+    let digest = "b".repeat(64);
+    let node =
+        |major: u32, version: &str| format!("[runner.node.{major}]\nversion = \"{version}\"\nsha256 = \"{digest}\"\n");
+    let pinned = format!("{old}{}{}", node(24, "24.19.0"), node(20, "20.20.0"));
+    let base = "https://unofficial-builds.nodejs.org/download/release";
+    assert_eq!(
+        builds(&pinned).unwrap(),
+        format!(
+            "20={digest}={base}/v20.20.0/node-v20.20.0-linux-x64-glibc-217.tar.gz,\
+             24={digest}={base}/v24.19.0/node-v24.19.0-linux-x64-glibc-217.tar.gz"
+        )
+    );
+}
+
+#[test]
+fn copies_are_recorded_before_the_image_itself() {
+    let toml = KILN_TOML.replace("[runner]", "[image]\ncopy_to = [\"eu-west-1\"]\n[runner]");
+    let wanted = wanted(&toml, 'a', BASE);
+    let ami = ami_of(&wanted);
+    let observed =
+        Observed { build: build(BuildStatus::Available(ami.id.clone())), built: Some(ami), ..ready(&wanted) };
+    let steps = steps(&plan(&wanted, observed));
+    assert_eq!(steps[0], "tag the copies in eu-west-1 and record them there in /kiln-acme/image/al2023-x86_64");
+    assert!(steps[1].starts_with("tag ami-000000000000000aa and record it"), "{steps:?}");
 }
 
 #[test]
