@@ -1,21 +1,30 @@
-//! The only place on the instance that uses the AWS SDK: the App's key, and the instance's place in its group.
+//! The only place on the instance that speaks to AWS: the App's key, the instance's place in its group, and the instance
+//! itself.
+
+mod ec2;
 
 use std::path::PathBuf;
 
 use aws_config::imds::credentials::ImdsCredentialsProvider;
 use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_autoscaling::error::SdkError;
+use aws_sdk_autoscaling::operation::record_lifecycle_action_heartbeat::{
+    RecordLifecycleActionHeartbeatError, RecordLifecycleActionHeartbeatOutput,
+};
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{MessageType, SigningAlgorithmSpec};
-use kiln_fleet::boot::{KeySource, Lifecycle};
+use kiln_fleet::boot::{KeySource, Lifecycle, RUNNER_DEPRECATED, STATE_TAG};
 use kiln_fleet::model::InstanceId;
 use kiln_github::{AppKey, AppSigner, BoxFuture, SignError};
 
 use crate::identify::Metadata;
 use crate::life::Verdict;
 use crate::machine::Machine;
+
+pub(crate) use ec2::Ec2;
 
 /// The SDK's own backoff between these spans about half a minute: KMS throttles per account, and a fleet boots at once.
 const MOST_ATTEMPTS: u32 = 6;
@@ -24,21 +33,36 @@ const MOST_ATTEMPTS: u32 = 6;
 #[derive(Debug, Clone)]
 pub(crate) struct Aws {
     config: SdkConfig,
+    region: String,
+    /// Gives what it gave last when the metadata service does not answer.
+    credentials: SharedCredentialsProvider,
 }
 
 impl Aws {
     /// Makes no call. Credentials come from the instance's role alone.
     pub(crate) fn connect(region: &str, metadata: &Metadata) -> Self {
         let credentials = ImdsCredentialsProvider::builder().imds_client(metadata.client()).build();
+        let credentials = SharedCredentialsProvider::new(credentials);
         let mut builder = SdkConfig::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(region.to_owned()))
-            .credentials_provider(aws_sdk_kms::config::SharedCredentialsProvider::new(credentials))
+            .credentials_provider(credentials.clone())
             .retry_config(RetryConfig::standard().with_max_attempts(MOST_ATTEMPTS));
         if let Ok(endpoint) = std::env::var("AWS_ENDPOINT_URL") {
             builder = builder.endpoint_url(endpoint);
         }
-        Self { config: builder.build() }
+        Self { config: builder.build(), region: region.to_owned(), credentials }
+    }
+
+    /// The instance itself.
+    pub(crate) fn ec2(&self, instance: &InstanceId) -> Ec2 {
+        let local = std::env::var("AWS_ENDPOINT_URL").ok();
+        Ec2 {
+            endpoint: local.unwrap_or_else(|| ec2::endpoint(&self.region)),
+            region: self.region.clone(),
+            instance: instance.clone(),
+            credentials: self.credentials.clone(),
+        }
     }
 
     /// Who signs as the App. Asks for nothing yet.
@@ -59,6 +83,7 @@ impl Aws {
     pub(crate) fn group(&self, lifecycle: &Lifecycle, instance: &InstanceId) -> Group {
         Group {
             client: aws_sdk_autoscaling::Client::new(&self.config),
+            ec2: self.ec2(instance),
             lifecycle: lifecycle.clone(),
             instance: instance.clone(),
         }
@@ -156,10 +181,13 @@ where
     }
 }
 
+type HeartbeatError = SdkError<RecordLifecycleActionHeartbeatError>;
+
 /// The instance's place in its Auto Scaling group.
 #[derive(Debug)]
 pub(crate) struct Group {
     client: aws_sdk_autoscaling::Client,
+    ec2: Ec2,
     lifecycle: Lifecycle,
     instance: InstanceId,
 }
@@ -208,16 +236,43 @@ impl Group {
 
     /// Tells the group that the leaving instance is still busy.
     pub(crate) async fn heartbeat(&self) {
-        let answer = self
-            .client
+        if let Err(error) = self.record_heartbeat().await {
+            tracing::warn!(phase = "drain", error = said(&error), "heartbeat not recorded");
+        }
+    }
+
+    /// Does the group terminate this instance? It takes a heartbeat only from one that it waits for.
+    ///
+    /// # Errors
+    /// The group does not answer.
+    pub(crate) async fn is_terminating(&self) -> anyhow::Result<bool> {
+        match self.record_heartbeat().await {
+            Ok(_) => Ok(true),
+            Err(error) if error.code() == Some("ValidationError") => Ok(false),
+            Err(error) => {
+                Err(anyhow::anyhow!("{}", said(&error)).context("ask the group whether it ends this instance"))
+            }
+        }
+    }
+
+    async fn record_heartbeat(&self) -> Result<RecordLifecycleActionHeartbeatOutput, HeartbeatError> {
+        self.client
             .record_lifecycle_action_heartbeat()
             .auto_scaling_group_name(self.lifecycle.group.as_str())
             .lifecycle_hook_name(&self.lifecycle.termination_hook)
             .instance_id(self.instance.as_str())
             .send()
-            .await;
-        if let Err(error) = answer {
-            tracing::warn!(phase = "drain", error = said(&error), "heartbeat not recorded");
+            .await
+    }
+
+    /// Marks the instance as one whose runner GitHub serves no more, for whoever looks at the group.
+    pub(crate) async fn mark_deprecated(&self) {
+        match self.ec2.tag(STATE_TAG, RUNNER_DEPRECATED).await {
+            Ok(()) => tracing::info!(tag = STATE_TAG, value = RUNNER_DEPRECATED, "marked this instance"),
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, tag = STATE_TAG, "could not mark this instance; its log tells all the same");
+            }
         }
     }
 

@@ -69,10 +69,16 @@ pub(crate) fn rules(unit: &str) -> Vec<Vec<String>> {
 /// The variable that every AWS SDK reads.
 const ENDPOINT: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
 
+/// Where the service is.
+pub(crate) fn endpoint() -> String {
+    let endpoint = std::env::var(ENDPOINT).unwrap_or_else(|_| "http://169.254.169.254".to_owned());
+    endpoint.trim_end_matches('/').to_owned()
+}
+
 /// Tries to connect, as whoever runs it.
 pub(crate) fn probe() -> ExitCode {
-    let endpoint = std::env::var(ENDPOINT).unwrap_or_else(|_| "http://169.254.169.254".to_owned());
-    let host = endpoint.trim_start_matches("http://").trim_end_matches('/');
+    let endpoint = endpoint();
+    let host = endpoint.trim_start_matches("http://");
     let host = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
     let Ok(addresses) = host.to_socket_addrs() else { return ExitCode::from(1) };
     let reached = |address: SocketAddr| TcpStream::connect_timeout(&address, REACH_BOUND).is_ok();

@@ -9,6 +9,7 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use kiln_fleet::boot::BootConfig;
 use kiln_fleet::model::InstanceId;
 
+use crate::guard;
 use crate::life::Notice;
 
 /// The metadata service is on the same host; a second is a thousand times its usual answer.
@@ -24,6 +25,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone)]
 pub(crate) struct Metadata(imds::Client);
 
+/// Does the metadata service answer at all?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answers {
+    Yes,
+    /// It is switched off.
+    No,
+    /// It can't be told.
+    Unknown,
+}
+
 /// What the metadata service tells, as it tells it.
 #[derive(Debug, Clone)]
 pub(crate) struct Found {
@@ -37,6 +48,31 @@ pub(crate) struct Found {
 pub(crate) struct Identity {
     pub(crate) instance: InstanceId,
     pub(crate) config: BootConfig,
+}
+
+/// Sees whether the metadata service answers. Its client can't: that holds a session for hours, and tries for seconds.
+#[derive(Debug)]
+pub(crate) struct Probe(reqwest::Client);
+
+impl Probe {
+    /// # Errors
+    /// HTTP can't be set up.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let client = reqwest::Client::builder().no_proxy().timeout(CONNECT_BOUND).build();
+        Ok(Self(client.context("set up HTTP")?))
+    }
+
+    /// Asks for a session, as everyone has to who wants anything of the service.
+    pub(crate) async fn answers(&self) -> Answers {
+        let request = self.0.put(format!("{}/latest/api/token", guard::endpoint()));
+        match request.header("x-aws-ec2-metadata-token-ttl-seconds", "60").send().await {
+            Ok(answer) if answer.status().is_success() => Answers::Yes,
+            // What EC2 answers in the place of a service that is off.
+            Ok(answer) if answer.status() == reqwest::StatusCode::FORBIDDEN => Answers::No,
+            Err(error) if error.is_connect() && !error.is_timeout() => Answers::No,
+            Ok(_) | Err(_) => Answers::Unknown,
+        }
+    }
 }
 
 impl Found {

@@ -8,9 +8,15 @@ use std::time::Duration;
 use kiln_github::Deleted;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tracing::Instrument as _;
 
-/// Auto Scaling asks for a look every few seconds at the least; a spot notice comes two minutes ahead.
+/// Between two looks at the metadata service: Auto Scaling asks for one every few seconds at the least, and a spot notice
+/// comes two minutes ahead.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Between two questions to the group, where there is no metadata service: 500 instances then ask eight times a second,
+/// while a job runs or is waited for.
+pub(crate) const ASK_EVERY: Duration = Duration::from_secs(60);
 
 /// From the listener's start to its session. Connecting takes seconds; a session conflict GitHub clears in a minute or two.
 const LISTEN_BOUND: Duration = Duration::from_secs(240);
@@ -50,6 +56,9 @@ pub(crate) enum Notice {
     Rebalance,
 }
 
+/// What a person does about a runner version that GitHub serves no more.
+pub(crate) const PIN_A_NEWER: &str = "pin a newer runner in kiln.toml, then `cargo xtask ami` and `cargo xtask deploy`";
+
 /// What a listener has said of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Heard {
@@ -86,7 +95,7 @@ pub(crate) trait Outside {
     async fn delete_runner(&self) -> anyhow::Result<Deleted>;
     /// Does GitHub know the runner?
     async fn is_registered(&self) -> anyhow::Result<bool>;
-    /// One look at the metadata service.
+    /// One look at the metadata service, or a question to the group where there is none.
     async fn notice(&self) -> anyhow::Result<Option<Notice>>;
     /// Resolves when the process is asked to end, with the signal's name.
     async fn signalled(&self) -> &'static str;
@@ -98,6 +107,8 @@ pub(crate) trait Outside {
     async fn heartbeat(&self);
     /// Asks for another instance in this one's place. Was it granted?
     async fn replace(&self) -> bool;
+    /// Marks the instance as one whose runner GitHub serves no more, as well as it can.
+    async fn mark_deprecated(&self);
     /// Asks the group to do without this instance. Was it granted? Not at the group's least size.
     async fn scale_in(&self) -> bool;
     /// The runner is online, for whoever waits for the service.
@@ -109,6 +120,10 @@ pub(crate) trait Outside {
 /// What a life is bound by, from BootConfig.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Terms {
+    /// Between two looks whether it has to leave. A few of them are in a heartbeat's timeout.
+    pub(crate) look_every: Duration,
+    /// A spot notice can be heard.
+    pub(crate) hears_spot: bool,
     /// One job only.
     pub(crate) ephemeral: bool,
     /// It belongs to a group, which is asked for a replacement and told of the end.
@@ -198,18 +213,18 @@ impl<O: Outside> Life<'_, O> {
             let mut listener = match self.outside.start() {
                 Ok(listener) => listener,
                 Err(error) => {
-                    tracing::error!(phase = "serve", error = %format!("{error:#}"), "the listener can't be started");
+                    tracing::error!(error = %format!("{error:#}"), "the listener can't be started");
                     return self.give_up(None, launched).await;
                 }
             };
             let code = match self.serve(&mut listener, &mut launched).await {
                 Turn::Leave(leave) => return self.leave(leave, &mut listener).await,
                 Turn::Vanished => {
-                    tracing::error!(phase = "serve", "GitHub knows this runner no more");
+                    tracing::error!("GitHub knows this runner no more");
                     return self.give_up(Some(&mut listener), launched).await;
                 }
                 Turn::Silent => {
-                    tracing::error!(phase = "serve", "no session within {} s", LISTEN_BOUND.as_secs());
+                    tracing::error!("no session within {} s", LISTEN_BOUND.as_secs());
                     listener.stop().await;
                     Some(2)
                 }
@@ -218,20 +233,20 @@ impl<O: Outside> Life<'_, O> {
             starts = if begin.elapsed() >= SERVED { 1 } else { starts + 1 };
             match ended(code, self.terms.ephemeral) {
                 Ended::JobDone => {
-                    tracing::info!(phase = "serve", "the one job is done");
+                    tracing::info!(ms = ms(begin), "the one job is done");
                     return self.replaced("the one job is done", &mut listener).await;
                 }
                 Ended::Deprecated => return self.retired(&mut listener, launched).await,
                 // A just-in-time configuration is good for one start once it has had a session.
                 Ended::Again(why) if starts >= MOST_STARTS || self.terms.ephemeral && launched => {
-                    tracing::error!(phase = "serve", why, starts, "the listener does not stay up");
+                    tracing::error!(why, starts, ms = ms(begin), "the listener does not stay up");
                     return self.give_up(Some(&mut listener), launched).await;
                 }
                 Ended::Again(why) => {
                     let pause = Duration::from_secs(1 << starts);
-                    tracing::warn!(phase = "serve", why, starts, pause_secs = pause.as_secs(), "the listener ended");
+                    tracing::warn!(why, starts, pause_secs = pause.as_secs(), ms = ms(begin), "the listener ended");
                     if code == Some(1) && matches!(self.outside.is_registered().await, Ok(false)) {
-                        tracing::error!(phase = "serve", "GitHub knows this runner no more");
+                        tracing::error!("GitHub knows this runner no more");
                         return self.give_up(Some(&mut listener), launched).await;
                     }
                     tokio::select! {
@@ -280,7 +295,7 @@ impl<O: Outside> Life<'_, O> {
                     }
                 }
                 () = until(retire), if state.online => {
-                    tracing::info!(phase = "serve", "the maximum age is reached");
+                    tracing::info!("the maximum age is reached");
                     if !self.terms.in_group {
                         return Turn::Leave(self.whenever("the maximum age is reached"));
                     }
@@ -312,16 +327,18 @@ impl<O: Outside> Life<'_, O> {
                     Ok(Some(Notice::Spot)) => return Leave { why: "spot interruption", bound: SPOT_BOUND },
                     // A replacement is asked for ahead of the interruption; the group then says when to leave.
                     Ok(Some(Notice::Rebalance)) if !advised => {
-                        tracing::info!(phase = "serve", "EC2 recommends to rebalance: asking for a replacement");
+                        tracing::info!("EC2 recommends to rebalance: asking for a replacement");
                         if !self.terms.in_group {
                             return self.whenever("rebalance recommendation");
                         }
                         advised = self.outside.replace().await;
                     }
                     Ok(_) => {}
-                    Err(error) => tracing::warn!(error = %format!("{error:#}"), "the metadata service does not answer"),
+                    Err(error) => {
+                        tracing::warn!(error = %format!("{error:#}"), "it can't be told whether this instance has to leave");
+                    }
                 }
-                sleep(LOOK_EVERY).await;
+                sleep(self.terms.look_every).await;
             }
         };
         tokio::select! {
@@ -331,16 +348,20 @@ impl<O: Outside> Life<'_, O> {
     }
 
     async fn leave(&self, leave: Leave, listener: &mut O::Listener) -> End {
-        tracing::info!(phase = "drain", why = leave.why, bound_secs = leave.bound.as_secs(), "leaving");
-        self.outside.stopping();
-        self.drain(leave, listener).await;
-        self.outside.complete_termination().await;
+        let going = async {
+            tracing::info!(why = leave.why, bound_secs = leave.bound.as_secs(), "leaving");
+            self.outside.stopping();
+            self.drain(leave, listener).await;
+            self.outside.complete_termination().await;
+        };
+        going.instrument(tracing::info_span!("leave", phase = "drain")).await;
         End::Left
     }
 
     /// Waits until the runner is idle and gone from GitHub, then ends the listener.
     async fn drain(&self, leave: Leave, listener: &mut O::Listener) {
-        let mut deadline = Instant::now() + leave.bound;
+        let begin = Instant::now();
+        let mut deadline = begin + leave.bound;
         let half = self.terms.heartbeat / 2;
         let mut next_heartbeat = Instant::now() + half;
         let mut pause = PAUSES.0;
@@ -382,7 +403,7 @@ impl<O: Outside> Life<'_, O> {
                 break false;
             }
             // A spot instance that was draining already has two minutes left from now on.
-            if let Ok(Some(Notice::Spot)) = self.outside.notice().await {
+            if self.terms.hears_spot && matches!(self.outside.notice().await, Ok(Some(Notice::Spot))) {
                 deadline = deadline.min(Instant::now() + SPOT_BOUND);
             }
             pause = (pause * 3 / 2).min(PAUSES.1);
@@ -395,7 +416,7 @@ impl<O: Outside> Life<'_, O> {
         if !gone {
             self.forget().await;
         }
-        tracing::info!(phase = "drain", gone, "left");
+        tracing::info!(gone, ms = ms(begin), "left");
     }
 
     /// Deletes a runner whose listener is stopped: GitHub believes its job to run for a moment yet.
@@ -433,16 +454,19 @@ impl<O: Outside> Life<'_, O> {
     /// Stays, registered no more and idle: a fresh instance of the same image would fare no better, and would replace
     /// itself for ever.
     async fn retired(&self, listener: &mut O::Listener, launched: bool) -> End {
-        tracing::error!(
-            phase = "serve",
-            hint = "pin a newer runner in kiln.toml, then `cargo xtask ami` and `cargo xtask deploy`",
-            "GitHub serves this runner version no more"
-        );
-        self.forget().await;
-        if !launched {
-            self.outside.complete_launch(Verdict::Abandon).await;
+        tracing::error!(hint = PIN_A_NEWER, "GitHub serves this runner version no more");
+        tokio::join!(self.forget(), self.outside.mark_deprecated());
+        let mut leave = std::pin::pin!(self.must_leave());
+        if self.terms.in_group && !launched {
+            // A refresh that brought this version here has to fail; no sooner, or the group would launch the next.
+            tokio::select! {
+                () = sleep_until(self.born + self.terms.replace_pause) => {
+                    self.outside.complete_launch(Verdict::Abandon).await;
+                }
+                leave = &mut leave => return self.leave(leave, listener).await,
+            }
         }
-        let leave = self.must_leave().await;
+        let leave = leave.await;
         self.leave(leave, listener).await
     }
 
@@ -474,6 +498,11 @@ impl<O: Outside> Life<'_, O> {
         }
         End::Broken
     }
+}
+
+/// How long ago that was, in milliseconds.
+fn ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn until(instant: Option<Instant>) {

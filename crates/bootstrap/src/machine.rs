@@ -54,6 +54,41 @@ impl Machine {
         Ok(user)
     }
 
+    /// Takes a user out of docker's group, for good: a login by any other way than ours would put it in again.
+    ///
+    /// # Errors
+    /// docker's is the user's own group, or it can't be taken out.
+    pub(crate) async fn bar_from_docker(&self, user: &mut User) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(self.path("/etc/group")).unwrap_or_default();
+        let docker = text.lines().find_map(|line| line.strip_prefix("docker:")?.split(':').nth(1)?.parse::<u32>().ok());
+        let Some(docker) = docker else { return Ok(()) };
+        ensure!(user.gid != docker, "user `{}` can't be kept from docker: it is its own group", user.name);
+        if !user.groups.contains(&docker) {
+            return Ok(());
+        }
+        user.groups.retain(|group| *group != docker);
+        // A folder's users log in nowhere.
+        if self.is_whole() {
+            let output = Command::new("gpasswd").args(["--delete", &user.name, "docker"]).output().await;
+            let output = output.context("run gpasswd")?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "gpasswd ended with {}: {}", output.status, said.trim());
+        }
+        Ok(())
+    }
+
+    /// Switches the machine off. Auto Scaling replaces an instance that it finds stopped.
+    pub(crate) async fn power_off(&self) {
+        if !self.is_whole() {
+            return;
+        }
+        match Command::new("systemctl").args(["--no-block", "poweroff"]).status().await {
+            Ok(status) if status.success() => {}
+            Ok(status) => tracing::error!("systemctl poweroff ended with {status}"),
+            Err(error) => tracing::error!(%error, "systemctl poweroff can't be run"),
+        }
+    }
+
     /// The names of a user's groups, its own too.
     pub(crate) fn group_names(&self, user: &User) -> Vec<String> {
         let text = std::fs::read_to_string(self.path("/etc/group")).unwrap_or_default();

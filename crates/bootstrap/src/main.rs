@@ -8,19 +8,19 @@ mod check;
 mod guard;
 mod identify;
 mod life;
+mod log;
 mod machine;
 mod outside;
 mod phase;
 mod register;
 mod run;
 mod serve;
+mod switch;
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::machine::Machine;
 
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     if matches!(cli.command, Command::ProbeMetadata) {
         return guard::probe();
     }
-    log();
+    log::set_up();
     let machine = Machine::new(cli.root);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -74,19 +74,5 @@ fn main() -> ExitCode {
         Command::Run => runtime.block_on(run::run(&machine)),
         Command::Check(args) => runtime.block_on(check::check(&machine, &args)),
         Command::ProbeMetadata => guard::probe(),
-    }
-}
-
-/// JSON for the journal, words for a person at a terminal.
-fn log() {
-    let builder = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_max_level(tracing::Level::INFO)
-        .with_target(false)
-        .with_span_events(FmtSpan::NONE);
-    if std::io::stderr().is_terminal() {
-        builder.init();
-    } else {
-        builder.json().flatten_event(true).with_span_list(false).init();
     }
 }

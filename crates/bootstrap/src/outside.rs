@@ -11,11 +11,14 @@ use crate::life::{Notice, Outside, Verdict};
 use crate::machine::Machine;
 use crate::register::Registered;
 use crate::serve::Listener;
+use crate::switch::Switch;
 
 pub(crate) struct Real<'a> {
     pub(crate) machine: &'a Machine,
     pub(crate) metadata: &'a Metadata,
     pub(crate) group: Option<&'a Group>,
+    /// Where the metadata service is off.
+    pub(crate) switch: Option<&'a Switch>,
     pub(crate) github: OrgClient,
     pub(crate) registered: Registered,
     pub(crate) signals: &'a Signals,
@@ -83,8 +86,12 @@ impl Outside for Real<'_> {
     }
 
     async fn notice(&self) -> anyhow::Result<Option<Notice>> {
-        // A signal is all that asks an instance of no group to leave.
-        if self.group.is_some() { self.metadata.notice().await } else { Ok(None) }
+        match (self.group, self.switch) {
+            // A signal is all that asks an instance of no group to leave.
+            (None, _) => Ok(None),
+            (Some(_), None) => self.metadata.notice().await,
+            (Some(group), Some(_)) => Ok(group.is_terminating().await?.then_some(Notice::Terminate)),
+        }
     }
 
     async fn signalled(&self) -> &'static str {
@@ -111,16 +118,27 @@ impl Outside for Real<'_> {
     }
 
     async fn replace(&self) -> bool {
-        match self.group {
-            Some(group) => group.terminate(false).await,
-            None => false,
+        let Some(group) = self.group else { return false };
+        if group.terminate(false).await {
+            return true;
         }
+        if self.switch.is_some_and(Switch::is_lost) {
+            tracing::error!("the credentials have expired, the group can't be asked: powering off for it to notice");
+            self.machine.power_off().await;
+        }
+        false
     }
 
     async fn scale_in(&self) -> bool {
         match self.group {
             Some(group) => group.terminate(true).await,
             None => false,
+        }
+    }
+
+    async fn mark_deprecated(&self) {
+        if let Some(group) = self.group {
+            group.mark_deprecated().await;
         }
     }
 

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
+use tracing::Instrument as _;
 
 /// Runs a phase until its deadline and logs how long it took.
 ///
@@ -15,7 +16,8 @@ pub(crate) async fn phase<T>(
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<(T, u64)> {
     let begin = Instant::now();
-    let done = tokio::time::timeout(deadline, work)
+    let span = tracing::info_span!("phase", phase = name);
+    let done = tokio::time::timeout(deadline, work.instrument(span))
         .await
         .unwrap_or_else(|_| Err(anyhow!("no end within {} s", deadline.as_secs())))
         .map_err(|error| error.context(format!("phase {name}")))?;

@@ -53,6 +53,11 @@ fn environment(machine: &Machine, config: &BootConfig) -> BTreeMap<String, Strin
     environment
 }
 
+/// GitHub registers no runner of this version. Another try, or a fresh instance of the same image, would fare no better.
+#[derive(Debug, thiserror::Error)]
+#[error("GitHub registers this runner version no more: {0}")]
+pub(crate) struct Deprecated(String);
+
 /// Registers with GitHub.
 ///
 /// # Errors
@@ -124,6 +129,11 @@ async fn persistent(
         tokio::try_join!(stdout.read_to_string(&mut said), stderr.read_to_string(&mut complained), child.wait())
             .context("run config.sh")?;
     if !status.success() {
+        let told = format!("{said} {complained}").to_lowercase();
+        // The runner has no exit code for it; these are the words of GitHub's answer.
+        if told.contains("runner version") && told.contains("deprecated") {
+            return Err(Deprecated(complained.trim().to_owned()).into());
+        }
         bail!("config.sh ended with {status}: {} {}", said.trim(), complained.trim());
     }
     Ok(name)

@@ -5,20 +5,21 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use kiln_fleet::boot::{BootConfig, MetadataAccess};
+use kiln_fleet::boot::{BootConfig, DockerAccess, MetadataAccess};
 use kiln_fleet::model::Registration;
-use kiln_github::{OrgClient, Usage};
-use tokio::time::{Instant, sleep};
+use kiln_github::{Deleted, OrgClient, Usage};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument as _;
 
-use crate::aws::Aws;
+use crate::aws::{Aws, Group};
 use crate::guard;
 use crate::identify::{Identity, Metadata};
-use crate::life::{End, Life, Terms, Verdict};
+use crate::life::{ASK_EVERY, End, LOOK_EVERY, Life, PIN_A_NEWER, Terms, Verdict};
 use crate::machine::Machine;
 use crate::outside::{Real, Signals};
 use crate::phase::{phase, spent};
-use crate::register::{Registered, register};
+use crate::register::{Deprecated, Registered, register};
+use crate::switch::{self, SWITCH_BOUND, Switch};
 
 const USER_AGENT: &str = concat!("kiln-bootstrap/", env!("CARGO_PKG_VERSION"));
 
@@ -57,12 +58,24 @@ pub(crate) async fn run(machine: &Machine) -> ExitCode {
         Ok((found, config, signals)) => (found, config, signals),
         // Nothing says which group to tell: the launch hook's own timeout gives the instance up.
         Err(error) => {
-            tracing::error!(error = %format!("{error:#}"), "this boot can't succeed");
+            tracing::error!(phase = "identify", error = %format!("{error:#}"), "this boot can't succeed");
+            if switch::is_marked(machine) {
+                // It was in service, and its runner is gone: nobody else would notice.
+                tracing::error!(
+                    phase = "identify",
+                    "an earlier start has switched the metadata service off: powering off for the group to notice"
+                );
+                machine.power_off().await;
+            }
             return ExitCode::FAILURE;
         }
     };
-    let span = tracing::info_span!("runner", instance = %identity.instance, fleet = %identity.config.fleet);
-    let boot = Boot { machine, aws: Aws::connect(&found.region, &metadata), metadata, identity, signals, born };
+    let span =
+        tracing::info_span!("runner", instance = %identity.instance, fleet = %identity.config.fleet, phase = "boot");
+    let aws = Aws::connect(&found.region, &metadata);
+    let off = identity.config.job_metadata_access == MetadataAccess::Off;
+    let switch = off.then(|| Switch::new(machine, aws.ec2(&identity.instance)));
+    let boot = Boot { machine, aws, metadata, identity, switch, signals, born };
     boot.run([identify_ms, configure_ms]).instrument(span).await
 }
 
@@ -71,6 +84,8 @@ struct Boot<'a> {
     metadata: Metadata,
     identity: Identity,
     aws: Aws,
+    /// Where the metadata service is to be off.
+    switch: Option<Switch>,
     signals: Signals,
     born: Instant,
 }
@@ -83,7 +98,7 @@ impl Boot<'_> {
     async fn run(&self, before_ms: [u64; 2]) -> ExitCode {
         let group = self.config().lifecycle.as_ref().map(|own| self.aws.group(own, &self.identity.instance));
         let terms = self.terms();
-        let (github, registered) = match self.registered(before_ms, &terms).await {
+        let (github, registered) = match self.registered(before_ms, &terms, group.as_ref()).await {
             Ok(done) => done,
             Err(error) => {
                 if let Some(group) = group {
@@ -103,14 +118,17 @@ impl Boot<'_> {
             machine: self.machine,
             metadata: &self.metadata,
             group: group.as_ref(),
+            switch: self.switch.as_ref(),
             github,
             registered,
             signals: &self.signals,
         };
         let life = Life { outside: &outside, terms: &terms, born: self.born };
+        let serving = tracing::info_span!("life", phase = "serve");
         let end = tokio::select! {
-            end = Box::pin(life.live()) => end,
+            end = Box::pin(life.live().instrument(serving)) => end,
             never = watchdog() => match never {},
+            never = keep_credentials(self.switch.as_ref()) => match never {},
         };
         match end {
             End::Left => ExitCode::SUCCESS,
@@ -123,11 +141,15 @@ impl Boot<'_> {
         let secs = |secs: u32| Duration::from_secs(secs.into());
         let retirement = config.retirement.unwrap_or_default();
         let own = config.lifecycle.as_ref();
+        // Without a group nobody waits for a sign of life, and a job may take Auto Scaling's own longest.
+        let heartbeat = secs(own.map_or(7200, |own| own.heartbeat_secs));
+        let off = self.switch.is_some();
         Terms {
+            look_every: if off { (heartbeat / 3).min(ASK_EVERY) } else { LOOK_EVERY },
+            hears_spot: !off,
             ephemeral: config.registration == Registration::Ephemeral,
             in_group: own.is_some(),
-            // Without a group nobody waits for a sign of life, and a job may take Auto Scaling's own longest.
-            heartbeat: secs(own.map_or(7200, |own| own.heartbeat_secs)),
+            heartbeat,
             drain_limit: secs(own.map_or(48 * 3600, |own| own.drain_limit_secs)),
             replace_pause: secs(own.map_or(0, |own| own.replace_pause_secs)),
             max_age: retirement.max_age_secs.map(secs),
@@ -136,7 +158,12 @@ impl Boot<'_> {
     }
 
     /// Registers, again and again until the pause before a replacement is over.
-    async fn registered(&self, before_ms: [u64; 2], terms: &Terms) -> anyhow::Result<(OrgClient, Registered)> {
+    async fn registered(
+        &self,
+        before_ms: [u64; 2],
+        terms: &Terms,
+        group: Option<&Group>,
+    ) -> anyhow::Result<(OrgClient, Registered)> {
         loop {
             let mut attempt = std::pin::pin!(self.attempt(before_ms));
             let done = tokio::select! {
@@ -151,13 +178,22 @@ impl Boot<'_> {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
+            if error.is::<Deprecated>() {
+                return Err(self.retired(error, terms, group).await);
+            }
             let hint = hint(&error).unwrap_or_default();
             let shown = format!("{error:#}");
             if self.born.elapsed() + TRY_AGAIN > terms.replace_pause {
                 tracing::error!(error = shown, hint, "this boot can't succeed");
                 return Err(error);
             }
-            tracing::error!(error = shown, hint, again_in_secs = TRY_AGAIN.as_secs(), "not registered");
+            tracing::error!(
+                phase = "register",
+                error = shown,
+                hint,
+                again_in_secs = TRY_AGAIN.as_secs(),
+                "not registered"
+            );
             tokio::select! {
                 () = sleep(TRY_AGAIN) => {}
                 why = self.signals.asked() => return Err(error.context(why)),
@@ -165,12 +201,30 @@ impl Boot<'_> {
         }
     }
 
+    /// Tries no more, and waits until a replacement, which fares no better, may be asked for.
+    async fn retired(&self, error: anyhow::Error, terms: &Terms, group: Option<&Group>) -> anyhow::Error {
+        tracing::error!(error = %format!("{error:#}"), hint = PIN_A_NEWER, "this boot can't succeed");
+        let wait = async {
+            if let Some(group) = group {
+                group.mark_deprecated().await;
+            }
+            sleep_until(self.born + terms.replace_pause).await;
+        };
+        tokio::select! {
+            () = wait => error,
+            why = self.signals.asked() => error.context(why),
+        }
+    }
+
     async fn attempt(&self, [identify_ms, configure_ms]: [u64; 2]) -> anyhow::Result<(OrgClient, Registered)> {
         let config = self.config();
-        let user = self.machine.user(&config.runner.user)?;
+        let mut user = self.machine.user(&config.runner.user)?;
+        if config.job_docker_access == DockerAccess::Blocked {
+            self.machine.bar_from_docker(&mut user).await?;
+        }
         let guarded = async {
             match config.job_metadata_access {
-                MetadataAccess::Blocked => guard::check(self.machine, &user).await,
+                MetadataAccess::Blocked | MetadataAccess::Off => guard::check(self.machine, &user).await,
                 MetadataAccess::Allowed => guard::lift(self.machine).await,
             }
         };
@@ -197,9 +251,17 @@ impl Boot<'_> {
         }
         let register = Box::pin(register(self.machine, &self.identity, user, &github));
         let (registered, register_ms) = phase("register", REGISTER_BOUND, register).await?;
+        if let Some(switch) = &self.switch
+            && let Err(error) = phase("metadata", SWITCH_BOUND, Box::pin(switch.off())).await
+        {
+            // It takes no job like this.
+            forget(&github, &registered).await;
+            return Err(error);
+        }
         let Usage { requests, connections, bytes, limited, limited_in_a_row } = github.app().usage();
         let (cpu_ms, peak_kib) = spent();
         tracing::info!(
+            phase = "register",
             runner = registered.name,
             ms = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX),
             identify_ms,
@@ -216,6 +278,23 @@ impl Boot<'_> {
             "registered"
         );
         Ok((github, registered))
+    }
+}
+
+/// Takes a registration back that no listener has used.
+async fn forget(github: &OrgClient, registered: &Registered) {
+    let Some(id) = registered.id else { return };
+    match github.delete_runner(id).await {
+        Ok(Deleted::Gone | Deleted::Absent) => {}
+        Ok(Deleted::Busy) => tracing::error!(phase = "metadata", "GitHub takes the runner for busy; it stays, offline"),
+        Err(error) => tracing::error!(phase = "metadata", %error, "the runner stays registered at GitHub, offline"),
+    }
+}
+
+async fn keep_credentials(switch: Option<&Switch>) -> Infallible {
+    match switch {
+        Some(switch) => switch.keep_credentials().await,
+        None => std::future::pending().await,
     }
 }
 

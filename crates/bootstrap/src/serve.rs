@@ -10,6 +10,7 @@ use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::Child;
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use crate::life::{Heard, Process};
 use crate::machine::Machine;
@@ -54,10 +55,10 @@ impl Listener {
             .with_context(|| format!("start {}", program.display()))?;
         let (tell, heard) = watch::channel(Heard::default());
         if let Some(stdout) = child.stdout.take() {
-            tokio::spawn(forward(stdout, Some(tell)));
+            tokio::spawn(forward(stdout, Some(tell)).in_current_span());
         }
         if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(forward(stderr, None));
+            tokio::spawn(forward(stderr, None).in_current_span());
         }
         let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         Ok(Self { child, group, heard })

@@ -44,6 +44,9 @@ pub struct BootConfig {
     /// May a job reach the metadata service?
     #[serde(default)]
     pub job_metadata_access: MetadataAccess,
+    /// May a job use docker?
+    #[serde(default, skip_serializing_if = "DockerAccess::is_default")]
+    pub job_docker_access: DockerAccess,
     /// Is a job taken only once docker answers? Registering does not wait for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub wait_for_docker: bool,
@@ -143,7 +146,34 @@ pub enum MetadataAccess {
     Blocked,
     /// Yes: jobs use the instance's role, and whoever writes a workflow can sign as the App.
     Allowed,
+    /// Nobody may: the instance switches its service off before its one job, which not even a privileged container gets
+    /// around. For ephemeral fleets.
+    Off,
 }
+
+/// May a job use docker? Whoever may is as good as root on the instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum DockerAccess {
+    /// Yes.
+    #[default]
+    Allowed,
+    /// No: the runner is started without the group `docker`.
+    Blocked,
+}
+
+impl DockerAccess {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The tag by which an instance tells its operator what has become of it.
+pub const STATE_TAG: &str = "kiln:state";
+
+/// [`STATE_TAG`]'s value where GitHub serves the instance's runner version no more.
+pub const RUNNER_DEPRECATED: &str = "runner-deprecated";
 
 /// Why a document is no BootConfig.
 #[derive(Debug, thiserror::Error)]

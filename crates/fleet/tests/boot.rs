@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use kiln_fleet::boot::{
-    App, BootConfig, BootConfigError, GitHub, KeySource, Lifecycle, MAX_BYTES, MetadataAccess, Retirement, Runner,
-    VERSION,
+    App, BootConfig, BootConfigError, DockerAccess, GitHub, KeySource, Lifecycle, MAX_BYTES, MetadataAccess,
+    Retirement, Runner, VERSION,
 };
 use kiln_fleet::model::Registration;
 
@@ -30,6 +30,7 @@ fn boot_config() -> BootConfig {
             directory: "/opt/actions-runner".to_owned(),
         },
         job_metadata_access: MetadataAccess::Blocked,
+        job_docker_access: DockerAccess::Allowed,
         wait_for_docker: false,
         retirement: None,
         environment: BTreeMap::new(),
@@ -68,13 +69,17 @@ fn every_variant_is_written_in_this_form_and_comes_back() {
     config.lifecycle = None;
     config.retirement = Some(Retirement { max_age_secs: Some(604_800), idle_limit_secs: None });
     config.environment.insert("https_proxy".to_owned(), "http://proxy:3128".to_owned());
-    config.job_metadata_access = MetadataAccess::Allowed;
+    config.job_metadata_access = MetadataAccess::Off;
+    config.job_docker_access = DockerAccess::Blocked;
     config.wait_for_docker = true;
     let json = config.to_json().unwrap();
     assert!(json.contains(r#""registration":"ephemeral""#), "{json}");
     assert!(json.contains(r#""retirement":{"max_age_secs":604800}"#), "{json}");
     assert!(json.contains(r#""environment":{"https_proxy":"http://proxy:3128"}"#), "{json}");
-    assert!(json.contains(r#""job_metadata_access":"allowed","wait_for_docker":true"#), "{json}");
+    assert!(
+        json.contains(r#""job_metadata_access":"off","job_docker_access":"blocked","wait_for_docker":true"#),
+        "{json}"
+    );
     assert!(!json.contains("installation_id") && !json.contains("lifecycle") && !json.contains("null"), "{json}");
     assert_eq!(BootConfig::from_json(&json).unwrap(), config);
 }

@@ -3,9 +3,11 @@
 //! is what `AWS_ENDPOINT_URL` points at.
 
 mod account;
+mod alone;
 mod auto_scaling;
 mod backend;
 mod bake;
+mod ec2;
 mod gateway;
 mod groups;
 mod image_builder;
@@ -24,6 +26,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::github::GitHub;
+pub use alone::{InstanceAws, Place};
 use backend::Backend;
 pub use bake::BakedImage;
 pub(crate) use bake::filled;
@@ -31,7 +34,7 @@ pub use gateway::{Refusal, Request, When};
 use groups::Groups;
 pub use groups::InstanceView;
 use image_builder::ImageBuilder;
-pub use imds::{Imds, ImdsFault, ImdsOptions};
+pub use imds::{ADDRESS as IMDS_ADDRESS, Imds, ImdsFault, ImdsOptions};
 pub use light::ImageFault;
 
 /// The region of every rehearsal.

@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+pub(crate) use api::stamp;
 pub use release::{Release, listener_path};
 pub use state::{Answer, Conclusion, Fault, Job, JobId, JobSpec, JobState, KnownRunner, Recorded, Step};
 use state::{Deprecation, RunnerGroup, State};

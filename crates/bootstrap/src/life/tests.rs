@@ -41,7 +41,11 @@ const LATEST: u64 = 4000;
 fn fates() -> impl Strategy<Value = Fate> {
     let terms =
         (any::<bool>(), prop::bool::weighted(0.8), 30u64..120, 60u64..400, 0u64..400, opt(50..900), opt(30..300));
-    let terms = terms.prop_map(|(ephemeral, in_group, heartbeat, drain, pause, age, idle)| Terms {
+    let off = prop::bool::weighted(0.3);
+    let terms = (terms, off).prop_map(|((ephemeral, in_group, heartbeat, drain, pause, age, idle), off)| Terms {
+        // Only an ephemeral runner's instance is without its metadata service.
+        look_every: Duration::from_secs(if ephemeral && off { heartbeat / 3 } else { 2 }),
+        hears_spot: !(ephemeral && off),
         ephemeral,
         in_group,
         heartbeat: Duration::from_secs(heartbeat),
@@ -102,6 +106,7 @@ struct Sim {
     granted: Cell<Option<Instant>>,
     launch: Cell<Option<Verdict>>,
     terminated: Cell<bool>,
+    marked: Cell<bool>,
     heartbeats: RefCell<Vec<Instant>>,
     /// From when on, and for how long, a job may delay the end.
     leaving: Cell<Option<Instant>>,
@@ -124,6 +129,7 @@ impl Sim {
             granted: Cell::new(None),
             launch: Cell::new(None),
             terminated: Cell::new(false),
+            marked: Cell::new(false),
             heartbeats: RefCell::default(),
             leaving: Cell::new(None),
             cancelled: RefCell::default(),
@@ -267,7 +273,8 @@ impl Outside for Rc<Sim> {
         let told = self.fate.notices.iter().filter(|(at, _)| now >= self.at(*at)).map(|(_, notice)| *notice);
         let asked = self.granted.get().map(|_| Notice::Terminate);
         let latest = (now >= self.at(LATEST)).then_some(Notice::Terminate);
-        let all: Vec<Notice> = told.chain(asked).chain(latest).collect();
+        let heard = |notice: &Notice| self.fate.terms.hears_spot || *notice == Notice::Terminate;
+        let all: Vec<Notice> = told.chain(asked).chain(latest).filter(heard).collect();
         Ok([Notice::Spot, Notice::Terminate, Notice::Rebalance].into_iter().find(|notice| all.contains(notice)))
     }
 
@@ -306,6 +313,10 @@ impl Outside for Rc<Sim> {
         self.grant()
     }
 
+    async fn mark_deprecated(&self) {
+        assert!(!self.marked.replace(true), "the instance was marked twice");
+    }
+
     fn ready(&self) {}
 
     fn stopping(&self) {
@@ -325,7 +336,7 @@ async fn live_through(fate: Fate) -> Result<(), String> {
         return Err(format!("{end:?}, but the runner stays registered"));
     }
     // A job is lost only when the bound is reached, and a spot instance's is two minutes less ten seconds.
-    let spot = sim.fate.notices.iter().any(|(_, notice)| *notice == Notice::Spot);
+    let spot = terms.hears_spot && sim.fate.notices.iter().any(|(_, notice)| *notice == Notice::Spot);
     let allowed = if spot { terms.drain_limit.min(SPOT_BOUND) } else { terms.drain_limit };
     for leaving in sim.cancelled.borrow().iter() {
         if leaving.is_none_or(|leaving| leaving < allowed) {
@@ -339,6 +350,17 @@ async fn live_through(fate: Fate) -> Result<(), String> {
     }
     // Auto Scaling gives up an instance that is silent for longer than the heartbeat's timeout.
     if let Some(since) = sim.leaving.get().filter(|_| terms.in_group) {
+        // It hears of its end in time, unless what it asks does not answer.
+        let begun =
+            sim.fate.notices.iter().filter(|(_, notice)| *notice == Notice::Terminate).map(|(at, _)| sim.at(*at));
+        let begun = begun.chain(sim.granted.get()).min();
+        if let Some(late) = begun.and_then(|begun| since.checked_duration_since(begun))
+            && late > terms.heartbeat
+            && sim.fate.metadata.iter().all(|answers| *answers)
+            && sim.fate.github.is_empty()
+        {
+            return Err(format!("it heard of its end after {late:?}, longer than {:?}", terms.heartbeat));
+        }
         let mut last = since;
         for beat in sim.heartbeats.borrow().iter().copied().chain([Instant::now().min(since + terms.drain_limit)]) {
             if beat.saturating_duration_since(last) > terms.heartbeat {
@@ -365,6 +387,8 @@ fn ten_thousand_lives_lose_no_job_and_leave_no_runner_behind() {
 /// A life in which nothing goes wrong but what a test says.
 fn quiet() -> Fate {
     let terms = Terms {
+        look_every: LOOK_EVERY,
+        hears_spot: true,
         ephemeral: false,
         in_group: true,
         heartbeat: Duration::from_secs(60),
@@ -426,11 +450,34 @@ async fn a_spot_notice_uses_its_two_minutes_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deprecated_version_is_not_started_again_and_gives_up_its_launch() {
-    let fate = Fate { starts: vec![(None, Some((3, Some(7))))], notices: vec![(100, Notice::Terminate)], ..quiet() };
-    let (sim, end, _) = lived(fate).await;
-    assert_eq!((end, sim.launch.get(), sim.granted.get()), (End::Left, Some(Verdict::Abandon), None));
-    assert_eq!(sim.starts.borrow().len(), 0);
+async fn a_deprecated_version_is_not_started_again_and_gives_up_its_launch_no_earlier_than_allowed() {
+    for (told, launch) in [(400, Some(Verdict::Abandon)), (290, None)] {
+        let fate =
+            Fate { starts: vec![(None, Some((3, Some(7))))], notices: vec![(told, Notice::Terminate)], ..quiet() };
+        let (sim, end, _) = lived(fate).await;
+        assert_eq!((end, sim.launch.get(), sim.granted.get()), (End::Left, launch, None));
+        assert_eq!((sim.starts.borrow().len(), sim.marked.get()), (0, true));
+    }
+}
+
+/// Its runner served, and GitHub stopped to serve its version.
+#[tokio::test(start_paused = true)]
+async fn a_version_that_is_deprecated_while_it_serves_leaves_the_group_as_it_is() {
+    let fate =
+        Fate { starts: vec![(Some(1), Some((50, Some(7))))], notices: vec![(3000, Notice::Terminate)], ..quiet() };
+    let (sim, end, took) = lived(fate).await;
+    assert_eq!((end, sim.launch.get(), sim.granted.get()), (End::Left, Some(Verdict::Continue), None));
+    assert!(sim.marked.get() && took >= Duration::from_secs(3000), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_metadata_service_a_termination_is_heard_and_a_job_of_two_days_is_not_lost() {
+    let mut fate = Fate { jobs: vec![(10, 170_000)], notices: vec![(20, Notice::Terminate)], ..quiet() };
+    (fate.terms.ephemeral, fate.terms.hears_spot, fate.terms.look_every) = (true, false, Duration::from_secs(20));
+    fate.terms.drain_limit = Duration::from_secs(172_800);
+    let (sim, end, took) = lived(fate).await;
+    assert_eq!((end, sim.cancelled.borrow().len(), sim.terminated.get()), (End::Left, 0, true));
+    assert!((170_010..170_030).contains(&took.as_secs()), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -55,6 +55,37 @@ async fn a_job_finds_neither_key_nor_token() {
     }
 }
 
+#[tokio::test]
+async fn a_job_is_in_dockers_group_only_where_it_may_use_docker() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not root: groups can't be chosen");
+        return;
+    }
+    for (access, groups) in [("allowed", "65534 990 993\n"), ("blocked", "65534 990\n")] {
+        let there = there().await;
+        there.write("etc/group", "docker:x:993:other,runner\nvideo:x:990:runner\n", 0o644);
+        let mut config = there.config();
+        config["job_docker_access"] = json!(access);
+        let mut booted = there.boot(&config).await;
+        booted.online().await;
+        let job = there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run("id -G".to_owned())));
+        let ended = |state: &JobState| matches!(state, JobState::Completed { .. });
+        let state = there.github.wait_job(job, ended, SOON).await.unwrap();
+        assert!(matches!(&state, JobState::Completed { output, .. } if output == groups), "{access}: {state:?}");
+        assert_eq!(booted.stop().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_runner_whose_own_group_is_dockers_can_not_be_kept_from_it() {
+    let there = there().await;
+    there.write("etc/group", &format!("docker:x:{}:\n", runner_ids().1), 0o644);
+    let mut config = there.config();
+    config["job_docker_access"] = json!("blocked");
+    there.boot(&config).await.given_up("can't be kept from docker").await;
+    assert_eq!(there.github.count("POST", "/registration-token"), 0, "it does not even register");
+}
+
 /// The image's own rules, in a network namespace that is the instance, between a metadata service and a container.
 const GUARDED: &str = r#"
 set -euo pipefail

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use kiln_rehearsal::aws::Refusal;
 use kiln_rehearsal::github::{Answer, Conclusion, Fault, GitHub, JobSpec, JobState, Step};
 
-use crate::support::{SOON, there};
+use crate::support::{SOON, There, there, there_with};
 
 #[tokio::test]
 async fn one_line_sums_a_boot_up() {
@@ -18,6 +19,19 @@ async fn one_line_sums_a_boot_up() {
     assert!(said["runner"].as_str().unwrap().starts_with("linux-i-0abc0000000000001-"), "{said}");
     booted.online().await;
     assert_eq!(booted.stop().await, Some(0));
+    // Every line tells where it belongs.
+    for line in &booted.log {
+        assert!(line["at_ms"].is_u64() && line["phase"].is_string() && line["timestamp"].is_string(), "{line}");
+        assert!(
+            line["instance"] == "i-0abc0000000000001" || line["phase"] == "identify" || line["phase"] == "configure"
+        );
+    }
+    let phases: Vec<&str> = booted.log.iter().filter_map(|line| line["phase"].as_str()).collect();
+    let mut order = phases.clone();
+    order.dedup();
+    assert_eq!(order[..6], ["identify", "configure", "mint", "register", "serve", "drain"], "{phases:?}");
+    let left = booted.log.iter().find(|line| line["message"] == "left").unwrap();
+    assert!(left["ms"].is_u64(), "{left}");
 }
 
 #[tokio::test]
@@ -64,6 +78,47 @@ async fn a_version_that_github_serves_no_more_is_not_registered_again_and_again(
     assert_eq!(there.github.count("POST", "/registration-token"), 1);
     assert_eq!(booted.stop().await, Some(0));
     assert_eq!(there.runner(), None);
+}
+
+/// Served no more, it marks itself, and the group keeps it: the next one would fare no better.
+#[tokio::test]
+async fn an_instance_whose_runner_is_deprecated_is_marked_and_not_replaced() {
+    let there = there().await;
+    there.github.deprecate(crate::support::VERSION);
+    let imds = there.imds(Some(There::in_group(there.config(), 300).to_string())).await;
+    let (mut booted, aws) = there.boot_in_group(imds).await;
+    booted.said("marked this instance").await;
+    assert_eq!(booted.imds.tags()["kiln:state"], "runner-deprecated");
+    assert_eq!(aws.state(), "Pending:Wait");
+    assert_eq!(booted.stop().await, Some(0), "{:#?}", booted.log);
+    assert_eq!((aws.count("CreateTags"), aws.count("TerminateInstanceInAutoScalingGroup")), (1, 0));
+}
+
+/// GitHub refuses the registration of a version that is too old.
+#[tokio::test]
+async fn a_version_that_github_registers_no_more_is_marked_and_tried_once() {
+    let there = there_with("2.300.0").await;
+    let imds = there.imds(Some(There::in_group(there.config(), 60).to_string())).await;
+    let (mut booted, aws) = there.boot_in_group(imds).await;
+    let said = booted.said("this boot can't succeed").await;
+    assert!(said["error"].as_str().unwrap().contains("registers this runner version no more"), "{said}");
+    assert!(said["hint"].as_str().unwrap().contains("pin a newer runner"), "{said}");
+    booted.said("marked this instance").await;
+    assert_eq!(booted.stop().await, Some(1), "{:#?}", booted.log);
+    assert_eq!((there.github.count("POST", "/registration-token"), aws.state()), (1, "Terminating:Proceed".to_owned()));
+}
+
+/// A tag that can't be set costs nothing else.
+#[tokio::test]
+async fn an_instance_that_may_not_mark_itself_says_so_and_stays() {
+    let there = there().await;
+    there.github.deprecate(crate::support::VERSION);
+    let imds = there.imds(Some(There::in_group(there.config(), 300).to_string())).await;
+    let (mut booted, aws) = there.boot_in_group(imds).await;
+    aws.refuse(Refusal { service: "ec2", operation: "CreateTags", times: 9, code: "UnauthorizedOperation" });
+    let said = booted.said("could not mark this instance; its log tells all the same").await;
+    assert!(said["error"].as_str().unwrap().contains("UnauthorizedOperation"), "{said}");
+    assert_eq!(booted.stop().await, Some(0), "{:#?}", booted.log);
 }
 
 #[tokio::test]

@@ -6,4 +6,5 @@ mod check;
 mod faults;
 mod isolation;
 mod life;
+mod metadata;
 mod support;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kiln_rehearsal::aws::{Imds, ImdsOptions};
+use kiln_rehearsal::aws::{Imds, ImdsOptions, InstanceAws, Place};
 use kiln_rehearsal::github::{GitHub, GitHubOptions, KnownRunner};
 use kiln_rehearsal::machine::MachineFolder;
 use serde_json::{Value, json};
@@ -22,9 +22,18 @@ pub(crate) struct There {
     machine: MachineFolder,
 }
 
+/// The instance's place in its group, in [`There::in_group`].
+const PLACE: Place<'_> =
+    Place { instance: INSTANCE, group: "linux", launch_hook: "launch", termination_hook: "terminate" };
+
 pub(crate) async fn there() -> There {
+    there_with(VERSION).await
+}
+
+/// With a runner of this version.
+pub(crate) async fn there_with(version: &str) -> There {
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
-    let machine = MachineFolder::new(&github, VERSION).unwrap();
+    let machine = MachineFolder::new(&github, version).unwrap();
     There { github, machine }
 }
 
@@ -48,6 +57,15 @@ impl There {
         config
     }
 
+    /// What an instance of a group is told beside.
+    pub(crate) fn in_group(mut config: Value, replace_pause_secs: u32) -> Value {
+        config["lifecycle"] = json!({
+            "group": PLACE.group, "launch_hook": PLACE.launch_hook, "termination_hook": PLACE.termination_hook,
+            "heartbeat_secs": 30, "drain_limit_secs": 3000, "replace_pause_secs": replace_pause_secs,
+        });
+        config
+    }
+
     pub(crate) async fn imds(&self, user_data: Option<String>) -> Imds {
         let options = ImdsOptions {
             instance: INSTANCE.to_owned(),
@@ -65,8 +83,20 @@ impl There {
     }
 
     pub(crate) fn boot_with(&self, imds: Imds) -> Booted {
+        self.boot_to(imds, None)
+    }
+
+    /// Boots where AWS answers, too.
+    pub(crate) async fn boot_in_group(&self, imds: Imds) -> (Booted, InstanceAws) {
+        let aws = InstanceAws::start(&imds, PLACE).await.unwrap();
+        (self.boot_to(imds, Some(&aws)), aws)
+    }
+
+    fn boot_to(&self, imds: Imds, aws: Option<&InstanceAws>) -> Booted {
         let binary = Path::new(env!("CARGO_BIN_EXE_kiln-bootstrap"));
-        let mut child = self.machine.boot(binary, &imds).spawn().unwrap();
+        let mut command = self.machine.boot(binary, &imds);
+        command.envs(aws.map(|aws| ("AWS_ENDPOINT_URL", aws.url())));
+        let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         Booted { imds, child, lines, log: Vec::new() }
     }

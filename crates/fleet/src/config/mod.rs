@@ -136,6 +136,8 @@ pub struct Fleet {
     pub retirement: boot::Retirement,
     /// May a job reach the metadata service?
     pub job_metadata_access: boot::MetadataAccess,
+    /// May a job use docker?
+    pub job_docker_access: boot::DockerAccess,
     /// Is a job taken only once docker answers?
     pub wait_for_docker: bool,
     /// Variables for the runner and its jobs.
@@ -330,6 +332,7 @@ impl Config {
                 directory: RUNNER_DIRECTORY.to_owned(),
             },
             job_metadata_access: fleet.job_metadata_access,
+            job_docker_access: fleet.job_docker_access,
             wait_for_docker: fleet.wait_for_docker,
             retirement: (fleet.retirement != boot::Retirement::default()).then_some(fleet.retirement),
             environment: fleet.environment.clone(),

@@ -18,7 +18,7 @@ use super::{
     DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL,
     DEFAULT_REPLACE_PAUSE_SECS, DEFAULT_RUNNER_GROUP,
 };
-use crate::boot::MetadataAccess;
+use crate::boot::{DockerAccess, MetadataAccess};
 use crate::model::{Architecture, BaseImage, KeyStore, Registration, SpotStrategy};
 
 type Field<T> = Option<Spanned<T>>;
@@ -276,10 +276,15 @@ pub(super) struct RawFleet {
     #[serde(default)]
     #[schemars(with = "u32", range(min = 60), example = &1800)]
     pub(super) idle_limit_secs: Field<u32>,
-    /// May a job reach the instance's metadata service? With "allowed", whoever writes a workflow can sign as the App.
+    /// May a job reach the instance's metadata service? With "allowed", whoever writes a workflow can sign as the App. With
+    /// "off", for ephemeral fleets only, the instance has none while its job runs.
     #[serde(default)]
     #[schemars(with = "MetadataAccess", extend("default" = MetadataAccess::Blocked))]
     pub(super) job_metadata_access: Field<MetadataAccess>,
+    /// May a job use docker? Whoever may is as good as root on the instance.
+    #[serde(default)]
+    #[schemars(with = "DockerAccess", extend("default" = DockerAccess::Allowed))]
+    pub(super) job_docker_access: Field<DockerAccess>,
     /// Is a job taken only once docker answers? Its daemon starts beside the registration, a few seconds longer.
     #[serde(default)]
     #[schemars(with = "bool", extend("default" = false))]

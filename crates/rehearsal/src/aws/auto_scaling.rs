@@ -14,17 +14,20 @@ pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
     if call.operation == "DescribeAutoScalingGroups" {
         let _ = groups::read_stacks(shared).await;
     }
-    let mut groups = lock(&shared.groups);
+    answer_to(&mut lock(&shared.groups), call)
+}
+
+pub(super) fn answer_to(groups: &mut Groups, call: &Call) -> Response {
     let field = |name: &str| call.field(name).unwrap_or_default();
     let hook = || (field("AutoScalingGroupName"), field("LifecycleHookName"), field("InstanceId"));
     let answered = match call.operation.as_str() {
-        "DescribeAutoScalingGroups" => Ok(describe(&groups, &call.members("AutoScalingGroupNames"))),
+        "DescribeAutoScalingGroups" => Ok(describe(groups, &call.members("AutoScalingGroupNames"))),
         "DescribeInstanceRefreshes" => {
-            refreshes(&groups, &field("AutoScalingGroupName"), &call.members("InstanceRefreshIds"))
+            refreshes(groups, &field("AutoScalingGroupName"), &call.members("InstanceRefreshIds"))
         }
-        "StartInstanceRefresh" => start(&mut groups, call),
-        "CancelInstanceRefresh" => stop(&mut groups, call, "Cancelling"),
-        "RollbackInstanceRefresh" => stop(&mut groups, call, "RollbackInProgress"),
+        "StartInstanceRefresh" => start(groups, call),
+        "CancelInstanceRefresh" => stop(groups, call, "Cancelling"),
+        "RollbackInstanceRefresh" => stop(groups, call, "RollbackInProgress"),
         "CompleteLifecycleAction" => {
             let (group, hook, id) = hook();
             let done = groups.complete(&group, &hook, &id, &field("LifecycleActionResult"));
@@ -38,7 +41,6 @@ pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
         "SetInstanceHealth" => known(groups.set_unhealthy(&field("InstanceId")), &field("InstanceId")),
         other => Err(("InvalidAction", format!("the stand-in has no operation {other}"))),
     };
-    drop(groups);
     answer(&call.operation, answered)
 }
 

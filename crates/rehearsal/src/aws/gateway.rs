@@ -1,13 +1,13 @@
 //! What `AWS_ENDPOINT_URL` points at: tells services apart, logs calls, and cuts the pipeline off where a test asks.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request as HttpRequest, State as Extract};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
-use super::{PIPELINE_KEY, Shared, account, auto_scaling, image_builder, lock};
+use super::{PIPELINE_KEY, Shared, account, auto_scaling, ec2, image_builder, lock};
 
 /// A payload is some megabytes.
 const MOST_BYTES: usize = 256 << 20;
@@ -59,7 +59,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    async fn read(request: HttpRequest) -> Option<Self> {
+    pub(super) async fn read(request: HttpRequest) -> Option<Self> {
         let (parts, body) = request.into_parts();
         let body = axum::body::to_bytes(body, MOST_BYTES).await.ok()?;
         let authorization = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
@@ -125,6 +125,7 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
     let response = match (refused, call.service.as_str()) {
         (Some(refusal), _) => refusal,
         (None, "imagebuilder") => image_builder::handle(&shared, &call).await,
+        (None, "ec2") if ec2::is_ours(&call) => ec2::handle(&call, |id| lock(&shared.groups).metadata_of(id)),
         (None, "autoscaling") => auto_scaling::handle(&shared, &call).await,
         (None, "servicequotas") => account::quota(&shared, &call),
         (None, "ec2") if call.operation == "DescribeInstanceTypes" => account::instance_types(&call),
@@ -164,7 +165,12 @@ fn refused(shared: &Shared, call: &Call) -> Option<&'static str> {
             return Some(outage.code);
         }
     }
-    let mut refusals = lock(&shared.refusals);
+    told_to_refuse(&shared.refusals, call)
+}
+
+/// The error that a test wants this call to meet.
+pub(super) fn told_to_refuse(refusals: &Mutex<Vec<Refusal>>, call: &Call) -> Option<&'static str> {
+    let mut refusals = lock(refusals);
     let matches = |refusal: &&mut Refusal| {
         refusal.times > 0 && refusal.service == call.service && refusal.operation == call.operation
     };
@@ -174,7 +180,7 @@ fn refused(shared: &Shared, call: &Call) -> Option<&'static str> {
 }
 
 /// In the form of the call's protocol.
-fn refusal(call: &Call, code: &str) -> Response {
+pub(super) fn refusal(call: &Call, code: &str) -> Response {
     if call.headers.contains_key("x-amz-target") {
         let body = serde_json::json!({ "__type": code, "message": "told to refuse" }).to_string();
         return (StatusCode::BAD_REQUEST, [(header::CONTENT_TYPE, "application/x-amz-json-1.1")], body).into_response();

@@ -212,6 +212,53 @@ impl Groups {
         self.instances.iter().map(view).collect()
     }
 
+    /// A group of one instance, whose machine is somebody else's.
+    pub(super) fn of_one(group: &str, [launch, termination]: [&str; 2], instance: &str) -> Self {
+        let now = Instant::now();
+        let hook = |name: &str, launching| Hook {
+            name: name.to_owned(),
+            launching,
+            timeout: Duration::from_secs(300),
+            continues: !launching,
+        };
+        let one = Group {
+            name: group.to_owned(),
+            min: 1,
+            max: 1,
+            desired: 1,
+            template: String::new(),
+            version: "1".to_owned(),
+            told: "1".to_owned(),
+            types: Vec::new(),
+            hooks: vec![hook(launch, true), hook(termination, false)],
+            refreshes: Vec::new(),
+            deaths: 0,
+            not_before: now,
+        };
+        let instance = Instance {
+            id: instance.to_owned(),
+            group: group.to_owned(),
+            version: "1".to_owned(),
+            ami: String::new(),
+            state: State::PendingWait,
+            since: now,
+            heartbeat: now,
+            failed: false,
+            healthy: true,
+            root: PathBuf::new(),
+            log: PathBuf::new(),
+            child: None,
+            imds: None,
+        };
+        Self { groups: BTreeMap::from([(one.name.clone(), one)]), instances: vec![instance], launched: 1 }
+    }
+
+    /// An instance's metadata service.
+    pub(super) fn metadata_of(&self, id: &str) -> Option<Arc<super::imds::State>> {
+        let instance = self.instances.iter().find(|instance| instance.id == id)?;
+        Some(instance.imds.as_ref()?.state())
+    }
+
     /// Instances that `DescribeAutoScalingGroups` lists.
     pub(super) fn listed(&self, group: &str) -> Vec<(InstanceView, bool)> {
         let of = self.views().into_iter().zip(self.instances.iter().map(|instance| instance.healthy));

@@ -1,9 +1,9 @@
 //! An instance's metadata service, version 2 only.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -15,6 +15,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use super::{ACCOUNT, INSTANCE_KEY, REGION, lock};
+use crate::github::stamp;
+
+/// An address of its own, as the real one has, by which a firewall's rule can tell it from all else.
+pub const ADDRESS: &str = "127.0.0.254";
 
 const TOKEN: &str = "imds-session-token";
 const ROLE: &str = "kiln-runner";
@@ -58,11 +62,63 @@ pub struct Imds {
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     options: ImdsOptions,
+    /// Off, everything is refused.
+    on: Mutex<bool>,
+    tags: Mutex<BTreeMap<String, String>>,
+    sessions: Mutex<Sessions>,
     spot: Mutex<bool>,
     rebalance: Mutex<bool>,
     faults: Mutex<VecDeque<ImdsFault>>,
+}
+
+/// The role's credentials, each with a session token of its own.
+#[derive(Debug)]
+struct Sessions {
+    /// How long they are valid.
+    valid: Duration,
+    /// When each one given out so far expires.
+    expiries: Vec<SystemTime>,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        // As EC2's.
+        Self { valid: Duration::from_secs(6 * 3600), expiries: Vec::new() }
+    }
+}
+
+impl Sessions {
+    /// The newest one's token and expiry. There is a newer one when a third of its time is over.
+    fn newest(&mut self) -> (String, SystemTime) {
+        let now = SystemTime::now();
+        let fresh = self.expiries.last().is_some_and(|expiry| *expiry > now + self.valid * 2 / 3);
+        if !fresh {
+            self.expiries.push(now + self.valid);
+        }
+        (token(self.expiries.len() - 1), *self.expiries.last().unwrap_or(&now))
+    }
+}
+
+fn token(index: usize) -> String {
+    format!("session-{index}")
+}
+
+impl State {
+    pub(super) fn switch(&self, on: bool) {
+        *lock(&self.on) = on;
+    }
+
+    pub(super) fn tag(&self, key: String, value: String) {
+        lock(&self.tags).insert(key, value);
+    }
+
+    /// Is it the token of credentials that are valid now?
+    pub(super) fn issued(&self, session: &str) -> bool {
+        let now = SystemTime::now();
+        lock(&self.sessions).expiries.iter().enumerate().any(|(i, expiry)| *expiry > now && token(i) == session)
+    }
 }
 
 impl Drop for Imds {
@@ -77,7 +133,7 @@ impl Imds {
     /// # Errors
     /// No port can be opened.
     pub async fn start(options: ImdsOptions) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("open a port for the metadata service")?;
+        let listener = TcpListener::bind((ADDRESS, 0)).await.context("open a port for the metadata service")?;
         Self::start_at(options, listener)
     }
 
@@ -87,8 +143,15 @@ impl Imds {
     /// The listener has no address.
     pub fn start_at(options: ImdsOptions, listener: TcpListener) -> anyhow::Result<Self> {
         let url = format!("http://{}", listener.local_addr()?);
-        let (spot, rebalance, faults) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let state = Arc::new(State { options, spot, rebalance, faults });
+        let state = Arc::new(State {
+            options,
+            on: Mutex::new(true),
+            tags: Mutex::default(),
+            sessions: Mutex::default(),
+            spot: Mutex::default(),
+            rebalance: Mutex::default(),
+            faults: Mutex::default(),
+        });
         let app = Router::new().fallback(answer).with_state(Arc::clone(&state));
         let task = tokio::spawn(async move {
             // Ends only with the task.
@@ -100,6 +163,25 @@ impl Imds {
     /// What `AWS_EC2_METADATA_SERVICE_ENDPOINT` is set to.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    pub(super) fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state)
+    }
+
+    /// Is it switched on?
+    pub fn is_on(&self) -> bool {
+        *lock(&self.state.on)
+    }
+
+    /// The tags that the instance has been given since its launch.
+    pub fn tags(&self) -> BTreeMap<String, String> {
+        lock(&self.state.tags).clone()
+    }
+
+    /// How long the role's credentials are valid from now on.
+    pub fn credentials_last(&self, valid: Duration) {
+        lock(&self.state.sessions).valid = valid;
     }
 
     /// EC2 takes the spot instance back in two minutes.
@@ -126,6 +208,9 @@ async fn answer(Extract(state): Extract<Arc<State>>, request: Request) -> Respon
         }
         Some(ImdsFault::Late(late)) => tokio::time::sleep(late).await,
         None => {}
+    }
+    if !*lock(&state.on) {
+        return StatusCode::FORBIDDEN.into_response();
     }
     let path = request.uri().path().trim_start_matches("/latest/").trim_end_matches('/').to_owned();
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
@@ -163,12 +248,16 @@ fn value(state: &State, path: &str) -> Option<String> {
             json!({ "instanceId": instance, "region": REGION, "accountId": ACCOUNT, "imageId": ami }).to_string()
         }
         "meta-data/iam/security-credentials" => ROLE.to_owned(),
-        "meta-data/iam/security-credentials/kiln-runner" => json!({
-            "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
-            "AccessKeyId": INSTANCE_KEY, "SecretAccessKey": "instance", "Token": "session",
-            "Expiration": "2099-01-01T00:00:00Z",
-        })
-        .to_string(),
+        "meta-data/iam/security-credentials/kiln-runner" => {
+            let (session, expiry) = lock(&state.sessions).newest();
+            let expiry = expiry.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            json!({
+                "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
+                "AccessKeyId": INSTANCE_KEY, "SecretAccessKey": "instance", "Token": session,
+                "Expiration": stamp(expiry),
+            })
+            .to_string()
+        }
         _ => return None,
     })
 }

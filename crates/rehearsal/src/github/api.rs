@@ -217,7 +217,7 @@ fn limit(state: &mut State) -> Result<(), Box<Response>> {
 }
 
 /// RFC 3339, as GitHub writes times.
-pub(super) fn stamp(seconds: u64) -> String {
+pub(crate) fn stamp(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // Howard Hinnant's civil-from-days, for days since 1970.
     let z = days + 719_468;

@@ -63,6 +63,18 @@ fn never() -> Vec<Call> {
     calls
 }
 
+fn tag(group: &str, key: &str, value: &str) -> Call {
+    call("ec2:CreateTags", "ec2", "instance/i-0123456789abcdef0")
+        .with("aws:ResourceTag/aws:autoscaling:groupName", group)
+        .with(format!("aws:RequestTag/{key}"), value)
+        .with("aws:TagKeys", key)
+}
+
+fn switch(group: &str) -> Call {
+    call("ec2:ModifyInstanceMetadataOptions", "ec2", "instance/i-0123456789abcdef0")
+        .with("aws:ResourceTag/aws:autoscaling:groupName", group)
+}
+
 fn lifecycle(name: &str) -> Vec<Call> {
     let actions = [
         "CompleteLifecycleAction",
@@ -93,6 +105,21 @@ fn an_instance_signs_by_its_alias_and_keeps_to_its_own_group() {
         secret("kiln-acme/app-key-AbCdEf"),
     ]);
     check(&fleet, "Role", &allowed, &refused);
+}
+
+#[test]
+fn an_instance_marks_and_switches_those_of_its_group_alone() {
+    let mark = |group| tag(group, "kiln:state", "runner-deprecated");
+    let refused = [
+        mark("kiln-acme-fleet-other"),
+        tag(STACK, "kiln:state", "other"),
+        tag(STACK, "Name", "runner-deprecated"),
+        mark(STACK).with("aws:TagKeys", "Name"),
+        switch(STACK),
+    ];
+    check(&fleet(&[("KeyAlias", "alias/kiln-acme-app-key")]), "Role", &[mark(STACK)], &refused);
+    let off = fleet(&[("KeyAlias", "alias/kiln-acme-app-key"), ("SwitchesMetadataOff", "true")]);
+    check(&off, "Role", &[mark(STACK), switch(STACK)], &[switch("kiln-acme-fleet-other")]);
 }
 
 #[test]
