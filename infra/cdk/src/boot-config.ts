@@ -7,8 +7,14 @@ export type KeyStore = 'kms' | 'secrets-manager';
 /** How long a runner lives: job after job, or a fresh instance for each job. */
 export type Registration = 'persistent' | 'ephemeral';
 
-/** May a job reach the instance's metadata service? With `allowed`, whoever writes a workflow can sign as the App. */
-export type MetadataAccess = 'blocked' | 'allowed';
+/**
+ * May a job reach the instance's metadata service? With `allowed`, whoever writes a workflow can sign as the App. With
+ * `off`, for ephemeral fleets only, the instance has none while its job runs.
+ */
+export type MetadataAccess = 'blocked' | 'allowed' | 'off';
+
+/** May a job use docker? Whoever may is as good as root on the instance. */
+export type DockerAccess = 'allowed' | 'blocked';
 
 /** The GitHub App that registers runners. */
 export interface GitHubApp {
@@ -48,6 +54,8 @@ export interface BootConfigProps {
   readonly runnerVersion: string;
   /** @default 'blocked' */
   readonly jobMetadataAccess?: MetadataAccess;
+  /** @default 'allowed' */
+  readonly jobDockerAccess?: DockerAccess;
   /** Take a job only once docker answers. @default false */
   readonly waitForDocker?: boolean;
   /** At this age, in seconds, an instance is replaced, after its job. @default never */
@@ -128,6 +136,7 @@ export function bootConfig(props: BootConfigProps, group: string): string {
     runner_group: props.runnerGroup ?? 'Default',
     runner: { version: props.runnerVersion, user: 'runner', directory: '/opt/actions-runner' },
     job_metadata_access: props.jobMetadataAccess ?? 'blocked',
+    job_docker_access: props.jobDockerAccess === 'blocked' ? 'blocked' : undefined,
     wait_for_docker: props.waitForDocker === true ? true : undefined,
     retirement: retires ? { max_age_secs: maxAgeSecs, idle_limit_secs: idleLimitSecs } : undefined,
     environment: Object.keys(environment).length > 0 ? sorted(environment) : undefined,

@@ -1,3 +1,3 @@
-export { bootConfig, BootConfigProps, GitHubApp, GitHubProps, KeyStore, MetadataAccess, Registration } from './boot-config';
+export { bootConfig, BootConfigProps, DockerAccess, GitHubApp, GitHubProps, KeyStore, MetadataAccess, Registration } from './boot-config';
 export { RunnerGroup, RunnerGroupProps, SpotProps, VolumeProps } from './runner-group';
 export { SelfHostedRunnerStack, SelfHostedRunnerStackProps } from './stack';
