@@ -235,22 +235,9 @@ impl Groups {
             deaths: 0,
             not_before: now,
         };
-        let instance = Instance {
-            id: instance.to_owned(),
-            group: group.to_owned(),
-            version: "1".to_owned(),
-            ami: String::new(),
-            state: State::PendingWait,
-            since: now,
-            heartbeat: now,
-            failed: false,
-            healthy: true,
-            root: PathBuf::new(),
-            log: PathBuf::new(),
-            child: None,
-            imds: None,
-        };
-        Self { groups: BTreeMap::from([(one.name.clone(), one)]), instances: vec![instance], launched: 1 }
+        let instance = Instance::new(instance.to_owned(), group, "1", String::new(), State::PendingWait);
+        let groups = BTreeMap::from([(one.name.clone(), one)]);
+        Self { groups, instances: vec![instance], launched: 1, ..Self::default() }
     }
 
     /// An instance's metadata service.
