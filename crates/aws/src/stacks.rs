@@ -176,7 +176,7 @@ fn change_of(change: &Change) -> Option<ResourceChange> {
         action: change.action()?.as_str().to_owned(),
         resource: change.logical_resource_id()?.to_owned(),
         kind: change.resource_type()?.to_owned(),
-        replacement: matches!(change.replacement(), Some(Replacement::True | Replacement::Conditional)),
+        replacement: change.replacement() == Some(&Replacement::True),
         details,
     })
 }

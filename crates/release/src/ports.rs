@@ -371,7 +371,7 @@ pub struct ResourceChange {
     pub resource: String,
     /// `AWS::EC2::LaunchTemplate`…
     pub kind: String,
-    /// Will it be replaced? `Conditional` counts as true.
+    /// Will it be replaced? `Conditional` does not count: it stands for values that are known only once others are made.
     pub replacement: bool,
     /// What causes it, such as property names.
     pub details: Vec<String>,

@@ -355,7 +355,7 @@ fn show(change_set: &ChangeSet, progress: &dyn Progress) {
             "Remove" => '-',
             _ => '~',
         };
-        let replaced = if *replacement { " (may be replaced)" } else { "" };
+        let replaced = if *replacement { " (REPLACED)" } else { "" };
         let details = if details.is_empty() { String::new() } else { format!(": {}", details.join(", ")) };
         progress.say(&format!("{sign} {resource} ({kind}){replaced}{details}"));
     }
