@@ -189,6 +189,14 @@ fn the_roles_of_our_stacks_work_under_the_boundary() {
     under(vec![everything]).check(&python(), &[], &beyond).unwrap();
 }
 
+#[test]
+fn a_bake_reaches_its_payload() {
+    let object = "arn:aws:s3:::kiln-acme-000000000000-eu-central-1/payload/0123.tar.gz";
+    let calls = ["s3:GetObject", "s3:PutObject"].map(|action| Call::new(action, object));
+    policies("BakeRole").check(&python(), &calls, &[]).unwrap();
+    policies("DeployRole").check(&python(), &[], &calls).unwrap();
+}
+
 /// Only the repository and environment that were named, and only for AWS.
 #[test]
 fn roles_are_trusted_to_one_subject() {
