@@ -13,5 +13,6 @@ mod failures;
 mod interrupt;
 mod kill;
 mod map;
+mod permissions;
 mod secrets;
 mod support;

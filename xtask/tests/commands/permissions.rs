@@ -1,0 +1,113 @@
+//! Every call that a command makes is one that its pipeline's role may make: infra/pipeline.yaml.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use kiln_rehearsal::aws::Request;
+use kiln_rehearsal::iam::{Call, Policies};
+use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use kiln_rehearsal::template::Template;
+
+use crate::support::{World, quiet, world};
+
+const PREFIX: &str = "kiln-rehearsal";
+
+fn arn(service: &str, resource: &str) -> String {
+    format!("arn:aws:{service}:eu-central-1:000000000000:{resource}")
+}
+
+/// What AWS asks about a call, and of which resource. The emulator is not asked for permissions, so here is said what the
+/// service authorization reference says: <https://docs.aws.amazon.com/service-authorization/latest/reference/>.
+fn asked(request: &Request) -> Option<Call> {
+    let Request { service, operation, .. } = request;
+    let group = arn("autoscaling", &format!("autoScalingGroup:0:autoScalingGroupName/{PREFIX}-fleet-linux"));
+    Some(match (service.as_str(), operation.as_str()) {
+        // No permission is needed to ask who one is.
+        ("sts", "GetCallerIdentity") => return None,
+        ("s3", operation) => {
+            let (method, path) = operation.split_once(' ').unwrap();
+            let (bucket, key) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
+            assert!(!key.is_empty(), "{operation}");
+            let action = if method == "PUT" { "s3:PutObject" } else { "s3:GetObject" };
+            Call::new(action, format!("arn:aws:s3:::{bucket}/{key}"))
+        }
+        ("autoscaling", operation) if operation.starts_with("Describe") => {
+            Call::new(format!("autoscaling:{operation}"), "*")
+        }
+        ("autoscaling", operation) => Call::new(format!("autoscaling:{operation}"), group),
+        ("cloudformation", operation) => {
+            Call::new(format!("cloudformation:{operation}"), arn("cloudformation", &format!("stack/{PREFIX}-x/0")))
+        }
+        ("ec2", "CreateTags") => Call::new("ec2:CreateTags", "arn:aws:ec2:eu-central-1::image/ami-1")
+            .with("aws:ResourceTag/kiln:managed", "true"),
+        ("ec2" | "servicequotas", operation) => Call::new(format!("{service}:{operation}"), "*"),
+        ("iam", "GetRole") => {
+            Call::new("iam:GetRole", "arn:aws:iam::000000000000:role/aws-service-role/autoscaling.amazonaws.com/x")
+        }
+        ("imagebuilder", operation) => Call::new(
+            format!("imagebuilder:{operation}"),
+            arn("imagebuilder", &format!("image/{PREFIX}-al2023-x86-64/1.0.0")),
+        ),
+        ("kms", "ListKeys") => Call::new("kms:ListKeys", "*"),
+        ("kms", operation) => Call::new(format!("kms:{operation}"), arn("kms", "key/1234"))
+            .with("kms:ResourceAliases", format!("alias/{PREFIX}-app-key"))
+            .with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256"),
+        ("logs", operation) => Call::new(
+            format!("logs:{operation}"),
+            arn("logs", &format!("log-group:/aws/imagebuilder/{PREFIX}-al2023-x86_64:log-stream:1.0.0/1")),
+        ),
+        ("secretsmanager", operation) => Call::new(
+            format!("secretsmanager:{operation}"),
+            arn("secretsmanager", &format!("secret:{PREFIX}/app-key-AbCdEf")),
+        ),
+        ("ssm", operation) => Call::new(format!("ssm:{operation}"), arn("ssm", &format!("parameter/{PREFIX}/image/x"))),
+        (service, operation) => panic!("say here what AWS asks about {service}:{operation}"),
+    })
+}
+
+/// Image Builder's operations are paths; the action is the same word, with a capital.
+fn as_action(call: Call) -> Call {
+    match call.action.split_once(':') {
+        Some(("imagebuilder", word)) => {
+            let (first, rest) = word.split_at(1);
+            Call { action: format!("imagebuilder:{}{rest}", first.to_uppercase()), ..call }
+        }
+        _ => call,
+    }
+}
+
+/// Runs a command and sees that its role may make each of its calls.
+async fn permitted(world: &World, role: &str, arguments: &[&str]) {
+    let before = world.aws.requests().len();
+    world.run(arguments, quiet).await.unwrap().success().unwrap();
+    let requests = world.aws.requests();
+    let calls: BTreeSet<Call> = requests[before..].iter().filter_map(asked).map(as_action).collect();
+    assert!(calls.len() > 3, "{calls:?}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(root.join("infra/pipeline.yaml")).unwrap();
+    let parameters = [("Prefix", PREFIX), ("Subject", "repo:rehearsal/runners:ref:refs/heads/main")];
+    let parameters: BTreeMap<_, _> =
+        parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+    let template = Template::new("kiln-rehearsal-pipeline", &text, parameters).unwrap();
+    let policies = Policies::new(template.policies(role).unwrap());
+    let calls: Vec<Call> = calls.into_iter().collect();
+    let checked = policies.check(&root.join("target/tools/venv/bin/python"), &calls, &[]);
+    checked.unwrap_or_else(|error| panic!("{role} runs {arguments:?}: {error:#}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_pipelines_role_may_do_what_its_command_does() {
+    let world = world().await;
+    world.write_config(VERSIONS[0], FLEETS).unwrap();
+    let pem = world.download_key("key.pem").unwrap();
+    world.run(&["rotate-key", "--pem", pem.to_str().unwrap()], quiet).await.unwrap().success().unwrap();
+    permitted(&world, "BakeRole", &["ami"]).await;
+    permitted(&world, "DeployRole", &["deploy"]).await;
+
+    world.write_config(VERSIONS[1], FLEETS).unwrap();
+    permitted(&world, "BakeRole", &["ami"]).await;
+    permitted(&world, "DeployRole", &["deploy"]).await;
+    // Where nothing is to be changed, the role that can change nothing is enough.
+    permitted(&world, "StatusRole", &["deploy", "--dry-run"]).await;
+    world.shutdown().await.unwrap();
+}
