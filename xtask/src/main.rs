@@ -13,6 +13,7 @@ mod pin;
 mod rehearse;
 mod rotate_key;
 mod schema;
+mod shred;
 mod sources;
 mod tools;
 mod ui;

@@ -4,6 +4,7 @@
 mod ec2;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use aws_config::imds::credentials::ImdsCredentialsProvider;
 use aws_config::retry::RetryConfig;
@@ -16,7 +17,7 @@ use aws_sdk_autoscaling::operation::record_lifecycle_action_heartbeat::{
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{MessageType, SigningAlgorithmSpec};
-use kiln_fleet::boot::{KeySource, Lifecycle, RUNNER_DEPRECATED, STATE_TAG};
+use kiln_fleet::boot::{KeySource, Lifecycle, RUNNER_DEPRECATED, STATE_TAG, previous_alias};
 use kiln_fleet::model::InstanceId;
 use kiln_github::{AppKey, AppSigner, BoxFuture, SignError};
 
@@ -71,9 +72,11 @@ impl Aws {
             KeySource::Kms(alias) => {
                 Source::Kms { client: aws_sdk_kms::Client::new(&self.config), alias: alias.clone() }
             }
-            KeySource::SecretsManager(name) => {
-                Source::Secret { client: aws_sdk_secretsmanager::Client::new(&self.config), name: name.clone() }
-            }
+            KeySource::SecretsManager(name) => Source::Secret {
+                client: aws_sdk_secretsmanager::Client::new(&self.config),
+                name: name.clone(),
+                stage: "AWSCURRENT",
+            },
             KeySource::File(path) => Source::File(machine.path(path)),
         };
         Signer(source)
@@ -97,7 +100,7 @@ pub(crate) struct Signer(Source);
 #[derive(Debug)]
 enum Source {
     Kms { client: aws_sdk_kms::Client, alias: String },
-    Secret { client: aws_sdk_secretsmanager::Client, name: String },
+    Secret { client: aws_sdk_secretsmanager::Client, name: String, stage: &'static str },
     File(PathBuf),
 }
 
@@ -108,9 +111,10 @@ impl AppSigner for Signer {
         Box::pin(async move {
             match &self.0 {
                 Source::Kms { client, alias } => sign_by_kms(client, alias, signing_input).await,
-                Source::Secret { client, name } => {
-                    let what = || format!("read the App's key in secret {name}");
-                    let answer = client.get_secret_value().secret_id(name).send().await.map_err(|error| SignError {
+                Source::Secret { client, name, stage } => {
+                    let what = || format!("read the App's key in secret {name}, {stage}");
+                    let get = client.get_secret_value().secret_id(name).version_stage(*stage);
+                    let answer = get.send().await.map_err(|error| SignError {
                         what: what(),
                         retryable: is_worth_another_try(&error),
                         source: Some(Box::new(error)),
@@ -129,6 +133,18 @@ impl AppSigner for Signer {
                 }
             }
         })
+    }
+
+    fn previous(&self) -> Option<Arc<dyn AppSigner>> {
+        let source = match &self.0 {
+            Source::Kms { client, alias } => Source::Kms { client: client.clone(), alias: previous_alias(alias) },
+            Source::Secret { client, name, .. } => {
+                Source::Secret { client: client.clone(), name: name.clone(), stage: "AWSPREVIOUS" }
+            }
+            Source::File(_) => return None,
+        };
+        tracing::warn!("GitHub refuses the App's current key: trying the one before; has it been deleted there?");
+        Some(Arc::new(Self(source)))
     }
 }
 

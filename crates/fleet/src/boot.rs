@@ -86,12 +86,17 @@ pub struct App {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum KeySource {
-    /// A KMS key's alias, `alias/…`; signed by `kms:Sign`.
+    /// A KMS key's alias, `alias/…`; signed by `kms:Sign`. What signed before has [`previous_alias`].
     Kms(String),
-    /// A secret's name; its `AWSCURRENT` value is the PEM.
+    /// A secret's name; its `AWSCURRENT` value is the PEM, `AWSPREVIOUS` the one before.
     SecretsManager(String),
     /// A PEM file on the instance (GHES appliances and tests).
     File(String),
+}
+
+/// The alias of the KMS key that signed before the current one, kept for a while after a rotation.
+pub fn previous_alias(alias: &str) -> String {
+    format!("{alias}-previous")
 }
 
 /// The runner in the image.

@@ -33,17 +33,31 @@ pub struct App {
 }
 
 impl App {
-    /// The login of the organization or user that owns it.
-    pub fn owner_login(&self) -> Option<&str> {
-        self.owner.as_ref().map(|owner| owner.login.as_str())
+    /// The page with its settings, where its keys are made and deleted. `web` is GitHub's own address.
+    pub fn settings_url(&self, web: &Url) -> String {
+        let base = web.as_str().trim_end_matches('/');
+        let owner = match &self.owner {
+            Some(Owner { login: Some(login), kind: Some(kind), .. }) if kind == "Organization" => {
+                format!("/organizations/{login}")
+            }
+            Some(Owner { login: None, slug: Some(enterprise), .. }) => format!("/enterprises/{enterprise}"),
+            // A person's own.
+            _ => String::new(),
+        };
+        format!("{base}{owner}/settings/apps/{}", self.slug)
     }
 }
 
-/// An App's owner.
+/// An App's owner: an organization, a user, or an enterprise.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Owner {
-    /// Its login.
-    pub login: String,
+    /// Its login; an enterprise has none.
+    pub login: Option<String>,
+    /// An enterprise's name in addresses.
+    pub slug: Option<String>,
+    /// `Organization` or `User`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
 }
 
 /// The App's installation in an organization.
@@ -56,6 +70,13 @@ pub struct Installation {
     pub permissions: BTreeMap<String, String>,
     /// When it was suspended, if it is.
     pub suspended_at: Option<String>,
+}
+
+impl Installation {
+    /// May the App register and remove the organization's runners?
+    pub fn manages_runners(&self) -> bool {
+        self.permissions.get(PERMISSION).is_some_and(|level| level == "write")
+    }
 }
 
 /// An installation token. Opaque: GitHub has changed its length and shape before.
@@ -148,8 +169,23 @@ impl AppClient {
         })
     }
 
-    /// Asks; once more by GitHub's clock where this machine's is off.
+    /// Asks; once more with the previous key where GitHub refuses this one's signature: a rotation may be under way.
     async fn ask<T: DeserializeOwned>(&self, call: &Call) -> Result<T> {
+        let refused = match Box::pin(self.ask_in_time(call)).await {
+            Err(error) if error.kind == ErrorKind::BadKey => error,
+            answer => return answer,
+        };
+        let Some(signer) = self.signer.previous() else { return Err(refused) };
+        let previous = Self { signer, ..self.clone() };
+        Box::pin(previous.ask_in_time(call)).await.map_err(|error| match error.kind {
+            // It is gone too: the refusal of the current one is what has to be mended.
+            ErrorKind::BadKey | ErrorKind::Sign { .. } => refused,
+            _ => error,
+        })
+    }
+
+    /// Asks; once more by GitHub's clock where this machine's is off.
+    async fn ask_in_time<T: DeserializeOwned>(&self, call: &Call) -> Result<T> {
         match self.http.json(call, self).await {
             Err(Error { kind: ErrorKind::ClockSkew { seconds }, .. }) if seconds != self.clock_error_secs() => {
                 self.clock_error.store(seconds, Ordering::Relaxed);
@@ -170,8 +206,8 @@ impl Credentials for AppClient {
     }
 }
 
-/// The one permission: it lets the App register and remove the organization's runners.
-const PERMISSION: &str = "organization_self_hosted_runners";
+/// The one permission Kiln needs: it lets the App register and remove the organization's runners.
+pub const PERMISSION: &str = "organization_self_hosted_runners";
 
 fn not_installed(error: Error) -> Error {
     match error.kind {

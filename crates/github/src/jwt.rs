@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -17,6 +18,11 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait AppSigner: Send + Sync + fmt::Debug {
     /// RSASSA-PKCS1-v1_5 with SHA-256 over the bytes given.
     fn sign<'a>(&'a self, signing_input: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, SignError>>;
+
+    /// Who signs with the key before, for when GitHub refuses this one's. `None` where nobody keeps one.
+    fn previous(&self) -> Option<Arc<dyn AppSigner>> {
+        None
+    }
 }
 
 /// A signature that could not be made.

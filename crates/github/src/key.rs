@@ -88,6 +88,9 @@ pub enum KeyError {
     /// RSA, of a size that the stores don't take.
     #[error("its RSA key has {0} bits; 2048, 3072 or 4096 were expected")]
     Size(usize),
+    /// RSA, with an exponent that the stores don't take.
+    #[error("its RSA key's public exponent is not 65537, which GitHub's is")]
+    Exponent,
     /// Truncated or garbled.
     #[error("its private key is damaged: {0}")]
     Damaged(String),
@@ -111,23 +114,24 @@ impl AppKey {
     /// # Errors
     /// [`KeyError`], which tells what the file is instead.
     pub fn from_pem(text: &[u8]) -> Result<Self, KeyError> {
-        let block = pem::parse(text).map_err(|_| KeyError::NotPem)?;
-        let tag = block.tag().to_owned();
-        // How OpenSSL marked a passphrase before PKCS#8.
-        let encrypted = block.headers().get("Proc-Type").is_some_and(|value| value.contains("ENCRYPTED"));
-        let der = Zeroizing::new(block.into_contents());
-        let pkcs1 = match tag.as_str() {
+        let tag = pem_rfc7468::decode_label(text).map_err(|_| KeyError::NotPem)?;
+        match tag {
             "ENCRYPTED PRIVATE KEY" => return Err(KeyError::Encrypted),
-            "RSA PRIVATE KEY" if encrypted => return Err(KeyError::Encrypted),
-            "RSA PRIVATE KEY" => der.as_slice(),
-            "PRIVATE KEY" => rsa_in_pkcs8(&der)?,
+            "RSA PRIVATE KEY" if is_encrypted(text) => return Err(KeyError::Encrypted),
+            "RSA PRIVATE KEY" | "PRIVATE KEY" => {}
             // EC, DSA, OPENSSH.
             tag if tag.ends_with("PRIVATE KEY") => return Err(KeyError::NotRsa),
             tag => return Err(KeyError::NotPrivate(tag.to_owned())),
-        };
-        let bits = modulus_bits(pkcs1).ok_or_else(|| KeyError::Damaged("its end is missing".to_owned()))?;
+        }
+        let der = der(text)?;
+        let pkcs1 = if tag == "PRIVATE KEY" { rsa_in_pkcs8(&der)? } else { der.as_slice() };
+        let (bits, exponent) = numbers(pkcs1).ok_or_else(|| KeyError::Damaged("its end is missing".to_owned()))?;
         if !matches!(bits, 2048 | 3072 | 4096) {
             return Err(KeyError::Size(bits));
+        }
+        // KMS imports no other.
+        if exponent != [0x01, 0x00, 0x01] {
+            return Err(KeyError::Exponent);
         }
         // Checks that the key's numbers belong together.
         let pair = KeyPair::from_der(pkcs1).map_err(|error| KeyError::Damaged(error.to_string()))?;
@@ -168,6 +172,21 @@ impl AppKey {
     }
 }
 
+/// How OpenSSL marked a passphrase before PKCS#8: by headers, which are no part of the key's base64.
+fn is_encrypted(text: &[u8]) -> bool {
+    const MARK: &[u8] = b"Proc-Type: 4,ENCRYPTED";
+    text.windows(MARK.len()).any(|window| window == MARK)
+}
+
+/// The block's content, written once, into memory that is wiped.
+fn der(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let damaged = |error: pem_rfc7468::Error| KeyError::Damaged(error.to_string());
+    let mut decoder = pem_rfc7468::Decoder::new_detect_wrap(text).map_err(damaged)?;
+    let mut der = Zeroizing::new(vec![0; decoder.remaining_len()]);
+    decoder.decode(&mut der).map_err(damaged)?;
+    Ok(der)
+}
+
 /// One element of DER with a one-byte tag: its tag, its content, and what follows it.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = der.split_first()?;
@@ -206,16 +225,19 @@ fn rsa_in_pkcs8(der: &[u8]) -> Result<&[u8], KeyError> {
     }
 }
 
-/// The size of the modulus in an RSAPrivateKey: SEQUENCE { version, modulus, … }.
+/// The modulus' size and the public exponent in an RSAPrivateKey: SEQUENCE { version, modulus, publicExponent, … }.
 ///
 /// Source: RFC 8017, appendix A.1.2.
-fn modulus_bits(pkcs1: &[u8]) -> Option<usize> {
+fn numbers(pkcs1: &[u8]) -> Option<(usize, &[u8])> {
     let (_, key, _) = element(pkcs1)?;
     let (_, _, rest) = element(key)?;
-    let (_, modulus, _) = element(rest)?;
+    let (_, modulus, rest) = element(rest)?;
     let leading = modulus.iter().take_while(|byte| **byte == 0).count();
     let first = modulus.get(leading)?;
-    Some((modulus.len() - leading) * 8 - first.leading_zeros() as usize)
+    let bits = (modulus.len() - leading) * 8 - first.leading_zeros() as usize;
+    // Cut off behind the modulus, its size is known all the same.
+    let exponent = element(rest).map_or(&[][..], |(_, exponent, _)| exponent);
+    Some((bits, exponent))
 }
 
 impl AppSigner for AppKey {

@@ -13,7 +13,7 @@ mod jwt;
 mod key;
 mod org;
 
-pub use app::{App, AppClient, Installation, InstallationToken, Owner};
+pub use app::{App, AppClient, Installation, InstallationToken, Owner, PERMISSION};
 pub use connections::Usage;
 pub use error::{Error, ErrorKind, Result};
 pub use http::{Bounds, refusal};

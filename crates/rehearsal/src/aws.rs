@@ -76,6 +76,8 @@ struct Shared {
     directory: PathBuf,
     endpoint: String,
     requests: Mutex<Vec<Request>>,
+    /// What anybody sent, by operation.
+    bodies: Mutex<Vec<(String, axum::body::Bytes)>>,
     tripwire: Mutex<Option<Tripwire>>,
     refusals: Mutex<Vec<Refusal>>,
     outage: Mutex<Option<Outage>>,
@@ -123,6 +125,7 @@ impl Aws {
             directory,
             endpoint,
             requests: Mutex::default(),
+            bodies: Mutex::default(),
             tripwire: Mutex::default(),
             refusals: Mutex::default(),
             outage: Mutex::default(),
@@ -217,6 +220,11 @@ impl Aws {
     /// The pipeline's calls so far.
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.shared.requests).clone()
+    }
+
+    /// What was sent with each call, the pipeline's and the instances': `kms:Sign` and the body.
+    pub fn bodies(&self) -> Vec<(String, Vec<u8>)> {
+        lock(&self.shared.bodies).iter().map(|(operation, body)| (operation.clone(), body.to_vec())).collect()
     }
 
     /// How many of the pipeline's calls changed something, or meant to.

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod error;
 pub mod fleet_stack;
 pub mod freshness;
+pub mod keys;
 pub mod orphans;
 pub mod payload;
 pub mod pin;

@@ -9,7 +9,9 @@ use std::time::Duration;
 use kiln_fleet::model::{
     AccountId, AmiId, Architecture, BaseImage, GroupName, InstanceId, KeyStore, KmsKeyArn, Region, Sha256,
 };
-use kiln_github::{AppKey, AppSigner, Fingerprint};
+use kiln_github::{AppKey, AppSigner};
+
+pub use crate::keys::{HeldKey, KeyRecord, StoreContents, StoredKey};
 
 pub use inventory::{Inventory, Machine, OwnImage, OwnSnapshot, TemplateVersion};
 
@@ -526,17 +528,6 @@ pub trait Groups: Send + Sync {
 // ---------------------------------------------------------------------------------------------------------------------
 // Keys
 
-/// A key in a store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredKey {
-    /// The store.
-    pub store: KeyStore,
-    /// What the store calls it: a KMS key id, a secret's version id.
-    pub id: String,
-    /// Of its public half, as GitHub shows it.
-    pub fingerprint: Fingerprint,
-}
-
 /// Names of the App's key in the stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyNames {
@@ -548,24 +539,39 @@ pub struct KeyNames {
 
 /// The stores of the App's private key.
 pub trait Keys: Send + Sync {
-    /// The key in use (the alias's target; the secret's `AWSCURRENT`), if there is one.
+    /// The key in use (the alias's target; the secret's `AWSCURRENT`), if there is one that can sign.
     fn current_key(&self, names: &KeyNames, store: KeyStore) -> impl Future<Output = Result<Option<StoredKey>>> + Send;
-    /// A key already staged with this fingerprint, whole and ready to be promoted: what an interrupted run left.
-    fn staged_key(
-        &self,
-        names: &KeyNames,
-        store: KeyStore,
-        fingerprint: &Fingerprint,
-    ) -> impl Future<Output = Result<Option<StoredKey>>> + Send;
-    /// Stores a key beside the current one, unused as yet. Takes up what an interrupted run left half-made.
+    /// Every key of the App in the store.
+    fn contents(&self, names: &KeyNames, store: KeyStore) -> impl Future<Output = Result<StoreContents>> + Send;
+    /// Stores a key beside the current one, unused as yet, with a record. Takes up what an interrupted run left half-made.
     fn stage_key(
         &self,
         names: &KeyNames,
         store: KeyStore,
         key: &AppKey,
+        record: &KeyRecord,
     ) -> impl Future<Output = Result<StoredKey>> + Send;
-    /// Makes a staged key the current one; the former one stays in the store.
-    fn promote_key(&self, names: &KeyNames, key: &StoredKey) -> impl Future<Output = Result<()>> + Send;
+    /// Makes a key of the store the current one, and what served before, with the record given here, the previous one.
+    /// At no moment is there a current key that is neither.
+    fn promote_key(
+        &self,
+        names: &KeyNames,
+        key: &StoredKey,
+        former: Option<&HeldKey>,
+    ) -> impl Future<Output = Result<()>> + Send;
+    /// Makes the previous key the current one again. `from` is what is current; its record, given here, is written first.
+    fn roll_back_key(&self, names: &KeyNames, to: &HeldKey, from: &HeldKey) -> impl Future<Output = Result<()>> + Send;
+    /// Writes a record beside the current key, in place of the one before.
+    fn record_key(
+        &self,
+        names: &KeyNames,
+        key: &StoredKey,
+        record: &KeyRecord,
+    ) -> impl Future<Output = Result<()>> + Send;
+    /// Lets the store delete a key that is not the current one.
+    fn retire_key(&self, names: &KeyNames, key: &StoredKey) -> impl Future<Output = Result<()>> + Send;
+    /// Lets a store that nobody uses delete all it has of the App's keys.
+    fn retire_store(&self, names: &KeyNames, store: KeyStore) -> impl Future<Output = Result<()>> + Send;
     /// Signs with that very key, as an instance would.
     fn key_signer(&self, names: &KeyNames, key: &StoredKey) -> Box<dyn AppSigner>;
     /// Signs with whichever key is current: by the alias, by `AWSCURRENT`.

@@ -19,7 +19,7 @@ async fn keys_that_are_none_of_this_apps_are_refused_before_anything_changes() {
     let before = world.aws.mutations();
 
     let said = refused(&world, &["rotate-key", "--pem", other.to_str().unwrap()], 4).await;
-    assert!(said.contains("GitHub does not accept key SHA256:"), "{said}");
+    assert!(said.contains("it is another App's, or has been deleted"), "{said}");
     let said = refused(&world, &["rotate-key", "--pem", ec.to_str().unwrap()], 3).await;
     assert!(said.contains("RSA"), "{said}");
     refused(&world, &["rotate-key", "--pem", text.to_str().unwrap()], 3).await;

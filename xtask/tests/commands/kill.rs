@@ -90,3 +90,25 @@ async fn every_command_survives_being_killed_at_every_call() {
     serves(&world, VERSIONS[1], second).await;
     world.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn going_back_and_letting_go_survive_being_killed_at_every_call() {
+    let world = world().await;
+    world.write_config(VERSIONS[0], FLEETS).unwrap();
+    let pems = ["first.pem", "second.pem", "third.pem"].map(|name| world.download_key(name).unwrap());
+    let [first, second, third] = pems.each_ref().map(|path| path.to_str().unwrap());
+    for pem in [first, second] {
+        world.run(&["rotate-key", "--pem", pem], quiet).await.unwrap().success().unwrap();
+    }
+    for arguments in [&["rotate-key", "--rollback"][..], &["rotate-key", "--pem", second]] {
+        let kills = die_all_the_way(&world, arguments).await;
+        assert!(kills >= 8, "{arguments:?} was killed only {kills} times: are its calls seen?");
+        let outcome = world.run(arguments, quiet).await.unwrap().success().unwrap();
+        assert!(outcome.stderr.contains("nothing to do"), "{arguments:?}:\n{}", outcome.stderr);
+    }
+    world.run(&["rotate-key", "--pem", third, "--keep-days", "0"], quiet).await.unwrap().success().unwrap();
+    let kills = die_all_the_way(&world, &["rotate-key", "--retire"]).await;
+    assert!(kills >= 4, "killed only {kills} times: are its calls seen?");
+    world.run(&["rotate-key", "--status"], quiet).await.unwrap().success().unwrap();
+    world.shutdown().await.unwrap();
+}

@@ -14,5 +14,6 @@ mod interrupt;
 mod kill;
 mod map;
 mod permissions;
+mod rotation;
 mod secrets;
 mod support;

@@ -57,11 +57,25 @@ async fn the_key_is_in_no_output_no_process_and_no_other_file() {
     let pem = world.download_key("key.pem").unwrap();
     let needles = needles(&std::fs::read_to_string(&pem).unwrap());
     assert!(contains(&std::fs::read(&pem).unwrap(), &needles), "the key's own file holds what is looked for");
-    for arguments in [&["rotate-key", "--pem", pem.to_str().unwrap()][..], &["ami"], &["deploy"]] {
+    let pem = pem.as_path();
+    let install = ["rotate-key", "--pem", pem.to_str().unwrap()];
+    let next = world.download_key("next.pem").unwrap();
+    let dry = ["rotate-key", "--pem", next.to_str().unwrap(), "--dry-run"];
+    let status = ["rotate-key", "--status", "--json"];
+    for arguments in [&install[..], &["ami"], &["deploy"], &dry, &status] {
         let outcome = world.run(arguments, quiet).await.unwrap().success().unwrap();
         assert!(!contains(outcome.stdout.as_bytes(), &needles), "{arguments:?} prints the key");
         assert!(!contains(outcome.stderr.as_bytes(), &needles), "{arguments:?} says the key");
     }
+    // Of all that was sent to AWS, one call holds the key: into the store that keeps it as it is. KMS gets it wrapped.
+    let sent: Vec<String> = world
+        .aws
+        .bodies()
+        .into_iter()
+        .filter(|(_, body)| contains(body, &needles))
+        .map(|(operation, _)| operation)
+        .collect();
+    assert_eq!(sent, ["secretsmanager:PutSecretValue"]);
     // Both fleets' runners are up: their instances' logs, files and processes are looked through.
     assert_eq!(world.github.runners().iter().filter(|runner| runner.online).count(), 2);
     assert_eq!(found_in_processes(&needles), [""; 0]);

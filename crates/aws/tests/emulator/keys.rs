@@ -1,11 +1,19 @@
 //! Both stores of the App's key.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kiln_fleet::config::Config;
 use kiln_fleet::model::KeyStore;
 use kiln_github::{AppKey, AppSigner as _};
 use kiln_rehearsal::github::{GitHub, GitHubOptions};
-use kiln_release::ports::{KeyNames, Keys as _};
+use kiln_release::Kind;
+use kiln_release::keys::{KeyRecord, KeyState, StoreContents, Timestamp};
+use kiln_release::ports::{KeyNames, Keys as _, Progress, StackRequest, Stacks as _};
+use kiln_release::rotate_key::{self, StoreUse};
+use kiln_release::stacks::{self, StackStep, difference};
 
-use crate::there;
+use crate::{There, there};
 
 fn names() -> KeyNames {
     KeyNames { alias: "alias/kiln-acme-app-key".to_owned(), secret: "kiln-acme/app-key".to_owned() }
@@ -14,44 +22,252 @@ fn names() -> KeyNames {
 /// PKCS#1 v1.5 is deterministic: whoever has the key makes the same signature.
 const MESSAGE: &[u8] = b"header.claims";
 
+const STORES: [KeyStore; 2] = [KeyStore::Kms, KeyStore::SecretsManager];
+
+fn until(secs: u64) -> KeyRecord {
+    KeyRecord { keep_until: Some(Timestamp::from_unix_secs(secs)), ..KeyRecord::default() }
+}
+
+fn key(github: &GitHub) -> AppKey {
+    AppKey::from_pem(github.generate_key().as_bytes()).unwrap()
+}
+
+async fn contents(there: &There, store: KeyStore) -> StoreContents {
+    there.cloud.contents(&names(), store).await.unwrap()
+}
+
+/// A store with a current key, and one before it that is kept until then.
+async fn rotated(there: &There, store: KeyStore, former: &AppKey, current: &AppKey) {
+    let (cloud, names) = (&there.cloud, names());
+    let staged = cloud.stage_key(&names, store, former, &until(1)).await.unwrap();
+    cloud.promote_key(&names, &staged, None).await.unwrap();
+    let mut before = contents(there, store).await.current.unwrap();
+    before.record = until(7);
+    let staged = cloud.stage_key(&names, store, current, &until(1)).await.unwrap();
+    cloud.promote_key(&names, &staged, Some(&before)).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_key_is_staged_proved_promoted_and_replaced() {
     let there = there().await;
     let cloud = &there.cloud;
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
-    let [first, second] = [(), ()].map(|()| AppKey::from_pem(github.generate_key().as_bytes()).unwrap());
-    for store in [KeyStore::Kms, KeyStore::SecretsManager] {
+    let [first, second] = [(), ()].map(|()| key(&github));
+    for store in STORES {
         let names = names();
         assert_eq!(cloud.current_key(&names, store).await.unwrap(), None);
-        assert_eq!(cloud.staged_key(&names, store, &first.fingerprint()).await.unwrap(), None);
+        assert_eq!(contents(&there, store).await, StoreContents::default());
 
-        let staged = cloud.stage_key(&names, store, &first).await.unwrap();
-        assert_eq!(cloud.current_key(&names, store).await.unwrap(), None, "{store}: staged is not current");
-        let found = cloud.staged_key(&names, store, &first.fingerprint()).await.unwrap();
-        assert_eq!(found.as_ref(), Some(&staged), "{store}: another run finds what was staged");
-        assert_eq!(cloud.staged_key(&names, store, &second.fingerprint()).await.unwrap(), None);
-        assert_eq!(cloud.stage_key(&names, store, &first).await.unwrap(), staged, "{store}: staged again is the same");
+        let staged = cloud.stage_key(&names, store, &first, &until(5)).await.unwrap();
+        let now = contents(&there, store).await;
+        assert_eq!(now.current, None, "{store}: staged is not current");
+        let found = now.usable(&first.fingerprint()).unwrap();
+        assert_eq!((&found.key, found.record, found.managed), (&staged, until(5), true), "{store}");
+        assert!(found.created.is_some(), "{store}");
+        assert_eq!(now.usable(&second.fingerprint()), None);
         let signature = cloud.key_signer(&names, &staged).sign(MESSAGE).await.unwrap();
         assert_eq!(signature, first.sign(MESSAGE).await.unwrap(), "{store}");
 
-        cloud.promote_key(&names, &staged).await.unwrap();
-        cloud.promote_key(&names, &staged).await.unwrap();
-        let current = cloud.current_key(&names, store).await.unwrap().unwrap();
-        assert_eq!(current.fingerprint, first.fingerprint(), "{store}");
+        for _ in 0..2 {
+            cloud.promote_key(&names, &staged, None).await.unwrap();
+            let current = cloud.current_key(&names, store).await.unwrap();
+            assert_eq!(current.as_ref(), Some(&staged), "{store}");
+        }
         let signature = cloud.current_signer(&names, store).sign(MESSAGE).await.unwrap();
         assert_eq!(signature, first.sign(MESSAGE).await.unwrap(), "{store}");
+        cloud.record_key(&names, &staged, &until(6)).await.unwrap();
+        let mut former = contents(&there, store).await.current.unwrap();
+        assert_eq!(former.record, until(6), "{store}");
 
-        let next = cloud.stage_key(&names, store, &second).await.unwrap();
+        let next = cloud.stage_key(&names, store, &second, &until(5)).await.unwrap();
         let signature = cloud.current_signer(&names, store).sign(MESSAGE).await.unwrap();
         assert_eq!(signature, first.sign(MESSAGE).await.unwrap(), "{store}: the former serves until the promotion");
-        cloud.promote_key(&names, &next).await.unwrap();
+        former.record = until(7);
+        cloud.promote_key(&names, &next, Some(&former)).await.unwrap();
         let signature = cloud.current_signer(&names, store).sign(MESSAGE).await.unwrap();
         assert_eq!(signature, second.sign(MESSAGE).await.unwrap(), "{store}");
+        let now = contents(&there, store).await;
+        assert_eq!(now.current.as_ref().map(|held| &held.key), Some(&next), "{store}");
+        assert_eq!(now.previous, Some(former), "{store}");
         let signature = cloud.key_signer(&names, &staged).sign(MESSAGE).await.unwrap();
-        assert_eq!(signature, first.sign(MESSAGE).await.unwrap(), "{store}: the former stays in the store");
+        assert_eq!(signature, first.sign(MESSAGE).await.unwrap(), "{store}: the former can still sign");
     }
     there.local.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_former_key_serves_again_or_leaves() {
+    let there = there().await;
+    let cloud = &there.cloud;
+    let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
+    let [first, second, third] = [(), (), ()].map(|()| key(&github));
+    for store in STORES {
+        let names = names();
+        rotated(&there, store, &first, &second).await;
+        let before = contents(&there, store).await;
+        let mut from = before.current.unwrap();
+        from.record = KeyRecord { rolled_back: Some(Timestamp::from_unix_secs(9)), ..until(8) };
+        cloud.roll_back_key(&names, &before.previous.unwrap(), &from).await.unwrap();
+        let now = contents(&there, store).await;
+        let current = now.current.clone().unwrap();
+        assert_eq!(current.key.fingerprint, first.fingerprint(), "{store}");
+        assert_eq!(current.record, until(7), "{store}: what is known of it is kept");
+        let left = now.all().find(|held| held.key.fingerprint == second.fingerprint()).unwrap();
+        assert_eq!(left.record, from.record, "{store}");
+
+        // Forth again: what is there is taken, not put a second time.
+        let again = cloud.stage_key(&names, store, &second, &until(5)).await;
+        if store == KeyStore::SecretsManager {
+            assert_eq!(again.unwrap(), from.key);
+        }
+        cloud.promote_key(&names, &from.key, Some(&current)).await.unwrap();
+        let now = contents(&there, store).await;
+        assert_eq!(now.current.unwrap().key, from.key, "{store}");
+        let previous = now.previous.unwrap();
+        assert_eq!(previous.key, current.key, "{store}");
+
+        cloud.retire_key(&names, &previous.key).await.unwrap();
+        let now = contents(&there, store).await;
+        let retired = now.all().find(|held| held.key == previous.key);
+        assert!(retired.is_none_or(|held| matches!(held.state, KeyState::Leaving(Some(_)))), "{store}: {retired:?}");
+        assert_eq!(now.usable(&first.fingerprint()), None, "{store}");
+
+        cloud.retire_store(&names, store).await.unwrap();
+        let now = contents(&there, store).await;
+        assert!(now.all().all(|held| matches!(held.state, KeyState::Leaving(Some(_)))), "{store}: {now:?}");
+        assert_eq!(cloud.current_key(&names, store).await.unwrap(), None, "{store}: it can't sign");
+
+        // Used again, before the deletion.
+        for key in [&second, &third] {
+            let staged = cloud.stage_key(&names, store, key, &until(5)).await.unwrap();
+            cloud.promote_key(&names, &staged, None).await.unwrap();
+            assert_eq!(cloud.current_key(&names, store).await.unwrap(), Some(staged), "{store}");
+            let signature = cloud.current_signer(&names, store).sign(MESSAGE).await.unwrap();
+            assert_eq!(signature, key.sign(MESSAGE).await.unwrap(), "{store}");
+        }
+    }
+    there.local.shutdown().await;
+}
+
+/// Takes the new key away at GitHub when it has just been promoted.
+struct Revoking<'a> {
+    github: &'a GitHub,
+    key: &'a AppKey,
+}
+
+impl Progress for Revoking<'_> {
+    fn say(&self, line: &str) {
+        if line.contains(&format!("{} as the current key in", self.key.fingerprint())) {
+            self.github.revoke_key(self.key.fingerprint().as_str());
+        }
+    }
+    fn state(&self, _: &str) {}
+}
+
+#[tokio::test]
+async fn a_key_that_github_refuses_once_it_serves_gives_way_to_the_former_one() {
+    let there = there().await;
+    let cloud = &there.cloud;
+    let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
+    let names = names();
+    for store in STORES {
+        let text = CONFIG
+            .replace("CLIENT", &github.client_id())
+            .replace("API", &github.api_url())
+            .replace("STORE", &store.to_string());
+        let config = Config::from_toml("kiln.toml", &text).unwrap();
+        let [first, second] = [(), ()].map(|()| Arc::new(key(&github)));
+        let observe = || rotate_key::observe(&config, cloud, Timestamp::now());
+        for new in [&first, &second] {
+            let observed = observe().await.unwrap();
+            let plan = rotate_key::plan_rotation(&observed, &new.fingerprint(), 7);
+            let revoking = Revoking { github: &github, key: &second };
+            let applied = rotate_key::apply(&config, Some(new), &observed, &plan, cloud, &revoking).await;
+            if Arc::ptr_eq(new, &first) {
+                applied.unwrap();
+                continue;
+            }
+            let error = applied.unwrap_err();
+            assert_eq!(error.kind, Kind::Access, "{error}");
+            assert!(error.message.contains(&format!("{} serves in {store}", first.fingerprint())), "{error}");
+        }
+        let current = cloud.current_key(&names, store).await.unwrap().unwrap();
+        assert_eq!(current.fingerprint, first.fingerprint(), "{store}");
+        rotate_key::prove(&config, cloud.current_signer(&names, store).into()).await.unwrap();
+        // Another key, and all is well.
+        let third = Arc::new(key(&github));
+        let observed = observe().await.unwrap();
+        let plan = rotate_key::plan_rotation(&observed, &third.fingerprint(), 7);
+        let revoking = Revoking { github: &github, key: &second };
+        rotate_key::apply(&config, Some(&third), &observed, &plan, cloud, &revoking).await.unwrap();
+        let now = contents(&there, store).await;
+        assert_eq!(now.current.unwrap().key.fingerprint, third.fingerprint(), "{store}");
+        assert_eq!(now.previous.unwrap().key.fingerprint, first.fingerprint(), "{store}");
+    }
+    there.local.shutdown().await;
+}
+
+/// The instances of before sign with the store of before until they are replaced.
+#[tokio::test]
+async fn a_store_is_used_for_as_long_as_a_deployed_stack_says() {
+    let there = there().await;
+    let cloud = &there.cloud;
+    let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
+    let text = CONFIG.replace("CLIENT", "Iv1").replace("API", &github.api_url()).replace("STORE", "secrets-manager");
+    let config = Config::from_toml("kiln.toml", &text).unwrap();
+    let staged = cloud.stage_key(&names(), KeyStore::Kms, &key(&github), &until(1)).await.unwrap();
+    cloud.promote_key(&names(), &staged, None).await.unwrap();
+    let used = async || {
+        let observed = rotate_key::observe(&config, cloud, Timestamp::now()).await.unwrap();
+        observed.stores.iter().map(|store| (store.store, store.used)).collect::<Vec<_>>()
+    };
+    let own = (KeyStore::SecretsManager, StoreUse::Configured);
+    assert_eq!(used().await, [(KeyStore::Kms, StoreUse::Unused), own]);
+    for (alias, kms) in [("alias/kiln-acme-app-key", StoreUse::Deployed), ("", StoreUse::Unused)] {
+        let wanted = StackRequest {
+            name: "kiln-acme-fleet-linux".to_owned(),
+            template: TEMPLATE.to_owned(),
+            parameters: BTreeMap::from([("KeyAlias".to_owned(), alias.to_owned())]),
+            tags: BTreeMap::new(),
+        };
+        let current = cloud.stack(&wanted.name).await.unwrap();
+        let step = StackStep { request: wanted.clone(), difference: difference(current.as_ref(), &wanted).unwrap() };
+        stacks::apply(cloud, &step, &Revoking { github: &github, key: &key(&github) }).await.unwrap();
+        assert_eq!(used().await, [(KeyStore::Kms, kms), own]);
+    }
+    there.local.shutdown().await;
+}
+
+const TEMPLATE: &str = r#"
+Parameters: { KeyAlias: { Type: String } }
+Resources:
+  Parameter:
+    Type: AWS::SSM::Parameter
+    Properties: { Name: /kiln-acme/alias, Type: String, Value: !Sub "is ${KeyAlias}" }
+"#;
+
+const CONFIG: &str = r#"
+organization = "acme"
+region = "eu-central-1"
+[app]
+client_id = "CLIENT"
+key_store = "STORE"
+[github]
+url = "http://127.0.0.1:1"
+api_url = "API"
+[runner]
+version = "2.338.0"
+[runner.sha256]
+x86_64 = "af4b794c1bc41d73d40535e3fe092a39f9679cd8d965954c2aca25a05ca41d32"
+[fleet.linux]
+labels = ["linux-x64"]
+registration = "persistent"
+base_image = "amazon-linux-2023"
+instance_types = ["m6i.large"]
+min = 1
+max = 4
+network = "create-vpc"
+"#;
 
 #[tokio::test]
 async fn a_key_that_a_person_put_into_the_secret_is_known_and_replaced() {
@@ -68,8 +284,10 @@ async fn a_key_that_a_person_put_into_the_secret_is_known_and_replaced() {
     assert_eq!(current.fingerprint, AppKey::from_pem(pem.as_bytes()).unwrap().fingerprint());
 
     let next = AppKey::from_pem(github.generate_key().as_bytes()).unwrap();
-    let staged = cloud.stage_key(&names, KeyStore::SecretsManager, &next).await.unwrap();
-    cloud.promote_key(&names, &staged).await.unwrap();
+    let former = contents(&there, KeyStore::SecretsManager).await.current.unwrap();
+    assert!(!former.managed, "a secret of someone else's is not tagged");
+    let staged = cloud.stage_key(&names, KeyStore::SecretsManager, &next, &until(1)).await.unwrap();
+    cloud.promote_key(&names, &staged, Some(&former)).await.unwrap();
     assert_eq!(cloud.current_key(&names, KeyStore::SecretsManager).await.unwrap(), Some(staged));
     there.local.shutdown().await;
 }

@@ -42,7 +42,9 @@ async fn the_app_is_who_it_says_by_either_id() {
         let app = app_as(&github, &issuer, &key).app().await.unwrap();
         assert_eq!(app.id, github.app_id());
         assert_eq!(app.client_id, Some(github.client_id()));
-        assert_eq!(app.owner_login(), Some(ORGANIZATION));
+        let web = "https://github.example.com/".parse().unwrap();
+        let settings = format!("https://github.example.com/organizations/{ORGANIZATION}/settings/apps/{}", app.slug);
+        assert_eq!(app.settings_url(&web), settings);
     }
     let installation = app(&github, &key).org_installation(ORGANIZATION).await.unwrap();
     assert_eq!(installation.id, github.installation_id());
@@ -136,6 +138,50 @@ async fn each_try_is_signed_anew() {
     fail(&github, "POST", "/access_tokens", 2, Answer::Truncated);
     app(&github, &key).installation_token(github.installation_id()).await.unwrap();
     assert_eq!(github.count("POST", "/access_tokens"), 3);
+}
+
+/// Two keys of a store in the midst of a rotation.
+#[derive(Debug)]
+struct Rotating {
+    current: Arc<AppKey>,
+    previous: Option<Arc<AppKey>>,
+}
+
+impl AppSigner for Rotating {
+    fn sign<'a>(&'a self, input: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, SignError>> {
+        self.current.sign(input)
+    }
+
+    fn previous(&self) -> Option<Arc<dyn AppSigner>> {
+        self.previous.clone().map(|key| key as _)
+    }
+}
+
+#[tokio::test]
+async fn where_github_refuses_the_current_key_the_previous_one_is_tried_once() {
+    let (github, kept) = start().await;
+    let refused = Arc::new(AppKey::from_pem(github.generate_key().as_bytes()).unwrap());
+    github.revoke_key(refused.fingerprint().as_str());
+    let client = |current: &Arc<AppKey>, previous: Option<&Arc<AppKey>>| {
+        let signer = Rotating { current: Arc::clone(current), previous: previous.cloned() };
+        kiln_github::AppClient::new(&github.api_url().parse().unwrap(), "t/0", github.client_id(), Arc::new(signer))
+            .unwrap()
+    };
+    let asked = || github.count("POST", "/access_tokens");
+    let id = github.installation_id();
+    client(&kept, Some(&refused)).installation_token(id).await.unwrap();
+    assert_eq!(asked(), 1, "a key that is accepted costs no request more");
+    client(&refused, Some(&kept)).installation_token(id).await.unwrap();
+    assert_eq!(asked(), 3);
+    for previous in [None, Some(&refused)] {
+        let error = client(&refused, previous).installation_token(id).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::BadKey);
+    }
+    assert_eq!(asked(), 6);
+    // The previous key is accepted, and what GitHub then says counts.
+    github.suspend(true);
+    let error = client(&refused, Some(&kept)).installation_token(id).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Suspended);
 }
 
 #[derive(Debug)]

@@ -77,6 +77,16 @@ fn sizes_that_the_stores_do_not_take_are_refused() {
     assert_eq!(AppKey::from_pem(pem("PRIVATE KEY", der.as_ref()).as_bytes()).unwrap().bits(), 3072);
 }
 
+/// KMS would refuse it at the import, with less to go by.
+#[test]
+fn an_exponent_that_the_stores_do_not_take_is_refused() {
+    let mut der = pkcs1_of_size(256);
+    der.extend([0x02, 0x01, 0x03]);
+    let content = u16::try_from(der.len() - 4).unwrap();
+    der[2..4].copy_from_slice(&content.to_be_bytes());
+    assert_eq!(refusal(&pem("RSA PRIVATE KEY", &der)), KeyError::Exponent);
+}
+
 #[test]
 fn a_damaged_key_is_refused_wherever_it_is_cut_or_changed() {
     let key = KeyPair::generate(KeySize::Rsa2048).unwrap();

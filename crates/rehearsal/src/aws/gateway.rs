@@ -115,6 +115,7 @@ fn operation(service: &str, method: &Method, uri: &Uri, headers: &HeaderMap, bod
 
 pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpRequest) -> Response {
     let Some(call) = Call::read(request).await else { return StatusCode::PAYLOAD_TOO_LARGE.into_response() };
+    lock(&shared.bodies).push((format!("{}:{}", call.service, call.operation), call.body.clone()));
     let cut = if call.from_pipeline && call.mutating() { trip(&shared) } else { None };
     if let Some((When::Before, tell)) = cut {
         let _ = tell.send(());

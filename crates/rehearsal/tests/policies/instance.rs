@@ -90,6 +90,7 @@ fn an_instance_signs_by_its_alias_and_keeps_to_its_own_group() {
     let fleet = fleet(&[("KeyAlias", "alias/kiln-acme-app-key")]);
     let mut allowed = lifecycle(STACK);
     allowed.push(sign("alias/kiln-acme-app-key"));
+    allowed.push(sign("alias/kiln-acme-app-key-previous"));
     // A key that has another alias too is still the one meant.
     allowed.push(sign("alias/other").with("kms:ResourceAliases", "alias/kiln-acme-app-key"));
     let mut refused = never();

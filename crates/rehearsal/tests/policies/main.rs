@@ -7,6 +7,7 @@
 mod bake;
 mod instance;
 mod pipeline;
+mod rotate_key;
 
 use std::path::{Path, PathBuf};
 

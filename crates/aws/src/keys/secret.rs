@@ -1,0 +1,314 @@
+//! Secrets Manager: one secret; a version's id is the key's fingerprint in hexadecimal, so that a version is found and
+//! told without reading it; stages say which is current and which was before. Versions have no tags: their records are
+//! tags of the secret, each beginning with the fingerprint it is about.
+
+use std::collections::BTreeMap;
+
+use aws_sdk_secretsmanager::types::Tag;
+use kiln_fleet::model::KeyStore;
+use kiln_github::{AppKey, AppSigner, BoxFuture, Fingerprint, SignError};
+use kiln_release::keys::{KeyState, Timestamp};
+use kiln_release::ports::{HeldKey, KeyRecord, Result, StoreContents, StoredKey};
+use secrecy::ExposeSecret as _;
+use zeroize::Zeroizing;
+
+use crate::Aws;
+
+const CURRENT: &str = "AWSCURRENT";
+const PREVIOUS: &str = "AWSPREVIOUS";
+const PENDING: &str = "AWSPENDING";
+
+/// A tag for each stage; a promotion moves the stages, so that a record is found in any of them.
+const CURRENT_RECORD: &str = "kiln:record-current";
+const PREVIOUS_RECORD: &str = "kiln:record-previous";
+const PENDING_RECORD: &str = "kiln:record-pending";
+const MANAGED: &str = "kiln:managed";
+
+/// The shortest that Secrets Manager takes.
+///
+/// Source: <https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_DeleteSecret.html>
+const RECOVERY_WINDOW_DAYS: i64 = 7;
+
+/// A version's id for a key: 64 characters, Secrets Manager's most.
+fn version_id(fingerprint: &Fingerprint) -> String {
+    fingerprint.digest().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn fingerprint_of(version: &str) -> Option<Fingerprint> {
+    let byte = |at: usize| u8::from_str_radix(version.get(at * 2..at * 2 + 2)?, 16).ok();
+    let digest: Vec<u8> = (0..32).map_while(byte).collect();
+    Some(Fingerprint::of_digest(&digest.try_into().ok()?))
+}
+
+fn tag(key: &str, value: String) -> Tag {
+    Tag::builder().key(key).value(value).build()
+}
+
+fn record_tag(key: &str, fingerprint: &Fingerprint, record: &KeyRecord) -> Tag {
+    tag(key, format!("{fingerprint} {record}"))
+}
+
+/// The secret as it stands.
+#[derive(Debug, Default)]
+struct Described {
+    /// Its versions that have a stage, with these.
+    versions: BTreeMap<String, Vec<String>>,
+    tags: BTreeMap<String, String>,
+    /// It is on its way out.
+    deleted: Option<Timestamp>,
+}
+
+impl Described {
+    fn holder(&self, stage: &str) -> Option<&str> {
+        let holds = |stages: &[String]| stages.iter().any(|held| held == stage);
+        self.versions.iter().find(|(_, stages)| holds(stages)).map(|(id, _)| id.as_str())
+    }
+
+    /// A version's record is in the tag of its own stage, or still in that of the stage it came from.
+    fn record(&self, fingerprint: &Fingerprint, stages: &[String]) -> KeyRecord {
+        let has = |stage: &str| stages.iter().any(|held| held == stage);
+        let places = match (has(CURRENT), has(PREVIOUS)) {
+            (true, _) => [CURRENT_RECORD, PREVIOUS_RECORD, PENDING_RECORD],
+            (false, true) => [PREVIOUS_RECORD, CURRENT_RECORD, PENDING_RECORD],
+            (false, false) => [PENDING_RECORD, PREVIOUS_RECORD, CURRENT_RECORD],
+        };
+        let values = places.iter().filter_map(|key| self.tags.get(*key));
+        let about = |value: &String| value.strip_prefix(fingerprint.as_str()).map(KeyRecord::from_tag);
+        values.filter_map(about).next().unwrap_or_default()
+    }
+}
+
+impl Aws {
+    /// `None` where there is no such secret.
+    async fn described_secret(&self, name: &str) -> Result<Option<Described>> {
+        let answer = match self.secrets.describe_secret().secret_id(name).send().await {
+            Ok(answer) => answer,
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_resource_not_found_exception()) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(self.failed(format!("describe secret {name}"), error)),
+        };
+        let tags = answer.tags.unwrap_or_default().into_iter().filter_map(|tag| Some((tag.key?, tag.value?)));
+        let deleted = answer.deleted_date.and_then(|at| u64::try_from(at.secs()).ok());
+        Ok(Some(Described {
+            versions: answer.version_ids_to_stages.unwrap_or_default().into_iter().collect(),
+            tags: tags.collect(),
+            deleted: deleted.map(Timestamp::from_unix_secs),
+        }))
+    }
+
+    /// The current version's key, if there is one that can be read.
+    pub(super) async fn secret_key(&self, name: &str) -> Result<Option<StoredKey>> {
+        let Some(secret) = self.described_secret(name).await? else { return Ok(None) };
+        match secret.holder(CURRENT) {
+            Some(id) if secret.deleted.is_none() => self.version(name, id).await,
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) async fn secret_contents(&self, name: &str) -> Result<StoreContents> {
+        let Some(secret) = self.described_secret(name).await? else { return Ok(StoreContents::default()) };
+        let created = self.versions_made(name).await?;
+        let mut contents = StoreContents::default();
+        for (id, stages) in &secret.versions {
+            let known = fingerprint_of(id).is_some();
+            // One that a person put there can be told from others only by reading it.
+            if secret.deleted.is_some() && !known {
+                continue;
+            }
+            let Some(key) = self.version(name, id).await? else { continue };
+            let held = HeldKey {
+                state: secret.deleted.map_or(KeyState::Usable, |at| KeyState::Leaving(Some(at))),
+                record: secret.record(&key.fingerprint, stages),
+                created: created.get(id).copied(),
+                managed: secret.tags.contains_key(MANAGED),
+                key,
+            };
+            let has = |stage: &str| stages.iter().any(|held| held == stage);
+            match (has(CURRENT), has(PREVIOUS)) {
+                (true, _) => contents.current = Some(held),
+                (false, true) => contents.previous = Some(held),
+                (false, false) => contents.others.push(held),
+            }
+        }
+        Ok(contents)
+    }
+
+    /// When each version came into the secret.
+    async fn versions_made(&self, name: &str) -> Result<BTreeMap<String, Timestamp>> {
+        // A hundred are a page, and no secret keeps more with a stage than it has stages, twenty.
+        let list = self.secrets.list_secret_version_ids().secret_id(name).send().await;
+        let answer = list.map_err(|error| self.failed(format!("list the versions of secret {name}"), error))?;
+        let made = answer.versions.unwrap_or_default().into_iter().filter_map(|version| {
+            let secs = u64::try_from(version.created_date?.secs()).ok()?;
+            Some((version.version_id?, Timestamp::from_unix_secs(secs)))
+        });
+        Ok(made.collect())
+    }
+
+    async fn version(&self, name: &str, id: &str) -> Result<Option<StoredKey>> {
+        let fingerprint = match fingerprint_of(id) {
+            Some(fingerprint) => fingerprint,
+            // Put there by hand. What holds no key, such as nothing at all, is none.
+            None => match self.read_version(name, id).await? {
+                Some(key) => key.fingerprint(),
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(StoredKey { store: KeyStore::SecretsManager, id: id.to_owned(), fingerprint }))
+    }
+
+    /// The key that a version holds, if it holds one.
+    async fn read_version(&self, name: &str, id: &str) -> Result<Option<AppKey>> {
+        match self.secrets.get_secret_value().secret_id(name).version_id(id).send().await {
+            Ok(answer) => {
+                let text = answer.secret_string.map(Zeroizing::new);
+                Ok(text.and_then(|pem| AppKey::from_pem(pem.as_bytes()).ok()))
+            }
+            Err(error) if error.as_service_error().is_some_and(|error| error.is_resource_not_found_exception()) => {
+                Ok(None)
+            }
+            Err(error) => Err(self.failed(format!("read version {id} of secret {name}"), error)),
+        }
+    }
+
+    /// Puts the key into the secret, which is made, or kept from being deleted, where it has to be.
+    pub(super) async fn put_pending(&self, name: &str, key: &AppKey, record: &KeyRecord) -> Result<String> {
+        let fingerprint = key.fingerprint();
+        let doing = format!("store key {fingerprint} in secret {name}");
+        let secret = match self.described_secret(name).await? {
+            Some(secret) => secret,
+            None => {
+                // Without a value: the first one put would be current at once.
+                let create =
+                    self.secrets.create_secret().name(name).description("GitHub App private key, kept by Kiln");
+                let create = create.tags(tag(MANAGED, "true".to_owned()));
+                create.send().await.map_err(|error| self.failed(&doing, error))?;
+                Described { tags: BTreeMap::from([(MANAGED.to_owned(), String::new())]), ..Described::default() }
+            }
+        };
+        if secret.deleted.is_some() {
+            let restore = self.secrets.restore_secret().secret_id(name).send().await;
+            restore.map_err(|error| self.failed(&doing, error))?;
+        }
+        if secret.tags.contains_key(MANAGED) {
+            self.tag_secret(name, [record_tag(PENDING_RECORD, &fingerprint, record)]).await?;
+        }
+        let id = version_id(&fingerprint);
+        if !secret.versions.contains_key(&id) {
+            let put = self
+                .secrets
+                .put_secret_value()
+                .secret_id(name)
+                .client_request_token(&id)
+                .secret_string(key.pkcs8_pem().expose_secret())
+                .version_stages(PENDING);
+            put.send().await.map_err(|error| self.failed(&doing, error))?;
+        }
+        // A version that was there before, with or without a stage, is not put again, and gets none by that.
+        let holder = self.described_secret(name).await?.unwrap_or_default().holder(PENDING).map(str::to_owned);
+        if holder.as_ref() != Some(&id) {
+            let update = self.secrets.update_secret_version_stage().secret_id(name).version_stage(PENDING);
+            let update = update.move_to_version_id(&id).set_remove_from_version_id(holder);
+            update.send().await.map_err(|error| self.failed(&doing, error))?;
+        }
+        Ok(id)
+    }
+
+    async fn tag_secret<const N: usize>(&self, name: &str, tags: [Tag; N]) -> Result<()> {
+        let write = self.secrets.tag_resource().secret_id(name).set_tags(Some(tags.to_vec())).send().await;
+        write.map_err(|error| self.failed(format!("tag secret {name}"), error))?;
+        Ok(())
+    }
+
+    pub(super) async fn record_version(&self, name: &str, key: &StoredKey, record: &KeyRecord) -> Result<()> {
+        self.tag_secret(name, [record_tag(CURRENT_RECORD, &key.fingerprint, record)]).await
+    }
+
+    /// The stage moves in one call, and Secrets Manager itself makes what it was taken from the previous one.
+    pub(super) async fn promote_version(&self, name: &str, id: &str, former: Option<&HeldKey>) -> Result<()> {
+        if let Some(former) = former.filter(|former| former.managed) {
+            self.tag_secret(name, [record_tag(PREVIOUS_RECORD, former.fingerprint(), &former.record)]).await?;
+        }
+        self.make_current(name, id).await
+    }
+
+    pub(super) async fn roll_back_version(&self, name: &str, to: &HeldKey, from: &HeldKey) -> Result<()> {
+        if from.managed {
+            let before = record_tag(PREVIOUS_RECORD, from.fingerprint(), &from.record);
+            let now = record_tag(CURRENT_RECORD, to.fingerprint(), &to.record);
+            self.tag_secret(name, [before, now]).await?;
+        }
+        self.make_current(name, &to.key.id).await
+    }
+
+    async fn make_current(&self, name: &str, id: &str) -> Result<()> {
+        let doing = || format!("make version {id} of secret {name} the current one");
+        let secret = self.described_secret(name).await?.unwrap_or_default();
+        let current = secret.holder(CURRENT);
+        if current != Some(id) {
+            let update = self
+                .secrets
+                .update_secret_version_stage()
+                .secret_id(name)
+                .version_stage(CURRENT)
+                .move_to_version_id(id)
+                .set_remove_from_version_id(current.map(str::to_owned));
+            update.send().await.map_err(|error| self.failed(doing(), error))?;
+        }
+        if secret.holder(PENDING) == Some(id) {
+            let update = self.secrets.update_secret_version_stage().secret_id(name).version_stage(PENDING);
+            update.remove_from_version_id(id).send().await.map_err(|error| self.failed(doing(), error))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a version's stages away; Secrets Manager deletes versions without one by itself, some time later.
+    pub(super) async fn drop_version(&self, name: &str, id: &str) -> Result<()> {
+        let secret = self.described_secret(name).await?.unwrap_or_default();
+        for stage in [PREVIOUS, PENDING] {
+            if secret.holder(stage) == Some(id) {
+                let update = self.secrets.update_secret_version_stage().secret_id(name).version_stage(stage);
+                let doing = || format!("take {stage} from version {id} of secret {name}");
+                update.remove_from_version_id(id).send().await.map_err(|error| self.failed(doing(), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn delete_secret(&self, name: &str) -> Result<()> {
+        let delete = self.secrets.delete_secret().secret_id(name).recovery_window_in_days(RECOVERY_WINDOW_DAYS);
+        delete.send().await.map_err(|error| self.failed(format!("delete secret {name}"), error))?;
+        Ok(())
+    }
+}
+
+/// Reads a version, or the current one where none is named, and signs with it.
+#[derive(Debug)]
+pub(super) struct SecretSigner {
+    pub(super) client: aws_sdk_secretsmanager::Client,
+    pub(super) name: String,
+    pub(super) version: Option<String>,
+}
+
+impl SecretSigner {
+    async fn key(&self) -> std::result::Result<AppKey, Box<dyn std::error::Error + Send + Sync>> {
+        let get = self.client.get_secret_value().secret_id(&self.name).set_version_id(self.version.clone());
+        let answer = get.send().await?;
+        let pem = Zeroizing::new(answer.secret_string.ok_or("the secret holds no text")?);
+        Ok(AppKey::from_pem(pem.as_bytes())?)
+    }
+}
+
+impl AppSigner for SecretSigner {
+    fn sign<'a>(&'a self, signing_input: &'a [u8]) -> BoxFuture<'a, std::result::Result<Vec<u8>, SignError>> {
+        Box::pin(async move {
+            let key = self.key().await.map_err(|source| SignError {
+                what: format!("read the key in secret {}", self.name),
+                retryable: false,
+                source: Some(source),
+            })?;
+            key.sign(signing_input).await
+        })
+    }
+}
