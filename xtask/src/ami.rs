@@ -1,16 +1,16 @@
 //! `cargo xtask ami`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use kiln_fleet::config::{Config, ImageVariant};
-use kiln_fleet::model::{Architecture, FleetName, Sha256};
+use kiln_fleet::model::{AmiId, Architecture, FleetName, Sha256};
 use kiln_release::ami::{self, Request};
 use kiln_release::freshness;
 use kiln_release::payload::{self, Payload};
 use kiln_release::published::{self, Verdict};
-use kiln_release::{Error, Kind};
+use kiln_release::{Code, Error, Kind};
 
 use crate::ui::{Failure, Ui};
 use crate::{cloud, musl, sources, tools};
@@ -26,7 +26,10 @@ use crate::{cloud, musl, sources, tools};
 #[command(after_help = "\
 Examples:
   cargo xtask ami --dry-run
-  cargo xtask ami --fleet linux")]
+  cargo xtask ami --fleet linux
+  image=$(cargo xtask ami --fleet linux)
+
+Results: images (an AMI's id for each image), ami (where there is just one)")]
 pub(crate) struct Args {
     /// Bake the image of this fleet only; may be repeated.
     #[arg(long, value_name = "NAME")]
@@ -48,8 +51,16 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
     let aws = cloud::aws(&config).await;
     // Missing credentials are told before minutes of compiling, not after.
     kiln_release::ports::Identity::caller(&aws).await.map_err(Error::from)?;
+    let mut baked = BTreeMap::new();
     for variant in images {
-        image(args, &config, variant, &aws, ui).await?;
+        if let Some(ami) = image(args, &config, variant, &aws, ui).await? {
+            ui.data(ami.as_str());
+            baked.insert(variant.to_string(), ami.to_string());
+            ui.record("images", serde_json::json!(baked));
+        }
+    }
+    if let Some((_, ami)) = baked.first_key_value().filter(|_| baked.len() == 1) {
+        ui.record("ami", ami.as_str());
     }
     Ok(())
 }
@@ -68,7 +79,7 @@ async fn require_served(config: &Config, aws: &kiln_aws::Aws, ui: &Ui) -> Result
         Ok(_) => Ok(()),
         Err(error) if error.kind == Kind::Precondition => Err(error),
         Err(error) => {
-            ui.talk(&format!("warning: GitHub could not be asked whether it still serves this runner: {error}"));
+            ui.warn(&format!("GitHub could not be asked whether it still serves this runner: {error}"));
             Ok(())
         }
     }
@@ -80,7 +91,7 @@ async fn image(
     variant: ImageVariant,
     aws: &kiln_aws::Aws,
     ui: &Ui,
-) -> Result<(), Failure> {
+) -> Result<Option<AmiId>, Failure> {
     let sources = match &args.bootstrap {
         Some(_) => None,
         None => Some(sources::digest(tools::workspace_root(), variant.architecture)?),
@@ -88,11 +99,8 @@ async fn image(
     if let Some(sources) = &sources
         && let Some(ami) = ami::unchanged(config, variant, sources, aws).await?
     {
-        ui.talk(&ami::settled(variant, &ami).to_string());
-        if !args.dry_run {
-            println!("{ami}");
-        }
-        return Ok(());
+        ui.plan(&ami::settled(variant, &ami));
+        return Ok((!args.dry_run).then_some(ami));
     }
     require_served(config, aws, ui).await?;
     let payload = packed(args, variant.architecture, ui)?;
@@ -107,24 +115,23 @@ async fn bake(
     sources: Option<Sha256>,
     aws: &kiln_aws::Aws,
     ui: &Ui,
-) -> Result<(), Failure> {
+) -> Result<Option<AmiId>, Failure> {
     let request = Request { config, variant, payload: &payload.bytes, payload_sha256: payload.sha256.clone(), sources };
     let prepared = ami::observe(&request, aws, ui).await?;
     let plan = ami::plan(variant, payload.bytes.len(), &prepared);
-    ui.talk(&plan.to_string());
+    ui.plan(&plan);
     if let Some(notice) = ami::notice(variant).filter(|_| !plan.is_empty()) {
-        ui.talk(&format!("warning: {notice}"));
+        ui.warn(notice);
     }
     if !plan.is_empty() {
         verify(config, variant, aws, ui).await?;
     }
     if args.dry_run {
-        return Ok(());
+        return Ok(None);
     }
     let id = ami::apply(&request, &prepared, &plan, aws, ui).await?;
     ui.clear();
-    println!("{id}");
-    Ok(())
+    Ok(Some(id))
 }
 
 /// The pinned runner is the one that GitHub publishes, as far as it can be asked: an image may be made before the App's key
@@ -162,10 +169,12 @@ fn packed(args: &Args, architecture: Architecture, ui: &Ui) -> Result<Payload, F
     };
     let binary = std::fs::read(&path).map_err(|error| {
         Error::new(Kind::Configuration, format!("can't read the bootstrap binary `{}`", path.display()))
+            .code(Code::BootstrapUnfit)
             .caused_by(error)
     })?;
     payload::prove_static(&binary, architecture).map_err(|error| {
         Error::new(Kind::Configuration, format!("`{}` can't go into the image", path.display()))
+            .code(Code::BootstrapUnfit)
             .caused_by(error)
             .hint("leave out --bootstrap to have it built")
     })?;

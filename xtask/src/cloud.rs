@@ -12,17 +12,19 @@ use kiln_release::deploy::key_names;
 use kiln_release::pin::Web;
 use kiln_release::ports::Keys as _;
 use kiln_release::rotate_key::USER_AGENT;
-use kiln_release::{Error, Kind};
+use kiln_release::{Code, Error, Kind};
 
 /// Reads and validates kiln.toml.
 pub(crate) fn read_config(path: &Path) -> Result<Config, Error> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| {
         Error::new(Kind::Configuration, format!("can't read `{name}`"))
+            .code(Code::ConfigUnreadable)
             .caused_by(error)
             .hint("name the file with `--config FILE`; the kiln.toml in Kiln's repository is a commented example")
     })?;
-    Config::from_toml(&name, &text).map_err(|error| Error::new(Kind::Configuration, error.to_string()))
+    Config::from_toml(&name, &text)
+        .map_err(|error| Error::new(Kind::Configuration, error.to_string()).code(Code::ConfigInvalid).caused_by(error))
 }
 
 /// The fleets a command is about: the ones named, or all.
@@ -36,6 +38,7 @@ pub(crate) fn fleets<'a>(config: &'a Config, names: &[FleetName]) -> Result<Vec<
             config.fleets.get(name).ok_or_else(|| {
                 let known: Vec<_> = config.fleets.keys().map(FleetName::as_str).collect();
                 Error::new(Kind::Configuration, format!("kiln.toml has no fleet `{name}`"))
+                    .code(Code::UnknownFleet)
                     .hint(format!("it has: {}", known.join(", ")))
             })
         })

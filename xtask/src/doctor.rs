@@ -18,15 +18,13 @@ use crate::{cloud, musl, tools};
 Examples:
   cargo xtask doctor
   cargo xtask doctor --skip-machine      # in a pipeline that does not build the image
-  cargo xtask doctor --json | jq '.[] | select(.verdict == \"wrong\")'")]
+  cargo xtask doctor --json | jq '.result.findings[] | select(.verdict == \"wrong\")'
+
+Results: findings (each with check, verdict, what, hint)")]
 pub(crate) struct Args {
     /// Leave out what only building the image needs: compilers, Python.
     #[arg(long)]
     skip_machine: bool,
-
-    /// Print the findings as JSON on stdout: a list of {check, verdict, what, hint}.
-    #[arg(long)]
-    json: bool,
 }
 
 pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failure> {
@@ -48,18 +46,14 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
             ));
         }
     }
-    tell(args, &findings, ui)
+    tell(&findings, ui)
 }
 
-fn tell(args: &Args, findings: &[Finding], ui: &Ui) -> Result<(), Failure> {
-    if args.json {
-        let list: Vec<_> = findings.iter().map(as_json).collect();
-        println!("{:#}", serde_json::Value::from(list));
-    } else {
-        for finding in findings {
-            ui.talk(&finding.to_string());
-        }
+fn tell(findings: &[Finding], ui: &Ui) -> Result<(), Failure> {
+    for finding in findings {
+        ui.talk(&finding.to_string());
     }
+    ui.record("findings", findings.iter().map(as_json).collect::<Vec<_>>());
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (wrong, unknown) = (count(Verdict::Wrong), count(Verdict::Unknown));
     if wrong > 0 {

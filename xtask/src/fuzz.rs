@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use xshell::{Shell, cmd};
 
 use crate::tools;
+use crate::ui::note;
 
 /// Fuzz every parser of outside data, side by side.
 #[derive(Debug, clap::Args)]
@@ -81,18 +82,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let status = child.wait()?;
         let log = std::fs::read_to_string(folder.join(format!("{target}.log")))?;
         let done = log.lines().rev().find(|line| line.starts_with("Done ")).unwrap_or("it did not come to its end");
-        eprintln!("{target}: {done}");
+        note(&format!("{target}: {done}"));
         if !status.success() {
-            eprintln!(
-                "{}",
-                log.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
-            );
+            note(&log.lines().rev().take(40).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n"));
             failed.push(target);
         }
     }
     if !failed.is_empty() {
         bail!("{} found an input that it can't bear; it is in {}", failed.join(", "), folder.display());
     }
-    eprintln!("fuzzed {} targets for {:?}", TARGETS.len(), Duration::from_secs(args.seconds.into()));
+    note(&format!("fuzzed {} targets for {:?}", TARGETS.len(), Duration::from_secs(args.seconds.into())));
     Ok(())
 }

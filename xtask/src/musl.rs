@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use kiln_fleet::model::Architecture;
-use kiln_release::payload;
+use kiln_release::{Error, Kind, payload};
 use xshell::{Cmd, Shell, cmd};
 
 use crate::tools;
+use crate::ui::note;
 
 /// How it is built: a part of what the binary is made from.
 pub(crate) const RECIPE: &str = include_str!("musl.rs");
@@ -62,16 +63,12 @@ pub(crate) fn build_bootstrap(shell: &Shell, architecture: Architecture, fallbac
     let path = match way(shell, target) {
         Some(way) => build_musl(shell, &root, target, &way)?,
         None if fallback == Fallback::StaticGlibc => {
-            eprintln!(
+            note(&format!(
                 "no standard library for {target}: this rehearsal's binary is linked statically with glibc instead"
-            );
+            ));
             build_glibc(shell, &root)?
         }
-        None => bail!(
-            "no standard library for {target}, and rustup could not add it\n\nhint: `rustup target add {target}`; where \
-             rustup can't, install a rustc with its source (Debian: apt install rustc-web cargo-web rust-web-src), from \
-             which it is built"
-        ),
+        None => return Err(no_standard_library(target).into()),
     };
     let binary = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     payload::prove_static(&binary, architecture).with_context(|| format!("{} is not fit", path.display()))?;
@@ -87,6 +84,14 @@ pub(crate) fn is_possible(shell: &Shell, target: &str) -> bool {
 fn installed(shell: &Shell, target: &str) -> Option<Way> {
     let sysroot = cmd!(shell, "rustc --print sysroot").quiet().ignore_stderr().read().ok()?;
     Path::new(&sysroot).join("lib/rustlib").join(target).join("lib").is_dir().then_some(Way::Installed)
+}
+
+fn no_standard_library(target: &str) -> Error {
+    let message = format!("no standard library for {target}, and rustup could not add it");
+    Error::new(Kind::Precondition, message).hint(format!(
+        "`rustup target add {target}`; where rustup can't, install a rustc with its source (Debian: apt install \
+         rustc-web cargo-web rust-web-src), from which it is built"
+    ))
 }
 
 fn way(shell: &Shell, target: &str) -> Option<Way> {

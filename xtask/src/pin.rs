@@ -28,7 +28,10 @@ use crate::ui::{Failure, Ui};
 Examples:
   cargo xtask pin --dry-run
   cargo xtask pin --check || cargo xtask pin
-  cargo xtask pin --check --json")]
+  cargo xtask pin --check --json
+
+Results: changes and written; with --check urgency, newest_runner, runners, wrong_digests,
+base_images")]
 pub(crate) struct Args {
     /// Write nothing; exit with 8 when something has to be renewed within 14 days.
     #[arg(long)]
@@ -37,10 +40,6 @@ pub(crate) struct Args {
     /// Print what would change in kiln.toml and change nothing.
     #[arg(long, conflicts_with = "check")]
     dry_run: bool,
-
-    /// Print the result as one JSON document on stdout.
-    #[arg(long)]
-    json: bool,
 }
 
 pub(crate) async fn run(args: &Args, path: &Path, ui: &Ui) -> Result<(), Failure> {
@@ -49,20 +48,25 @@ pub(crate) async fn run(args: &Args, path: &Path, ui: &Ui) -> Result<(), Failure
     let github = cloud::github_by_any_key(&config, &aws).await?;
     if args.check {
         let checkup = pin::check(&config, &aws, &github).await?;
-        return Ok(report(args, &checkup, ui)?);
+        return Ok(report(&checkup, ui)?);
     }
     let offer = pin::offer(&config, &github, &cloud::Browser::new()?).await?;
     let plan = pin::plan(&config, &offer);
-    ui.talk(&plan.to_string());
-    if args.json {
-        println!("{}", planned(&plan, args.dry_run));
-    }
+    ui.plan(&plan);
+    record(&planned(&plan, args.dry_run), ui);
     if args.dry_run || plan.is_empty() {
         return Ok(());
     }
     write(path, &plan)?;
     ui.talk("now run `cargo xtask ami`, then `cargo xtask deploy`");
     Ok(())
+}
+
+/// Each of an object's values as a result of its own.
+fn record(values: &Value, ui: &Ui) {
+    for (name, value) in values.as_object().into_iter().flatten() {
+        ui.record(name, value.clone());
+    }
 }
 
 fn planned(plan: &Plan<Step>, dry_run: bool) -> Value {
@@ -90,14 +94,12 @@ fn write(path: &Path, plan: &Plan<Step>) -> Result<(), Error> {
     Ok(())
 }
 
-fn report(args: &Args, checkup: &Checkup, ui: &Ui) -> Result<(), Error> {
+fn report(checkup: &Checkup, ui: &Ui) -> Result<(), Error> {
     let now = SystemTime::now();
     for line in checkup.lines(now) {
         ui.talk(&line);
     }
-    if args.json {
-        println!("{}", checked(checkup, now));
-    }
+    record(&checked(checkup, now), ui);
     pin::require_fresh(checkup, now)
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use kiln_fleet::model::Architecture;
-use kiln_rehearsal::story::Story;
+use kiln_rehearsal::story::{Story, Told};
 use kiln_rehearsal::vm;
 use kiln_rehearsal::world::{Parts, World};
 
@@ -16,7 +16,19 @@ use crate::{musl, tools};
 /// Needs no account and no configuration; sets up what it needs under target/. Prints a timeline of what happened, and
 /// fails with the reason when anything is not as it should be. Ctrl-C ends every process it started.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask rehearse
+  cargo xtask rehearse --quiet --report rehearsal.html
+  cargo xtask rehearse --boot
+
+Results: report (the page's path)")]
 pub(crate) struct Args {
+    /// Write the report here, a page with the timeline, plans, boots and requests; the default is
+    /// target/rehearsal/report.html in the checkout.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+
     /// Boot real machines instead, in QEMU, of an image made by the component documents.
     ///
     /// They register at the stand-in GitHub, run jobs without docker and with it, pass the image's own tests, and drain
@@ -32,12 +44,18 @@ pub(crate) async fn run(args: &Args, ui: &Ui) -> Result<(), Failure> {
     }
     let world = World::start(parts(ui)?).await?;
     let told = tokio::select! {
-        told = Story::new(&world, |line| eprintln!("{line}")).tell() => told.map_err(Failure::from),
+        told = Story::new(&world, ui::note).tell() => Ok(told),
         () = ui::interrupt() => Err(Failure::Interrupted),
     };
     world.shutdown().await?;
-    let timeline = told?;
-    println!("\n{timeline}\nthe rehearsal succeeded");
+    let Told { timeline, report, result } = told?;
+    let default = || tools::workspace_root().join("target/rehearsal/report.html");
+    let path = args.report.clone().unwrap_or_else(default);
+    report.write(&path).with_context(|| format!("write the report to {}", path.display()))?;
+    ui.talk(&format!("\nreport: {}", path.display()));
+    ui.record("report", path.display().to_string());
+    result?;
+    ui.data(&format!("\n{timeline}\nthe rehearsal succeeded"));
     Ok(())
 }
 
@@ -46,10 +64,10 @@ async fn boot(ui: &Ui) -> Result<(), Failure> {
     let options = vm::Options {
         bootstrap: bootstrap(ui)?,
         directory: tools::workspace_root().join("target/rehearsal"),
-        say: |line| eprintln!("{line}"),
+        say: ui::note,
     };
     let told = vm::boot(&options, ui::interrupt()).await?.ok_or(Failure::Interrupted)?;
-    println!("\n{told}\nthe rehearsal of a boot succeeded");
+    ui.data(&format!("\n{told}\nthe rehearsal of a boot succeeded"));
     Ok(())
 }
 

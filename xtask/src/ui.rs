@@ -1,123 +1,307 @@
-//! The operator's voice: stdout is data, stderr is talk; live states on a terminal, plain lines elsewhere.
+//! The operator's voice: stdout is data, stderr is talk; live states on a terminal, plain lines elsewhere, groups and
+//! annotations in a workflow of GitHub Actions, one document for machines.
 
-use std::fmt::Write as _;
-use std::io::IsTerminal as _;
+mod actions;
+mod calls;
+mod document;
+mod failure;
+mod voice;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
+use kiln_release::plan::Plan;
 use kiln_release::ports::Progress;
-use kiln_release::{Error, Kind};
+use serde_json::Value;
 
-/// How a command ends when it does not succeed.
+use self::actions::Actions;
+pub(crate) use self::document::schema;
+use self::document::{Document, PlanReport};
+use self::failure::Account;
+pub(crate) use self::failure::Failure;
+pub(crate) use self::voice::Voice;
+
+const ADDED: Style = AnsiColor::Green.on_default();
+const CHANGED: Style = AnsiColor::Yellow.on_default();
+const REMOVED: Style = AnsiColor::Red.on_default();
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+const HINT: Style = AnsiColor::Green.on_default().bold();
+const STRONG: Style = Style::new().bold();
+
+/// Where lines go, of whichever part of the program; set once the flags are known.
+static STAGE: OnceLock<Stage> = OnceLock::new();
+
 #[derive(Debug)]
-pub(crate) enum Failure {
-    /// A failure of the commands proper.
-    Release(Error),
-    /// Anything else.
-    Other(anyhow::Error),
-    /// Ctrl-C, SIGTERM.
-    Interrupted,
+struct Stage {
+    quiet: bool,
+    spinner: Option<ProgressBar>,
+    actions: Option<Actions>,
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::Release(error)
+/// A line of what is going on, from where no [`Ui`] is at hand. Not said with `--quiet`.
+pub(crate) fn note(text: &str) {
+    if !STAGE.get().is_some_and(|stage| stage.quiet) {
+        aside(text);
     }
 }
 
-impl From<anyhow::Error> for Failure {
-    fn from(error: anyhow::Error) -> Self {
-        match error.downcast::<Error>() {
-            Ok(error) => Self::Release(error),
-            Err(error) => Self::Other(error),
-        }
+/// A line that is said in any case.
+fn aside(text: &str) {
+    let stage = STAGE.get();
+    let text = match stage {
+        Some(Stage { actions: Some(_), .. }) => text.lines().map(actions::harmless).collect::<Vec<_>>().join("\n"),
+        _ => text.to_owned(),
+    };
+    raw(&text);
+}
+
+/// A line as it is, commands to the runner too.
+fn raw(text: &str) {
+    match STAGE.get().and_then(|stage| stage.spinner.as_ref()) {
+        Some(spinner) => spinner.suspend(|| anstream::eprintln!("{text}")),
+        None => anstream::eprintln!("{text}"),
     }
 }
 
-/// Where talk goes.
+fn actions() -> Option<&'static Actions> {
+    STAGE.get().and_then(|stage| stage.actions.as_ref())
+}
+
+/// What a command talks through.
 #[derive(Debug)]
 pub(crate) struct Ui {
-    spinner: Option<ProgressBar>,
+    quiet: bool,
+    /// The real stdout, with `--json`.
+    document_goes_to: Option<File>,
+    document: Mutex<Document>,
     last: Mutex<String>,
+    grouped: Mutex<bool>,
 }
 
 impl Ui {
-    pub(crate) fn new() -> Self {
-        let spinner = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}");
+    /// For a command by name. Called once.
+    pub(crate) fn new(voice: &Voice, command: &str, dry_run: bool) -> Self {
+        voice.paint();
+        let live = std::io::stderr().is_terminal() && !voice.quiet;
+        let spinner = live.then(|| {
+            let style = ProgressStyle::with_template("{spinner} {prefix}{wide_msg} {elapsed}");
             ProgressBar::new_spinner().with_style(style.expect("the template is a constant"))
         });
-        Self { spinner, last: Mutex::default() }
+        let _ = STAGE.set(Stage { quiet: voice.quiet, spinner, actions: Actions::here() });
+        if voice.verbose {
+            calls::follow();
+        }
+        Self {
+            quiet: voice.quiet,
+            document_goes_to: voice.json.then(claim_stdout).flatten(),
+            document: Mutex::new(Document::new(command, dry_run)),
+            last: Mutex::default(),
+            grouped: Mutex::default(),
+        }
     }
 
-    /// A line that is not a step's: a plan, a notice.
+    /// A line that is not a step's: a notice.
     pub(crate) fn talk(&self, text: &str) {
-        match &self.spinner {
-            Some(spinner) => spinner.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+        if !self.quiet {
+            aside(&painted(text));
         }
+    }
+
+    /// What will be done, or would be in a dry run.
+    pub(crate) fn plan<S: fmt::Display>(&self, plan: &Plan<S>) {
+        let mut document = lock(&self.document);
+        if !self.quiet || document.dry_run {
+            let text = plan.to_string();
+            let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+            let rest = if rest.is_empty() { String::new() } else { format!("\n{}", painted(rest)) };
+            aside(&format!("{STRONG}{first}{STRONG:#}{rest}"));
+        }
+        document.plans.push(PlanReport::from(plan));
+    }
+
+    /// What a person should know though nothing failed.
+    pub(crate) fn warn(&self, text: &str) {
+        if actions().is_some() {
+            raw(&actions::warning(&format!("kiln {}", lock(&self.document).command), text));
+        } else {
+            aside(&format!("{WARNING}warning:{WARNING:#} {text}"));
+        }
+        lock(&self.document).warnings.push(text.to_owned());
+    }
+
+    /// A line of data. With `--json` there is only the document: see [`Ui::record`].
+    pub(crate) fn data(&self, text: &str) {
+        if self.document_goes_to.is_none() {
+            self.clear();
+            println!("{text}");
+        }
+    }
+
+    /// A result by its name, for the document and for the outputs of a workflow's step.
+    pub(crate) fn record(&self, name: &str, value: impl Into<Value>) {
+        lock(&self.document).result.insert(name.to_owned(), value.into());
     }
 
     /// Ends the live state.
     pub(crate) fn clear(&self) {
-        if let Some(spinner) = &self.spinner {
+        if let Some(spinner) = STAGE.get().and_then(|stage| stage.spinner.as_ref()) {
             spinner.finish_and_clear();
+        }
+        if std::mem::take(&mut *lock(&self.grouped)) {
+            raw("::endgroup::");
         }
     }
 
-    /// Prints a failure and gives its exit code.
-    pub(crate) fn fail(&self, failure: &Failure) -> ExitCode {
+    /// Says how it ended, to people and machines, and gives the exit code.
+    pub(crate) fn finish(&self, result: &Result<(), Failure>) -> ExitCode {
         self.clear();
-        let (text, code) = match failure {
-            Failure::Release(error) => (describe(error), error.kind.exit_code()),
-            Failure::Other(error) => (format!("error: {error:#}"), Kind::Other.exit_code()),
-            Failure::Interrupted => ("interrupted; the same command again goes on from there".to_owned(), 130),
-        };
-        eprintln!("{text}");
-        ExitCode::from(code)
+        let mut document = lock(&self.document);
+        let account = result.as_ref().err().map(Failure::account);
+        match result {
+            Ok(()) => document.succeeded(),
+            Err(failure) => {
+                failed(&document.command, failure);
+                document.failed(failure.account(), failure.config());
+            }
+        }
+        if let Some(actions) = actions() {
+            let written = actions
+                .write_outputs(&document, account.as_ref().map(|account| account.code))
+                .and_then(|()| actions.write_summary(&document, account.as_ref()));
+            if let Err(error) = written {
+                aside(&format!("{WARNING}warning:{WARNING:#} can't write the step's outputs or summary: {error}"));
+            }
+        }
+        if let Some(stdout) = &self.document_goes_to {
+            let mut text = serde_json::to_string_pretty(&*document).expect("the document is JSON");
+            text.push('\n');
+            // Whoever reads it may be gone; the exit code still tells.
+            let _ = { stdout }.write_all(text.as_bytes());
+        }
+        ExitCode::from(document.exit_code)
+    }
+}
+
+/// Takes stdout for the document alone: what anyone else prints there, a tool that is called too, goes to stderr.
+fn claim_stdout() -> Option<File> {
+    let stdout = std::io::stdout().as_fd().try_clone_to_owned().ok()?;
+    nix::unistd::dup2_stdout(std::io::stderr()).ok()?;
+    Some(File::from(stdout))
+}
+
+/// Says a failure: as annotations in a workflow, and as text in any case.
+fn failed(command: &str, failure: &Failure) {
+    let account = failure.account();
+    match failure {
+        Failure::Interrupted => return aside(&account.message),
+        Failure::Usage(error) => {
+            let _ = error.print();
+        }
+        _ => match failure.config() {
+            Some(config) => {
+                let first = account.message.lines().next().unwrap_or_default();
+                aside(&format!("{ERROR}error[{}]:{ERROR:#} {first}\n\n{}", account.code, config.render(true)));
+            }
+            None => aside(&said(&account).iter().map(|line| emphasized(line)).collect::<Vec<_>>().join("\n")),
+        },
+    }
+    if actions().is_some() {
+        actions::errors(command, &account, failure.config()).iter().for_each(|line| raw(line));
     }
 }
 
 /// Message, causes, what was done, a blank line, the hint.
-fn describe(error: &Error) -> String {
-    let mut text = format!("error: {error}");
-    let mut cause = std::error::Error::source(error);
-    let mut last = error.to_string();
-    while let Some(source) = cause {
-        let line = source.to_string();
-        // Some libraries repeat their cause in their own message.
-        if !last.contains(&line) {
-            let _ = write!(text, "\n  caused by: {line}");
-        }
-        last = line;
-        cause = source.source();
+fn said(account: &Account) -> Vec<String> {
+    let mut lines = vec![format!("error[{}]: {}", account.code, account.message)];
+    lines.extend(account.causes.iter().map(|cause| format!("  caused by: {cause}")));
+    for (index, done) in account.done.iter().enumerate() {
+        lines.push(format!("  {} {done}", if index == 0 { "already done:" } else { "             " }));
     }
-    for (index, done) in error.done.iter().enumerate() {
-        let _ = write!(text, "\n  {} {done}", if index == 0 { "already done:" } else { "             " });
+    if let Some(hint) = &account.hint {
+        lines.extend([String::new(), format!("hint: {hint}")]);
     }
-    if let Some(hint) = &error.hint {
-        let _ = write!(text, "\n\nhint: {hint}");
+    lines
+}
+
+/// The word at a line's begin.
+fn emphasized(line: &str) -> String {
+    match line.split_once(": ") {
+        Some((word, rest)) if word.starts_with("error[") => format!("{ERROR}{word}:{ERROR:#} {rest}"),
+        Some(("hint", rest)) => format!("{HINT}hint:{HINT:#} {rest}"),
+        _ => line.to_owned(),
     }
-    text
+}
+
+/// What is added, changed and removed, each in its colour.
+fn painted(text: &str) -> String {
+    let line = |line: &str| {
+        let style = match line.trim_start().split_once(' ') {
+            Some(("+", _)) => ADDED,
+            Some(("~", _)) => CHANGED,
+            Some(("-", _)) => REMOVED,
+            _ => return line.to_owned(),
+        };
+        format!("{style}{line}{style:#}")
+    };
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Progress for Ui {
+    fn plan(&self, plan: &Plan<String>) {
+        Ui::plan(self, plan);
+    }
+
+    fn step(&self, number: usize, of: usize, text: &str) {
+        let (first, details) = text.split_once('\n').unwrap_or((text, ""));
+        let count = format!("[{number}/{of}] ");
+        if let Some(spinner) = STAGE.get().and_then(|stage| stage.spinner.as_ref()) {
+            spinner.set_prefix(count.clone());
+        }
+        if self.quiet {
+            return;
+        }
+        match actions() {
+            Some(_) => {
+                self.clear();
+                raw(&actions::group(&format!("{count}{first}")));
+                *lock(&self.grouped) = true;
+            }
+            None => aside(&format!("{STRONG}{count}{STRONG:#}{first}")),
+        }
+        for detail in details.lines() {
+            aside(&painted(&format!("      {detail}")));
+        }
+    }
+
     fn say(&self, line: &str) {
         self.talk(line);
     }
 
     fn state(&self, line: &str) {
-        match &self.spinner {
+        if self.quiet {
+            return;
+        }
+        match STAGE.get().and_then(|stage| stage.spinner.as_ref()) {
             Some(spinner) => {
                 spinner.set_message(line.to_owned());
                 spinner.enable_steady_tick(Duration::from_millis(120));
             }
             None => {
-                let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut last = lock(&self.last);
                 if *last != line {
-                    eprintln!("{line}");
+                    aside(line);
                     line.clone_into(&mut last);
                 }
             }

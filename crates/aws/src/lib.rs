@@ -2,6 +2,7 @@
 
 mod account;
 mod blobs;
+mod calls;
 mod error;
 mod groups;
 mod identity;
@@ -21,6 +22,8 @@ use kiln_fleet::model::Region;
 use kiln_release::ports::Caller;
 use tokio::sync::OnceCell;
 
+use crate::calls::CallLog;
+
 /// The SDK backs off between these for about a minute in all: describe calls share the account's quotas with others.
 const MOST_ATTEMPTS: u32 = 8;
 
@@ -29,6 +32,13 @@ const CONNECT_BOUND: Duration = Duration::from_secs(5);
 
 /// The slowest call is an upload of the payload, some megabytes.
 const ATTEMPT_BOUND: Duration = Duration::from_secs(60);
+
+/// A client whose calls are told to whoever follows them.
+macro_rules! client {
+    ($sdk:ident, $config:expr) => {
+        $sdk::Client::from_conf($sdk::config::Builder::from($config).interceptor(CallLog).build())
+    };
+}
 
 /// AWS in one region, by the default chain of credentials.
 #[derive(Debug, Clone)]
@@ -71,21 +81,24 @@ impl Aws {
     /// With a configuration that is already loaded, which names the same region.
     pub fn new(region: &Region, config: &SdkConfig) -> Self {
         // An endpoint that is given serves every bucket under one host name.
-        let s3 = aws_sdk_s3::config::Builder::from(config).force_path_style(config.endpoint_url().is_some()).build();
+        let s3 = aws_sdk_s3::config::Builder::from(config)
+            .force_path_style(config.endpoint_url().is_some())
+            .interceptor(CallLog)
+            .build();
         Self {
             region: region.to_string(),
-            autoscaling: aws_sdk_autoscaling::Client::new(config),
-            cloudformation: aws_sdk_cloudformation::Client::new(config),
-            ec2: aws_sdk_ec2::Client::new(config),
-            iam: aws_sdk_iam::Client::new(config),
-            imagebuilder: aws_sdk_imagebuilder::Client::new(config),
-            kms: aws_sdk_kms::Client::new(config),
-            logs: aws_sdk_cloudwatchlogs::Client::new(config),
-            quotas: aws_sdk_servicequotas::Client::new(config),
+            autoscaling: client!(aws_sdk_autoscaling, config),
+            cloudformation: client!(aws_sdk_cloudformation, config),
+            ec2: client!(aws_sdk_ec2, config),
+            iam: client!(aws_sdk_iam, config),
+            imagebuilder: client!(aws_sdk_imagebuilder, config),
+            kms: client!(aws_sdk_kms, config),
+            logs: client!(aws_sdk_cloudwatchlogs, config),
+            quotas: client!(aws_sdk_servicequotas, config),
             s3: aws_sdk_s3::Client::from_conf(s3),
-            secrets: aws_sdk_secretsmanager::Client::new(config),
-            ssm: aws_sdk_ssm::Client::new(config),
-            sts: aws_sdk_sts::Client::new(config),
+            secrets: client!(aws_sdk_secretsmanager, config),
+            ssm: client!(aws_sdk_ssm, config),
+            sts: client!(aws_sdk_sts, config),
             caller: Arc::default(),
         }
     }

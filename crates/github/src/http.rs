@@ -11,6 +11,7 @@ use reqwest::redirect::{Action, Attempt, Policy};
 use reqwest::{Method, Response, StatusCode};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use url::Url;
 
 use crate::connections::{Connections, Counters, Usage};
@@ -26,6 +27,9 @@ const MOST_REDIRECTS: usize = 3;
 ///
 /// Source: <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit>
 const SECONDARY_PAUSE: Duration = Duration::from_secs(60);
+
+/// The target of the events that tell of calls, here and in `kiln-aws`.
+pub const CALLS: &str = "kiln::calls";
 
 /// How long a call may take. At worst `(retries + 1)` answers and as many pauses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,7 +223,10 @@ impl Http {
             request = request.json(body);
         }
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        let response = request.send().await.map_err(|error| transport(&operation, error))?;
+        let begin = Instant::now();
+        let response = request.send().await.map_err(|error| transport(&operation, error));
+        log(&operation, begin, &response);
+        let response = response?;
         if !response.status().is_success() {
             return Err(refused(operation, response).await);
         }
@@ -227,6 +234,21 @@ impl Http {
         let bytes = response.bytes().await.map_err(|error| transport(&operation, error))?;
         self.counters.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(Answer { bytes: bytes.into(), request_id })
+    }
+}
+
+/// A line for whoever follows the calls: what was asked of whom and how it went, never a header or a body that was sent.
+fn log(operation: &str, begin: Instant, response: &Result<Response>) {
+    let millis = begin.elapsed().as_millis();
+    match response {
+        Ok(response) => tracing::debug!(
+            target: CALLS,
+            "github {operation}: {} in {millis} ms (request {}, {} left of the limit)",
+            response.status().as_u16(),
+            text(response.headers(), "x-github-request-id").unwrap_or("-"),
+            text(response.headers(), "x-ratelimit-remaining").unwrap_or("-"),
+        ),
+        Err(error) => tracing::debug!(target: CALLS, "github {operation}: {} after {millis} ms", error.message),
     }
 }
 

@@ -16,7 +16,7 @@ mod org;
 pub use app::{App, AppClient, Installation, InstallationToken, Owner, PERMISSION};
 pub use connections::Usage;
 pub use error::{Error, ErrorKind, Result};
-pub use http::{Bounds, refusal};
+pub use http::{Bounds, CALLS, refusal};
 pub use jwt::{AppSigner, BoxFuture, SignError, jwt};
 pub use key::{AppKey, Fingerprint, KeyError, MalformedFingerprint};
 pub use org::{

@@ -2,11 +2,12 @@
 //! checked in the world and not in the command's own words.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 
 use crate::github::{Conclusion, JobId, JobSpec, JobState, Step};
+use crate::report::{self, Calls, Plan, Ran, Report, Span, SpanKind};
 use crate::world::{Outcome, World};
 
 /// The runner pinned at first, and the one it is moved to.
@@ -49,14 +50,7 @@ const SOON: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Timeline {
     begin: Instant,
-    entries: Vec<Entry>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    at: Duration,
-    took: Duration,
-    what: String,
+    entries: Vec<Span>,
 }
 
 impl Timeline {
@@ -65,15 +59,19 @@ impl Timeline {
     }
 
     pub(crate) fn add(&mut self, took: Duration, what: impl Into<String>) {
+        self.push(took, what, SpanKind::Event);
+    }
+
+    fn push(&mut self, took: Duration, what: impl Into<String>, kind: SpanKind) {
         let at = self.begin.elapsed().saturating_sub(took);
-        self.entries.push(Entry { at, took, what: what.into() });
+        self.entries.push(Span { at, took, what: what.into(), kind });
     }
 }
 
 impl fmt::Display for Timeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:>9}  {:>9}", "at", "took")?;
-        for Entry { at, took, what } in &self.entries {
+        for Span { at, took, what, .. } in &self.entries {
             writeln!(f, "{:>7.1} s  {:>7.1} s  {what}", at.as_secs_f64(), took.as_secs_f64())?;
         }
         Ok(())
@@ -85,27 +83,51 @@ impl fmt::Display for Timeline {
 pub struct Story<'a> {
     world: &'a World,
     say: fn(&str),
+    begun: SystemTime,
     timeline: Timeline,
+    commands: Vec<Ran>,
+}
+
+/// A story that was told, to its end or to the first expectation that the world did not meet.
+#[derive(Debug)]
+pub struct Told {
+    /// What happened.
+    pub timeline: Timeline,
+    /// The same as a page.
+    pub report: Report,
+    /// The first expectation that the world did not meet.
+    pub result: anyhow::Result<()>,
 }
 
 impl<'a> Story<'a> {
     /// A story in a world in which nothing has happened yet.
     pub fn new(world: &'a World, say: fn(&str)) -> Self {
-        Self { world, say, timeline: Timeline::new() }
+        Self { world, say, begun: SystemTime::now(), timeline: Timeline::new(), commands: Vec::new() }
     }
 
     /// Tells it.
-    ///
-    /// # Errors
-    /// The first expectation that the world does not meet.
-    pub async fn tell(mut self) -> anyhow::Result<Timeline> {
+    pub async fn tell(mut self) -> Told {
+        let result = self.chapters().await;
+        let report = Report {
+            begun: self.begun,
+            took: self.timeline.begin.elapsed(),
+            failure: result.as_ref().err().map(|error| format!("{error:#}")),
+            timeline: self.timeline.entries.clone(),
+            commands: self.commands,
+            boots: report::boots(self.world),
+            aws: report::aws_calls(self.world),
+            github: report::github_calls(self.world),
+        };
+        Told { timeline: self.timeline, report, result }
+    }
+
+    async fn chapters(&mut self) -> anyhow::Result<()> {
         let first_key = self.install().await.context("installing Kiln")?;
         let (first_ami, mut first_runner) = self.roll_out_first().await.context("the first image")?;
         first_runner = self.work(&first_runner).await.context("a runner's work")?;
         self.roll_out_second(&first_ami, &first_runner).await.context("the second image, while a job runs")?;
         let second_key = self.rotate(&first_key).await.context("rotating the key")?;
-        self.nothing_changed(&second_key).await.context("every command once more")?;
-        Ok(self.timeline)
+        self.nothing_changed(&second_key).await.context("every command once more")
     }
 
     fn heading(&self, text: &str) {
@@ -115,15 +137,13 @@ impl<'a> Story<'a> {
 
     /// Runs a command first with `--dry-run`: it must print the plan that then runs, and change nothing.
     async fn planned(&mut self, arguments: &[&str]) -> anyhow::Result<Outcome> {
-        let dry: Vec<&str> = arguments.iter().copied().chain(["--dry-run"]).collect();
-        let line = format!("cargo xtask {}", dry.join(" "));
-        self.heading(&line);
+        let dry: Vec<&str> = arguments.iter().copied().chain(["--dry-run", "--json"]).collect();
         let before = self.world.aws.mutations();
-        let outcome = self.world.run(&dry, self.say).await?.success()?;
+        let outcome = self.ran(&dry, SpanKind::DryRun).await?.success()?;
         let mutations = self.world.aws.mutations() - before;
+        let line = dry.join(" ");
         ensure!(mutations == 0, "`{line}` made {mutations} mutating calls: {:?}", self.world.aws.requests());
         let plan = outcome.stderr;
-        self.timeline.add(outcome.took, line);
         let outcome = self.command(arguments).await?.success()?;
         for step in plan_lines(&plan) {
             ensure!(outcome.stderr.contains(step), "the dry run promised `{step}`, the real run did not say it");
@@ -132,11 +152,29 @@ impl<'a> Story<'a> {
     }
 
     async fn command(&mut self, arguments: &[&str]) -> anyhow::Result<Outcome> {
+        self.ran(arguments, SpanKind::Command).await
+    }
+
+    async fn ran(&mut self, arguments: &[&str], kind: SpanKind) -> anyhow::Result<Outcome> {
         let line = format!("cargo xtask {}", arguments.join(" "));
         self.heading(&line);
+        let before = self.world.aws.requests().len();
         let outcome = self.world.run(arguments, self.say).await?;
-        self.timeline.add(outcome.took, format!("{line}{}", exit_note(&outcome)));
+        self.account_for(&line, &outcome, before, kind);
         Ok(outcome)
+    }
+
+    /// Notes a command that has ended, with the calls it made since there were `before`.
+    fn account_for(&mut self, line: &str, outcome: &Outcome, before: usize, kind: SpanKind) {
+        let kind = if outcome.code == Some(0) { kind } else { SpanKind::Refused };
+        self.timeline.push(outcome.took, format!("{line}{}", exit_note(outcome)), kind);
+        let mut calls = Calls::default();
+        for request in self.world.aws.requests().iter().skip(before) {
+            calls.add(request.mutating, request.status);
+        }
+        let plans = serde_json::from_str(&outcome.stdout).map(|Planned { plans }| plans).unwrap_or_default();
+        let (code, took, said) = (outcome.code, outcome.took, outcome.stderr.clone());
+        self.commands.push(Ran { line: line.to_owned(), code, took, plans, calls, said });
     }
 
     async fn install(&mut self) -> anyhow::Result<String> {
@@ -186,7 +224,9 @@ impl<'a> Story<'a> {
         let started = Instant::now();
         let ami = ami_of(&self.planned(&["ami"]).await?)?;
         ensure!(ami != first_ami, "a changed pin must give a new AMI");
-        self.heading("cargo xtask deploy (while a job is running)");
+        let line = "cargo xtask deploy (while a job is running)";
+        self.heading(line);
+        let before = self.world.aws.requests().len();
         let deploy = self.world.spawn(&["deploy"], self.say)?;
         let new = self.online_runner("linux", VERSIONS[1]).await?;
         self.wait("the old instance to drain", || self.draining(old).then_some(())).await?;
@@ -200,7 +240,7 @@ impl<'a> Story<'a> {
         self.wait("the old runner to leave", || (!self.registered(old)).then_some(())).await?;
         self.timeline.add(released.elapsed(), format!("the job ended well on {old}, and only then it left"));
         let outcome = deploy.end().await?.success()?;
-        self.timeline.add(outcome.took, "cargo xtask deploy (while a job is running)");
+        self.account_for(line, &outcome, before, SpanKind::Command);
         Ok(())
     }
 
@@ -314,6 +354,12 @@ impl<'a> Story<'a> {
         }
         text
     }
+}
+
+/// Of what `--json` prints, the part that the report shows.
+#[derive(Debug, serde::Deserialize)]
+struct Planned {
+    plans: Vec<Plan>,
 }
 
 fn exit_note(outcome: &Outcome) -> String {

@@ -11,6 +11,7 @@ use kiln_fleet::config::{Config, IMAGE_VOLUME_GIB, ImageVariant};
 use kiln_fleet::model::{AmiId, Architecture, BaseImage, Region, Sha256};
 use sha2::{Digest, Sha256 as Hasher};
 
+use crate::code::Code;
 use crate::components;
 use crate::error::{Error, Kind, Result};
 use crate::fleet_stack::stack_tags;
@@ -340,6 +341,7 @@ fn component_values(
             Kind::Configuration,
             format!("kiln.toml pins no sha256 of runner {} for {}", pin.version, variant.architecture),
         )
+        .code(Code::RunnerDigestMissing)
         .hint(format!("add `{} = \"…\"` to [runner.sha256]", variant.architecture)));
     };
     let file = format!("actions-runner-linux-{}-{}.tar.gz", variant.architecture.runner_name(), pin.version);
@@ -529,8 +531,8 @@ pub async fn apply(
     let mut run =
         Run { request, wanted: &prepared.wanted, build: None, ami: None, copies: finished.unwrap_or_default() };
     let mut done = Vec::new();
-    for step in &plan.steps {
-        progress.say(&step.to_string());
+    for (index, step) in plan.steps.iter().enumerate() {
+        progress.step(index + 1, plan.steps.len(), &step.to_string());
         run.step(step, cloud, progress).await.map_err(|error| error.after(&done))?;
         done.push(step.to_string().lines().next().unwrap_or_default().to_owned());
     }
@@ -658,7 +660,7 @@ async fn wait(arn: &str, cloud: &impl Cloud, progress: &dyn Progress) -> Result<
             BuildStatus::Available(ami) => return Ok((ami, build.copies)),
             BuildStatus::Failed { state, reason } => {
                 tell_log(arn, cloud, progress).await;
-                return Err(Error::new(Kind::Failed, format!("build {arn} ended in {state}: {reason}")).hint(
+                return Err(Error::new(Kind::Failed, format!("build {arn} ended in {state}: {reason}")).code(Code::BuildFailed).hint(
                     "no AMI was recorded, the one before still serves; mend what is named and run this again: it starts \
                      a new build",
                 ));
@@ -668,6 +670,7 @@ async fn wait(arn: &str, cloud: &impl Cloud, progress: &dyn Progress) -> Result<
                 if pace.pause().await.is_err() {
                     let bound = human(BAKE_BOUND);
                     return Err(Error::new(Kind::Timeout, format!("build {arn} was still {state} after {bound}"))
+                        .code(Code::BuildSlow)
                         .hint("run the same command again: it waits for this very build"));
                 }
             }

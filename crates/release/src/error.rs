@@ -1,5 +1,6 @@
 //! What the commands fail with: one message, its causes, what is already done, and a hint a person can act on.
 
+use crate::code::Code;
 use crate::ports::{CloudError, CloudErrorKind};
 
 /// The commands return this.
@@ -13,6 +14,8 @@ pub struct Error {
     pub message: String,
     /// How it is to be mended, by kind; decides the exit code.
     pub kind: Kind,
+    /// Which failure it is, by its stable name.
+    pub code: Code,
     /// What a person can do.
     pub hint: Option<String>,
     /// Steps of the plan that were carried out before the failure.
@@ -59,7 +62,14 @@ impl Kind {
 impl Error {
     /// An error without a cause below it.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { message: message.into(), kind, hint: None, done: Vec::new(), source: None }
+        Self { message: message.into(), kind, code: Code::of_kind(kind), hint: None, done: Vec::new(), source: None }
+    }
+
+    /// The same by its own name.
+    #[must_use]
+    pub fn code(mut self, code: Code) -> Self {
+        self.code = code;
+        self
     }
 
     /// The same with a hint.
@@ -117,7 +127,14 @@ impl From<CloudError> for Error {
             ),
             CloudErrorKind::NotFound | CloudErrorKind::Invalid | CloudErrorKind::Other => (Kind::Other, None),
         };
-        Self { message: error.to_string(), kind, hint, done: Vec::new(), source: error.source.map(|e| e as _) }
+        Self {
+            message: error.to_string(),
+            kind,
+            code: Code::of_cloud(error.kind),
+            hint,
+            done: Vec::new(),
+            source: error.source.map(|e| e as _),
+        }
     }
 }
 
@@ -135,6 +152,7 @@ impl From<kiln_github::Error> for Error {
         };
         let hint = error.hint();
         let message = error.to_string();
-        Self { message, kind, hint, done: Vec::new(), source: error.source }
+        let code = Code::of_github(&error.kind);
+        Self { message, kind, code, hint, done: Vec::new(), source: error.source }
     }
 }

@@ -6,6 +6,7 @@ use kiln_fleet::boot::MetadataAccess;
 use kiln_fleet::config::{Config, Fleet, MOST_EGRESS_PORTS, MOST_TAGS, Network, Spot};
 use kiln_fleet::model::{AmiId, KeyStore, SpotStrategy};
 
+use crate::code::Code;
 use crate::error::{Error, Kind, Result};
 use crate::ports::{Cloud, Stack, StackRequest};
 
@@ -44,6 +45,7 @@ pub fn stack_request(
 ) -> Result<StackRequest> {
     let boot_config = config.boot_config(fleet).to_json().map_err(|error| {
         Error::new(Kind::Configuration, format!("fleet `{}` can't be described to its instances", fleet.name))
+            .code(Code::BootConfigTooLarge)
             .caused_by(error)
             .hint("fewer or shorter labels make it fit")
     })?;
@@ -151,7 +153,9 @@ pub(crate) async fn resolved(cloud: &impl Cloud, request: &StackRequest) -> Resu
     for value in request.parameters.values_mut() {
         let Some((stack, key)) = value.strip_prefix(OUTPUT).and_then(|rest| rest.split_once(':')) else { continue };
         let found = cloud.stack(stack).await?.and_then(|stack| stack.outputs.get(key).cloned());
-        *value = found.ok_or_else(|| Error::new(Kind::Failed, format!("stack `{stack}` has no output `{key}`")))?;
+        *value = found.ok_or_else(|| {
+            Error::new(Kind::Failed, format!("stack `{stack}` has no output `{key}`")).code(Code::StackDrifted)
+        })?;
     }
     Ok(request)
 }

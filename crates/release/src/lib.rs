@@ -4,6 +4,7 @@
 //! `kiln-github`. No type of an SDK appears here.
 
 pub mod ami;
+pub mod code;
 pub mod components;
 pub mod deploy;
 pub mod doctor;
@@ -23,4 +24,5 @@ pub mod stacks;
 pub mod wait;
 pub mod when;
 
+pub use code::Code;
 pub use error::{Error, Kind, Result};

@@ -20,6 +20,17 @@ impl<S> Plan<S> {
     }
 }
 
+impl<S: fmt::Display> Plan<S> {
+    /// The same in words, for whoever shows it and knows no step's type.
+    pub fn texts(&self) -> Plan<String> {
+        Plan {
+            subject: self.subject.clone(),
+            steps: self.steps.iter().map(ToString::to_string).collect(),
+            settled: self.settled.clone(),
+        }
+    }
+}
+
 impl<S: fmt::Display> fmt::Display for Plan<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {

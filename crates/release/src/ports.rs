@@ -15,6 +15,8 @@ pub use crate::keys::{HeldKey, KeyRecord, StoreContents, StoredKey};
 
 pub use inventory::{Inventory, Machine, OwnImage, OwnSnapshot, TemplateVersion};
 
+use crate::plan::Plan;
+
 /// The ports return this.
 pub type Result<T> = std::result::Result<T, CloudError>;
 
@@ -58,6 +60,15 @@ pub enum CloudErrorKind {
 
 /// A step's account of what it is doing, for the person watching. Never data.
 pub trait Progress: Send + Sync {
+    /// What will be done, or would be in a dry run.
+    fn plan(&self, plan: &Plan<String>) {
+        self.say(&plan.to_string());
+    }
+    /// A step of a plan begins: the `number`th, from one, `of` so many. The text is the plan's own, details below its line.
+    fn step(&self, number: usize, of: usize, text: &str) {
+        let _ = (number, of);
+        self.say(text);
+    }
     /// Something happened; one line, kept.
     fn say(&self, line: &str);
     /// The state of a wait; replaces the one before it on a terminal, printed when changed elsewhere.

@@ -17,6 +17,7 @@ use kiln_fleet::config::{AppId, Config};
 use kiln_fleet::model::KeyStore;
 use kiln_github::{App, AppClient, AppKey, AppSigner, ErrorKind, Fingerprint, Installation, PERMISSION};
 
+use crate::code::Code;
 use crate::deploy::key_names;
 use crate::error::{Error, Kind, Result};
 use crate::keys::{StoreContents, Timestamp};
@@ -139,6 +140,7 @@ fn check_app(config: &Config, app: &App) -> Result<()> {
         Kind::Configuration,
         format!("GitHub answers with App `{}` ({}), not {}", app.slug, app.id, config.app.id.issuer()),
     )
+    .code(Code::WrongApp)
     .hint("[app] in kiln.toml names the App; its keys are made in that App's settings"))
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use crate::code::Code;
 use crate::error::{Error, Kind, Result};
 use crate::ports::{ChangeSet, Consent, Consented, Progress, ResourceChange, Stack, StackRequest, Stacks};
 use crate::wait::{Pace, human};
@@ -161,6 +162,7 @@ pub async fn settled_stack(cloud: &impl Stacks, name: &str, progress: &dyn Progr
             Kind::Precondition,
             format!("stack `{name}` is in {} and can't be updated: {}", dead.status, dead.reason),
         )
+        .code(Code::StackBroken)
         .hint(format!(
             "it holds nothing that serves: mend what is named, `aws cloudformation delete-stack --stack-name {name}`, \
              then run this again"
@@ -228,6 +230,7 @@ fn can_be_updated(status: &str) -> bool {
 
 fn still_busy(name: &str, status: &str) -> Error {
     Error::new(Kind::Timeout, format!("stack `{name}` was still {status} after {}", human(STACK_BOUND)))
+        .code(Code::StackBusy)
         .hint("run the same command again: it waits on, and goes on from there")
 }
 
@@ -248,7 +251,9 @@ async fn broken(cloud: &impl Stacks, stack: &Stack) -> Error {
         ),
         _ => format!("`aws cloudformation describe-stack-events --stack-name {name}` tells more"),
     };
-    Error::new(Kind::Precondition, format!("stack `{name}` is in {status} and can't be updated: {reason}")).hint(hint)
+    Error::new(Kind::Precondition, format!("stack `{name}` is in {status} and can't be updated: {reason}"))
+        .code(Code::StackBroken)
+        .hint(hint)
 }
 
 /// The reason of the first resource that failed in the newest operation; what follows it is only consequence.
@@ -368,7 +373,8 @@ async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, pro
     loop {
         // The state is read before the events, so that the last round prints the last ones.
         let Some(stack) = cloud.stack(name).await? else {
-            return Err(Error::new(Kind::Failed, format!("stack `{name}` was deleted while it was being changed")));
+            return Err(Error::new(Kind::Failed, format!("stack `{name}` was deleted while it was being changed"))
+                .code(Code::StackDrifted));
         };
         for event in cloud.events(name).await? {
             if seen.insert(event.id.clone()) {
@@ -388,7 +394,7 @@ async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, pro
         }
         if ended {
             let reason = first_failure(cloud, name).await.or(stack.reason).unwrap_or_else(|| "no reason given".into());
-            return Err(Error::new(Kind::Failed, format!("stack `{name}` ended in {status}: {reason}")).hint(
+            return Err(Error::new(Kind::Failed, format!("stack `{name}` ended in {status}: {reason}")).code(Code::StackFailed).hint(
                 "CloudFormation went back to the state before, which still serves; mend what is named and run this again",
             ));
         }

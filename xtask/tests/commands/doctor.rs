@@ -33,7 +33,7 @@ async fn findings(world: &World, environment: &[(&'static str, String)]) -> (Vec
     let mut command = world.command(&["doctor", "--skip-machine", "--json"]);
     let output = command.envs(environment.iter().map(|(name, value)| (name, value))).output().await.unwrap();
     let list: Value = serde_json::from_slice(&output.stdout).unwrap();
-    (list.as_array().unwrap().clone(), output.status.code())
+    (list["result"]["findings"].as_array().unwrap().clone(), output.status.code())
 }
 
 /// The finding of a check that names something; its hint must name the remedy.

@@ -14,6 +14,8 @@ mod interrupt;
 mod kill;
 mod map;
 mod permissions;
+mod pipelines;
 mod rotation;
 mod secrets;
 mod support;
+mod voice;

@@ -37,6 +37,7 @@ pub(crate) async fn refused(world: &World, arguments: &[&str], code: i32) -> Str
     let outcome = world.run(arguments, quiet).await.unwrap();
     assert_eq!(outcome.code, Some(code), "{arguments:?} said:\n{}", outcome.stderr);
     let Outcome { stderr, .. } = outcome;
+    assert!(stderr.starts_with("error[") || stderr.contains("\nerror["), "no name in:\n{stderr}");
     assert!(stderr.contains("hint: "), "no hint in:\n{stderr}");
     stderr
 }

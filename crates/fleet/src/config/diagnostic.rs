@@ -75,6 +75,21 @@ fn within(span: &Range<usize>, text: &str) -> Range<usize> {
     span.start.min(end)..end
 }
 
+/// One thing that is wrong, for machines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// From one.
+    pub line: usize,
+    /// From one, in characters.
+    pub column: usize,
+    /// A lower-case fragment.
+    pub message: String,
+    /// What was expected there.
+    pub expected: Option<String>,
+    /// What a person may have meant.
+    pub hint: Option<String>,
+}
+
 /// What was found so far.
 #[derive(Debug, Default)]
 pub(super) struct Findings(Vec<Diagnostic>);
@@ -143,6 +158,26 @@ impl ConfigError {
         let Findings(mut found) = found;
         found.sort_by_key(|diagnostic| diagnostic.span.start);
         Self { file: file.to_owned(), text: text.to_owned(), found }
+    }
+
+    /// The file's name, as it was given.
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Each problem with its place.
+    pub fn problems(&self) -> impl Iterator<Item = Problem> {
+        self.found.iter().map(|found| {
+            let before = self.text.get(..found.span.start).unwrap_or_default();
+            let line = before.rsplit('\n').next().unwrap_or_default();
+            Problem {
+                line: before.matches('\n').count() + 1,
+                column: line.chars().count() + 1,
+                message: found.message.clone(),
+                expected: found.expected.clone(),
+                hint: found.hint.clone(),
+            }
+        })
     }
 
     /// Each problem in the file's own text; with colours for a terminal, or without.

@@ -20,7 +20,7 @@ use crate::model::{
     RunnerVersion, Sha256, SubnetId,
 };
 
-pub use diagnostic::ConfigError;
+pub use diagnostic::{ConfigError, Problem};
 use diagnostic::{Diagnostic, Findings};
 pub use image::{Image, NodeMajor, NodePin};
 pub use infrastructure::{IMAGE_VOLUME_GIB, MOST_EGRESS_PORTS, MOST_TAGS, Spot, Volume};

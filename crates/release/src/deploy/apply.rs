@@ -8,6 +8,7 @@ use super::observe::fleet_runners;
 use super::plan::missing;
 use super::roll::{self, ONLINE_BOUND};
 use super::{Observed, Operator, Request, Step, observe, plan, record};
+use crate::code::Code;
 use crate::error::{Error, Kind, Result};
 use crate::fleet_stack::resolved;
 use crate::orphans;
@@ -28,7 +29,7 @@ pub async fn run(
     operator: Operator<'_>,
 ) -> Result<Plan<Step>> {
     let planned = look(request, cloud, github, operator).await?;
-    operator.progress.say(&planned.to_string());
+    operator.progress.plan(&planned.texts());
     if !dry && !planned.is_empty() {
         apply(request, &planned, cloud, github, operator).await?;
     }
@@ -91,10 +92,10 @@ async fn steps(
     operator: Operator<'_>,
 ) -> Result<()> {
     let mut done = Vec::new();
-    for step in &plan.steps {
+    for (index, step) in plan.steps.iter().enumerate() {
         let text = step.to_string();
         let first = text.lines().next().unwrap_or_default();
-        operator.progress.say(first);
+        operator.progress.step(index + 1, plan.steps.len(), first);
         apply_step(request, step, cloud, github, operator).await.map_err(|error| error.after(&done))?;
         done.push(first.to_owned());
     }
@@ -166,7 +167,7 @@ async fn verify(
             let message = format!("{name} does not serve after {}: {what}", human(ONLINE_BOUND));
             return match back_to.filter(|former| **former != version.version) {
                 Some(former) => Err(roll::take_back(request, name, former, message, cloud, operator).await?),
-                None => Err(Error::new(Kind::Failed, message).hint(roll::WHERE_TO_LOOK)),
+                None => Err(Error::new(Kind::Failed, message).code(Code::RunnersOffline).hint(roll::WHERE_TO_LOOK)),
             };
         }
     }

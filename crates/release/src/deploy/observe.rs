@@ -8,6 +8,7 @@ use kiln_github::{OrgClient, Runner};
 
 use super::record::{Aim, Record};
 use super::{Request, key_names};
+use crate::code::Code;
 use crate::error::{Error, Kind, Result};
 use crate::orphans;
 use crate::ports::{Ami, Cloud, Group, Images, Progress, Refresh, Stack};
@@ -102,6 +103,7 @@ pub async fn require_key(config: &Config, fleet: &Fleet, cloud: &impl Cloud) -> 
             Kind::Precondition,
             format!("the GitHub App's key is not in {} yet, so no instance could register", fleet.key_store),
         )
+        .code(Code::KeyNotInstalled)
         .hint("run `cargo xtask rotate-key --pem FILE` first: its first run installs the key"));
     }
     Ok(())
@@ -112,6 +114,7 @@ async fn recorded_image(request: &Request<'_>, cloud: &impl Cloud) -> Result<Ami
     let parameter = config.image_parameter(fleet.image());
     let Some(id) = cloud.recorded(&parameter).await? else {
         return Err(Error::new(Kind::Precondition, format!("no image {} is recorded in {parameter}", fleet.image()))
+            .code(Code::ImageNotRecorded)
             .hint("run `cargo xtask ami` first: it bakes, tests and records it"));
     };
     available(&id, cloud).await
@@ -124,6 +127,7 @@ async fn available(id: &AmiId, cloud: &impl Images) -> Result<Ami> {
         found => {
             let state = found.map_or_else(|| "does not exist".to_owned(), |ami| format!("is {}", ami.state));
             Err(Error::new(Kind::Precondition, format!("{id}, which is recorded as the image to serve, {state}"))
+                .code(Code::ImageGone)
                 .hint("run `cargo xtask ami`: it bakes the image anew and records it"))
         }
     }

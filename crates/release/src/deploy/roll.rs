@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::observe::fleet_runners;
 use super::plan::{all_on, has_version, in_service, newest_version};
 use super::{Canary, CanaryRunner, Operator, Request};
+use crate::code::Code;
 use crate::error::{Error, Kind, Result};
 use crate::orphans::is_of;
 use crate::ports::{
@@ -112,7 +113,7 @@ pub(super) async fn take_back(
     operator.progress.say(&format!("{why}: going back to launch template version {former}"));
     let group = current_group(name, cloud).await?;
     let Some(live) = &group.launch_template else {
-        return Ok(Error::new(Kind::Failed, why).hint(WHERE_TO_LOOK));
+        return Ok(Error::new(Kind::Failed, why).code(Code::RefreshFailed).hint(WHERE_TO_LOOK));
     };
     let to = LaunchTemplateVersion { id: live.id.clone(), version: former.to_owned() };
     let id = cloud.start_refresh(name, &to, &preferences(&group, None)).await?;
@@ -120,6 +121,7 @@ pub(super) async fn take_back(
     Ok(match refresh.status {
         RefreshStatus::Successful => {
             Error::new(Kind::Failed, format!("{why}; rolled back: launch template version {former} serves again"))
+                .code(Code::RefreshFailed)
                 .hint(WHERE_TO_LOOK)
         }
         RefreshStatus::Ended(status) | RefreshStatus::Running(status) => {
@@ -128,6 +130,7 @@ pub(super) async fn take_back(
                 Kind::Failed,
                 format!("{why}; the refresh {id} back to version {former} ended in {status}: {reason}"),
             )
+            .code(Code::RefreshFailed)
             .hint("`cargo xtask deploy --rollback` tries again to go back")
         }
     })
@@ -141,13 +144,15 @@ pub(super) async fn group_and_version(
     let stack_name = request.config.fleet_stack(&request.fleet.name);
     let stack = cloud.stack(&stack_name).await?;
     let Some(version) = stack.as_ref().and_then(newest_version) else {
-        return Err(Error::new(Kind::Failed, format!("stack `{stack_name}` does not name its launch template")));
+        return Err(Error::new(Kind::Failed, format!("stack `{stack_name}` does not name its launch template"))
+            .code(Code::StackDrifted));
     };
     let Some(group) = cloud.group(name).await? else {
         return Err(Error::new(
             Kind::Precondition,
             format!("Auto Scaling group `{name}` does not exist, though its stack does"),
         )
+        .code(Code::StackDrifted)
         .hint(format!("`aws cloudformation detect-stack-drift --stack-name {stack_name}` shows what was removed")));
     };
     Ok((group, version))
@@ -160,7 +165,9 @@ fn goes_forward(status: &str) -> bool {
 
 async fn current_group(name: &GroupName, cloud: &impl Groups) -> Result<Group> {
     let group = cloud.group(name).await?;
-    group.ok_or_else(|| Error::new(Kind::Failed, format!("Auto Scaling group `{name}` was deleted meanwhile")))
+    group.ok_or_else(|| {
+        Error::new(Kind::Failed, format!("Auto Scaling group `{name}` was deleted meanwhile")).code(Code::StackDrifted)
+    })
 }
 
 /// Launch before terminate, a tenth of the group at a time but at least one instance; one alone up to a stop.
@@ -372,7 +379,9 @@ impl<'a, C: Cloud> Watch<'a, C> {
             let stack = self.cloud.stack(&self.request.config.fleet_stack(&self.request.fleet.name)).await?;
             let held = stack.and_then(|stack| stack.parameters.get(crate::fleet_stack::SERVING).cloned());
             let Some(held) = held.filter(|version| !version.is_empty()) else {
-                return Ok(Error::new(Kind::Failed, why).hint("`cargo xtask deploy --rollback` goes back"));
+                return Ok(Error::new(Kind::Failed, why)
+                    .code(Code::RefreshFailed)
+                    .hint("`cargo xtask deploy --rollback` goes back"));
             };
             return take_back(self.request, self.name, &held, why, self.cloud, self.operator).await;
         }
@@ -382,10 +391,13 @@ impl<'a, C: Cloud> Watch<'a, C> {
             RefreshStatus::Successful => "Successful",
         };
         Ok(if status == "RollbackSuccessful" {
-            Error::new(Kind::Failed, format!("{why}; rolled back: the version before serves")).hint(WHERE_TO_LOOK)
+            Error::new(Kind::Failed, format!("{why}; rolled back: the version before serves"))
+                .code(Code::RefreshFailed)
+                .hint(WHERE_TO_LOOK)
         } else {
             let reason = refresh.reason.unwrap_or_default();
             Error::new(Kind::Failed, format!("{why}; the rollback of {} ended in {status}: {reason}", self.id))
+                .code(Code::RefreshFailed)
                 .hint("instances of the version before that were not replaced still serve; `cargo xtask deploy --rollback` goes back")
         })
     }
@@ -415,7 +427,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
                   goes back, the same command again goes on"
                 .to_owned(),
         };
-        Err(Error::new(Kind::Failed, message).hint(hint))
+        Err(Error::new(Kind::Failed, message).code(Code::RefreshFailed).hint(hint))
     }
 }
 
@@ -446,6 +458,7 @@ impl Watched {
         self.pace.pause().await.map_err(|_| {
             let bound = human(self.bound);
             Error::new(Kind::Timeout, format!("instance refresh {id} of {group} still ran after {bound}"))
+                .code(Code::RefreshSlow)
                 .hint("run the same command again: it waits for this very refresh")
         })
     }

@@ -39,8 +39,8 @@ pub async fn apply(
     let names = key_names(config);
     let mut work = Work::new(config, &names, key, observed, cloud, progress);
     let mut done = Vec::new();
-    for step in &plan.steps {
-        progress.say(&step.to_string());
+    for (index, step) in plan.steps.iter().enumerate() {
+        progress.step(index + 1, plan.steps.len(), &step.to_string());
         if let Err(error) = Box::pin(work.step(step)).await {
             let error = work.go_back(step, error).await;
             return Err(work.telling_what_serves(error).after(&done));

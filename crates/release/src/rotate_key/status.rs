@@ -174,10 +174,9 @@ impl Row {
 
 impl Status {
     /// For a pipeline: an object with `now`, `settings_url` and `keys`.
-    pub fn to_json(&self) -> String {
+    pub fn to_json(&self) -> Value {
         let keys: Vec<Value> = self.rows.iter().map(|row| row.json(self.now)).collect();
-        let whole = json!({ "now": self.now.to_string(), "settings_url": self.settings_url, "keys": keys });
-        format!("{whole:#}")
+        json!({ "now": self.now.to_string(), "settings_url": self.settings_url, "keys": keys })
     }
 
     /// Is all as it has to be?

@@ -1,0 +1,64 @@
+//! `cargo xtask explain`.
+
+use kiln_release::Code;
+use serde_json::json;
+
+use crate::ui::Ui;
+
+/// Explain a failure by its name, the one in `error[NAME]`; without a name, all of them.
+///
+/// Without a name it prints docs/errors.md.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask explain image-not-recorded
+  cargo xtask explain --json
+
+Results: codes")]
+pub(crate) struct Args {
+    /// The name.
+    #[arg(value_name = "NAME")]
+    code: Option<Code>,
+}
+
+const TITLE: &str = "\
+# Failures by name
+
+Every failure of a command has a stable name: it is in `error[NAME]`, in the title of a workflow's annotation, in the step's
+output `error-code`, and in `error.code` of what `--json` prints. Beside these, `usage` (exit code 2) is a command line that
+can't be understood, and `interrupted` (130) is Ctrl-C or a pipeline's cancel. This page is what `cargo xtask explain` prints.
+";
+
+pub(crate) fn run(args: &Args, ui: &Ui) {
+    let codes = args.code.as_ref().map_or(Code::ALL, std::slice::from_ref);
+    let text = match args.code {
+        Some(code) => {
+            let exit = code.kind().exit_code();
+            format!("{code} (exit code {exit})\n\n{}\n\n{}", code.meaning(), code.remedy())
+        }
+        None => page(),
+    };
+    ui.data(&text);
+    let rows = codes.iter().map(|code| {
+        json!({
+            "name": code.name(),
+            "exit-code": code.kind().exit_code(),
+            "meaning": code.meaning(),
+            "remedy": code.remedy(),
+        })
+    });
+    ui.record("codes", rows.collect::<Vec<_>>());
+}
+
+fn page() -> String {
+    let mut text = TITLE.to_owned();
+    for code in Code::ALL {
+        let exit = code.kind().exit_code();
+        text.push_str(&format!(
+            "\n## {code}\n\n{} Exit code {exit}.\n\n*What to do:* {}\n",
+            code.meaning(),
+            code.remedy()
+        ));
+    }
+    text.trim_end().to_owned()
+}
