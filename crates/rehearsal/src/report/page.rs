@@ -8,7 +8,7 @@ use super::{Plan, Ran, Report};
 const STYLE: &str = include_str!("style.css");
 
 /// Nothing is loaded and nothing is run, whatever the page's text says.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
+const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'";
 
 pub(super) fn page(report: &Report) -> Markup {
     let verdict = if report.failure.is_some() { "failed" } else { "succeeded" };
