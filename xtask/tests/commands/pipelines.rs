@@ -72,7 +72,7 @@ async fn run(world: &World, workflow: &Value, job: &str) -> BTreeMap<String, Str
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_release_pipeline_plans_bakes_and_rolls_out() {
+async fn the_release_pipeline_bakes_and_rolls_out() {
     let world = world().await;
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     let pem = world.download_key("key.pem").unwrap();
@@ -86,11 +86,29 @@ async fn the_release_pipeline_plans_bakes_and_rolls_out() {
     assert_eq!(rolled["deploy.outcome"], "done");
     assert_eq!(world.github.runners().iter().filter(|runner| runner.online).count(), 2);
 
-    // What a pull request sees once all is as its files say, and a merge that changes nothing.
+    // A merge that changes nothing.
     let before = world.aws.mutations();
-    run(&world, &release, "plan").await;
     let again = run(&world, &release, "deploy").await;
     assert_eq!((&*again["deploy.outcome"], &*again["deploy.changed"]), ("nothing-to-do", "false"));
+    assert_eq!(world.aws.mutations(), before);
+    world.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_weekly_pipeline_moves_the_pins_and_is_content_then() {
+    let world = world().await;
+    world.write_config(VERSIONS[0], FLEETS).unwrap();
+    let pem = world.download_key("key.pem").unwrap();
+    world.run(&["rotate-key", "--pem", pem.to_str().unwrap()], quiet).await.unwrap().success().unwrap();
+    world.github.runner_release(VERSIONS[1]).unwrap();
+    let before = world.aws.mutations();
+    let freshness = workflow("freshness.yml");
+
+    let moved = run(&world, &freshness, "pins").await;
+    assert_eq!((&*moved["pin.outcome"], &*moved["pin.changed"]), ("done", "true"));
+    assert!(std::fs::read_to_string(world.config()).unwrap().contains(&format!("version = \"{}\"", VERSIONS[1])));
+    let again = run(&world, &freshness, "pins").await;
+    assert_eq!((&*again["pin.outcome"], &*again["pin.changed"]), ("nothing-to-do", "false"));
     assert_eq!(world.aws.mutations(), before);
     world.shutdown().await.unwrap();
 }

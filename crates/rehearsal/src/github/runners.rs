@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 use super::Shared;
 use super::api::{Call, ok, refuse};
 use super::organization::LONGEST_NAME;
+use super::release::Release;
 use super::state::{Conclusion, JobState, Runner, State, TokenKind, random, version_number};
 
 /// How long a poll is held open. The real one holds for 50 s; a shorter one notices the end of a rehearsal.
@@ -34,9 +36,17 @@ pub(super) fn download(shared: &Shared, path: &str) -> Response {
     }
 }
 
-/// A build of Node, or the digests beside it.
+/// A build of Node, the digests beside it, or the list of what there is.
 pub(super) fn download_node(shared: &Shared, path: &str) -> Response {
     let state = shared.state();
+    if path == "index.json" {
+        let names = |(version, build): (&String, &Release)| {
+            let name = build.url.rsplit('/').next().unwrap_or_default();
+            let kind = name.trim_start_matches(&format!("node-v{version}-")).trim_end_matches(".tar.gz");
+            json!({ "version": format!("v{version}"), "files": [kind] })
+        };
+        return Json(state.nodes.iter().map(names).collect::<Vec<_>>()).into_response();
+    }
     let Some((build, file)) = path
         .strip_prefix('v')
         .and_then(|path| path.split_once('/'))
