@@ -24,7 +24,8 @@ async fn rotate(world: &World, pem: &Path, more: &[&str]) -> String {
 /// The keys that `--status` tells of, in the form "store role fingerprint state accepted".
 async fn keys(world: &World) -> Vec<String> {
     let outcome = world.run(&["rotate-key", "--status", "--json"], quiet).await.unwrap().success().unwrap();
-    let status: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let document: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let status = &document["result"]["status"];
     assert!(
         status["settings_url"].as_str().unwrap().ends_with("/organizations/rehearsal/settings/apps/kiln-rehearsal"),
         "{status}"
