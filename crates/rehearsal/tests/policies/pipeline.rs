@@ -67,6 +67,11 @@ const NOT_OURS: &[&str] = &[
     // Virtual private gateways, load balancers, notifications, images by parameters.
     "ec2:AttachVpnGateway", "ec2:DetachVpnGateway", "elasticloadbalancing:", "managed-fleets:", "sns:", "vpc-lattice:",
     "ssm:", "iam:CreateServiceLinkedRole",
+    // Encryption, policies, indexes, protection and forwarding of log groups.
+    "firehose:", "logs:AssociateKmsKey", "logs:CreateLogDelivery", "logs:DeleteDataProtectionPolicy",
+    "logs:DeleteIndexPolicy", "logs:DeleteResourcePolicy", "logs:DisassociateKmsKey", "logs:PutBearerTokenAuthentication",
+    "logs:PutDataProtectionPolicy", "logs:PutIndexPolicy", "logs:PutLogGroupDeletionProtection", "logs:PutResourcePolicy",
+    "s3:REST.PUT.OBJECT",
     // Refused on purpose: a role's trust and its boundary stay what they were at its making.
     "iam:UpdateAssumeRolePolicy", "iam:DeleteRolePermissionsBoundary",
 ];
@@ -169,10 +174,11 @@ fn the_roles_of_our_stacks_work_under_the_boundary() {
     under(fleet.policies("Role").unwrap()).check(&python(), &instance, &[]).unwrap();
 
     let bucket = "kiln-acme-000000000000-eu-central-1";
-    let bake = template("bake.yaml", "kiln-acme-bake", &[("BucketName", bucket)]);
+    let bake = template("bake.yaml", "kiln-acme-bake", &[("BucketName", bucket), ("ImagePrefix", "kiln-acme")]);
     let build = [
         Call::new("s3:GetObject", format!("arn:aws:s3:::{bucket}/payload/0123.tar")),
         Call::new("s3:PutObject", format!("arn:aws:s3:::{bucket}/logs/build.log")),
+        Call::new("s3:PutObject", format!("arn:aws:s3:::{bucket}/images/0123/manifest.json")),
     ];
     under(bake.policies("Role").unwrap()).check(&python(), &build, &[]).unwrap();
 
