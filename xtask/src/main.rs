@@ -9,6 +9,7 @@ mod deploy;
 mod doctor;
 mod explain;
 mod fuzz;
+mod init;
 mod musl;
 mod operator;
 mod pin;
@@ -74,6 +75,7 @@ enum Command {
     Ami(ami::Args),
     Deploy(deploy::Args),
     RotateKey(rotate_key::Args),
+    Init(init::Args),
     Doctor(doctor::Args),
     Pin(pin::Args),
     Rehearse(rehearse::Args),
@@ -150,6 +152,7 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
         Command::Ami(args) => Box::pin(ami::run(args, &cli.config, ui)).await,
         Command::Deploy(args) => Box::pin(deploy::run(args, &cli.config, ui)).await,
         Command::RotateKey(args) => Box::pin(rotate_key::run(args, &cli.config, ui)).await,
+        Command::Init(args) => Box::pin(init::run(args, &cli.config, ui)).await,
         Command::Doctor(args) => Box::pin(doctor::run(args, &cli.config, ui)).await,
         Command::Pin(args) => Box::pin(pin::run(args, &cli.config, ui)).await,
         Command::Rehearse(args) => Box::pin(rehearse::run(args, ui)).await,

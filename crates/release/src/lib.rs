@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod error;
 pub mod fleet_stack;
 pub mod freshness;
+pub mod init;
 pub mod keys;
 pub mod orphans;
 pub mod payload;

@@ -10,6 +10,7 @@ mod cli;
 mod deploy;
 mod doctor;
 mod failures;
+mod init;
 mod interrupt;
 mod kill;
 mod map;

@@ -1,0 +1,54 @@
+//! `init` writes a kiln.toml that the other commands read, asks AWS about its subnets, and replaces nobody's work.
+
+use kiln_fleet::config::Config;
+
+use crate::support::{World, quiet, refused, world};
+
+const SUBNETS: &str = "vpc-00000001:subnet-00000001,subnet-00000002";
+
+fn arguments<'a>(network: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut all = vec!["init", "--organization", "octo-org", "--region", "eu-central-1", "--client-id", "Iv23liOURS"];
+    all.extend(["--network", network]);
+    all.extend(more);
+    all
+}
+
+fn written(world: &World) -> Config {
+    let text = std::fs::read_to_string(world.config()).unwrap();
+    Config::from_toml("kiln.toml", &text).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kiln_toml_is_written_once_and_its_subnets_are_looked_at() {
+    let world = world().await;
+    let (vpc, dead_end) = world.aws.make_dead_end().await.unwrap();
+    let said = refused(&world, &arguments(&format!("{vpc}:{dead_end}"), &[]), 3).await;
+    assert!(said.contains("no way out"), "{said}");
+    let said = refused(&world, &arguments("vpc-00000001:subnet-0000dead", &[]), 3).await;
+    assert!(said.contains("no subnet subnet-0000dead"), "{said}");
+    assert!(!world.config().exists(), "what was refused is not written");
+
+    let outcome = world.run(&arguments(SUBNETS, &[]), quiet).await.unwrap().success().unwrap();
+    assert!(outcome.stderr.contains("AWS account 000000000000") && outcome.stderr.contains("rotate-key --pem"));
+    assert_eq!(written(&world).organization.as_str(), "octo-org");
+
+    let said = refused(&world, &arguments("create-vpc", &[]), 3).await;
+    assert!(said.contains("is there already"), "{said}");
+    world
+        .run(&arguments("create-vpc", &["--force", "--installation-id", "7"]), quiet)
+        .await
+        .unwrap()
+        .success()
+        .unwrap();
+    assert_eq!(written(&world).app.installation_id, Some(7));
+    world.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_terminal_what_is_missing_is_a_flag() {
+    let world = world().await;
+    let said = refused(&world, &["init", "--organization", "octo-org"], 3).await;
+    assert!(said.contains("give --client-id"), "{said}");
+    assert!(said.contains("/organizations/octo-org/settings/apps/new?name=kiln-octo-org"), "{said}");
+    world.shutdown().await.unwrap();
+}
