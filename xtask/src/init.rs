@@ -150,7 +150,7 @@ async fn look(answers: &Answers, ui: &Ui) -> Result<(), Failure> {
         Ok(caller) => ui.talk(&format!("AWS account {} in {}, as {}", caller.account, answers.region, caller.arn)),
         Err(error) => {
             let error = Error::from(error);
-            ui.talk(&format!("warning: AWS could not be asked ({error}): subnets and account are not looked at"));
+            ui.warn(&format!("AWS could not be asked ({error}): subnets and account are not looked at"));
             return Ok(());
         }
     }
