@@ -18,6 +18,7 @@ fn wanted() -> StackRequest {
         parameters: BTreeMap::from([
             ("BucketName".to_owned(), BUCKET.to_owned()),
             ("ImagePrefix".to_owned(), "kiln-acme".to_owned()),
+            ("PermissionsBoundary".to_owned(), String::new()),
         ]),
         tags: BTreeMap::from([("kiln:managed".to_owned(), "true".to_owned())]),
     }
