@@ -28,7 +28,11 @@ fn asked(request: &Request) -> Option<Call> {
             let (method, path) = operation.split_once(' ').unwrap();
             let (bucket, key) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
             assert!(!key.is_empty(), "{operation}");
-            let action = if method == "PUT" { "s3:PutObject" } else { "s3:GetObject" };
+            let action = match method {
+                "PUT" => "s3:PutObject",
+                "DELETE" => "s3:DeleteObject",
+                _ => "s3:GetObject",
+            };
             Call::new(action, format!("arn:aws:s3:::{bucket}/{key}"))
         }
         ("autoscaling", operation) if operation.starts_with("Describe") => {

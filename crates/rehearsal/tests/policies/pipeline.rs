@@ -196,11 +196,13 @@ fn the_roles_of_our_stacks_work_under_the_boundary() {
 }
 
 #[test]
-fn a_bake_reaches_its_payload() {
+fn a_bake_reaches_its_payload_and_a_roll_out_its_lock() {
     let object = "arn:aws:s3:::kiln-acme-000000000000-eu-central-1/payload/0123.tar.gz";
     let calls = ["s3:GetObject", "s3:PutObject"].map(|action| Call::new(action, object));
     policies("BakeRole").check(&python(), &calls, &[]).unwrap();
-    policies("DeployRole").check(&python(), &[], &calls).unwrap();
+    let lock = "arn:aws:s3:::kiln-acme-000000000000-eu-central-1/lock/kiln-acme-fleet-linux";
+    let locks = ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"].map(|action| Call::new(action, lock));
+    policies("DeployRole").check(&python(), &locks, &calls).unwrap();
 }
 
 /// Only the repository and environment that were named, and only for AWS.
