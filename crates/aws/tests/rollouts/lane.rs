@@ -24,7 +24,7 @@ use tempfile::TempDir;
 const TEMPO: Tempo = Tempo { pauses: 50, bounds: 100 };
 
 /// Longer than any roll-out here: one that hangs is found out.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(crate) struct Lane {
     pub(crate) local: Local,
