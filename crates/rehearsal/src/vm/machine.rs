@@ -119,8 +119,7 @@ impl Machine {
         };
         let asked = tokio::time::timeout(bound + ANSWER_GRACE, ask).await;
         let answer = asked.with_context(|| format!("the machine's agent did not answer:\n{}", self.console()))??;
-        let (code, said) = answer.trim_end().split_once(' ').context("the agent answers with a code and a text")?;
-        Ok(Ended { code: code.parse()?, said: String::from_utf8_lossy(&STANDARD.decode(said)?).into_owned() })
+        parse(&answer).with_context(|| format!("the machine's agent said {answer:?}"))
     }
 
     /// Presses its power button, as EC2 does.
@@ -146,6 +145,13 @@ impl Machine {
     pub(super) fn console(&self) -> String {
         tail_of(&self.console)
     }
+}
+
+/// An exit code, and in base64 what was said, which may be nothing.
+fn parse(answer: &str) -> anyhow::Result<Ended> {
+    let answer = answer.strip_suffix('\n').context("it broke off")?;
+    let (code, said) = answer.split_once(' ').context("an answer is a code and a text")?;
+    Ok(Ended { code: code.parse()?, said: String::from_utf8_lossy(&STANDARD.decode(said)?).into_owned() })
 }
 
 fn listen(path: &Path) -> anyhow::Result<UnixListener> {
@@ -187,4 +193,19 @@ fn only(folder: &Path, prefix: &str) -> anyhow::Result<PathBuf> {
 fn tail_of(console: &Path) -> String {
     let bytes = std::fs::read(console).unwrap_or_default();
     crate::world::tail(&String::from_utf8_lossy(&bytes), 30)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_may_say_nothing_but_is_whole() {
+        let read = |answer: &str| parse(answer).ok().map(|ended| (ended.code, ended.said));
+        assert_eq!(read("0 aGVsbG8K\n"), Some((0, "hello\n".to_owned())));
+        assert_eq!(read("124 \n"), Some((124, String::new())));
+        for broken in ["", "\n", "0\n", "0 aGVsbG8K", "x aGVsbG8K\n", "0 %\n"] {
+            assert_eq!(read(broken), None, "{broken:?}");
+        }
+    }
 }
