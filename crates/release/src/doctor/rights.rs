@@ -64,6 +64,7 @@ const SECRET: &[&str] = &[
     "secretsmanager:DescribeSecret",
     "secretsmanager:GetSecretValue",
     "secretsmanager:PutSecretValue",
+    "secretsmanager:TagResource",
     "secretsmanager:UpdateSecretVersionStage",
 ];
 
