@@ -2,10 +2,10 @@
 //! QEMU. What is tried nowhere else is tried here: systemd starts the binary, units and rules of the image are in force,
 //! and a shutdown drains.
 //!
-//! * [`base`], [`documents`], [`layers`], [`sandbox`]: the image, baked.
-//! * [`network`], [`machine`]: the instance, and what it sees of AWS and GitHub.
-//! * [`phases`], [`picture`]: what its boot came to.
-//! * [`story`]: what is told.
+//! * `base`, `documents`, `layers`, `sandbox`: the image, baked.
+//! * `network`, `machine`: the instance, and what it sees of AWS and GitHub.
+//! * `phases`, `picture`: what its boot came to.
+//! * `story`: what is told.
 
 mod base;
 mod documents;

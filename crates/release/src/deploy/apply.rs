@@ -20,7 +20,7 @@ use crate::wait::{Pace, human};
 /// Observes, plans, shows the plan and carries it out; `dry` stops after showing it.
 ///
 /// # Errors
-/// What [`observe`] and [`apply`] fail with.
+/// What [`observe()`] and [`apply()`] fail with.
 pub async fn run(
     request: &Request<'_>,
     dry: bool,
