@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::process::Child;
@@ -215,6 +215,17 @@ impl Aws {
     /// The emulator does not answer.
     pub async fn parameter(&self, region: &str, name: &str) -> anyhow::Result<Option<String>> {
         self.shared.backend.parameter(region, name).await
+    }
+
+    /// Tags a KMS key, as a person can.
+    ///
+    /// # Errors
+    /// The emulator refuses.
+    pub async fn tag_key(&self, id: &str, tag: &str, value: &str) -> anyhow::Result<()> {
+        let fields = serde_json::json!({ "KeyId": id, "Tags": [{ "TagKey": tag, "TagValue": value }] });
+        let answer = self.shared.backend.json(REGION, "kms", "TrentService.TagResource", &fields).await?;
+        ensure!(answer.get("__type").is_none(), "kms:TagResource answered {answer}");
+        Ok(())
     }
 
     /// The pipeline's calls so far.

@@ -52,11 +52,14 @@ impl Distance {
             while let Ok((stream, _)) = near.accept().await {
                 let acceptor = acceptor.clone();
                 tokio::spawn(async move {
+                    // As servers do: an answer that waits for the acknowledgement of a TLS session ticket is late by 40 ms.
+                    let _ = stream.set_nodelay(true);
                     let (Ok(mut client), Ok(mut server)) =
                         (acceptor.accept(stream).await, TcpStream::connect(server).await)
                     else {
                         return;
                     };
+                    let _ = server.set_nodelay(true);
                     let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
                 });
             }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
+use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -76,6 +77,9 @@ impl Drop for Serving {
 
 fn serve(shared: &Arc<Shared>, listener: TcpListener) -> Serving {
     let app = Router::new().fallback(api::handle).with_state(Arc::clone(shared));
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
     Serving(tokio::spawn(async move {
         // Ends only with the task.
         let _ = axum::serve(listener, app).await;

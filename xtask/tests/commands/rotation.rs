@@ -137,6 +137,35 @@ async fn a_key_moves_to_another_store() {
     world.shutdown().await.unwrap();
 }
 
+/// What a pipeline hears that asks each week: how old the key is is read off what was written beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_too_old_is_told_by_its_own_exit_code() {
+    let world = world().await;
+    world
+        .write_config(VERSIONS[0], &FLEETS.replace(r#"key_store = "secrets-manager""#, r#"key_store = "kms""#))
+        .unwrap();
+    let pem = world.download_key("key.pem").unwrap();
+    rotate(&world, &pem, &[]).await;
+    let status = ["rotate-key", "--status", "--max-age-days", "90", "--json"];
+    let fresh = world.run(&status, quiet).await.unwrap().success().unwrap();
+    let fresh: Value = serde_json::from_str(&fresh.stdout).unwrap();
+    let key = &fresh["result"]["status"]["keys"][0];
+
+    let record = "since=2026-01-01T00:00:00Z proved=2026-01-01T00:00:00Z";
+    world.aws.tag_key(key["id"].as_str().unwrap(), "kiln:record", record).await.unwrap();
+    let outcome = world.run(&status, quiet).await.unwrap();
+    assert_eq!(outcome.code, Some(8), "{}", outcome.stderr);
+    let due: Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let message = due["error"]["message"].as_str().unwrap();
+    let fingerprint = key["fingerprint"].as_str().unwrap();
+    assert!(message.contains(fingerprint) && message.contains("more than 90"), "{due:#}");
+    assert!(due["error"]["hint"].as_str().unwrap().contains("--pem FILE"), "{due:#}");
+    // Its rotation ends that.
+    rotate(&world, &world.download_key("next.pem").unwrap(), &[]).await;
+    world.run(&status, quiet).await.unwrap().success().unwrap();
+    world.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_github_lacks_is_refused_before_anything_changes() {
     let world = world().await;

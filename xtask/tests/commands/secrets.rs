@@ -9,7 +9,8 @@ use kiln_rehearsal::story::{FLEETS, VERSIONS};
 use crate::support::{quiet, world};
 
 /// A stretch of the key's secret part in base64 at any alignment.
-fn needles(pem: &str) -> Vec<Vec<u8>> {
+fn needles_of(pem: &Path) -> Vec<Vec<u8>> {
+    let pem = std::fs::read_to_string(pem).unwrap();
     let base64: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
     let der = STANDARD.decode(base64).unwrap();
     // Past the modulus and the exponent, which are public.
@@ -55,11 +56,12 @@ async fn the_key_is_in_no_output_no_process_and_no_other_file() {
     let world = world().await;
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     let pem = world.download_key("key.pem").unwrap();
-    let needles = needles(&std::fs::read_to_string(&pem).unwrap());
+    let needles = needles_of(&pem);
     assert!(contains(&std::fs::read(&pem).unwrap(), &needles), "the key's own file holds what is looked for");
     let pem = pem.as_path();
     let install = ["rotate-key", "--pem", pem.to_str().unwrap()];
     let next = world.download_key("next.pem").unwrap();
+    let next_needles = needles_of(&next);
     let dry = ["rotate-key", "--pem", next.to_str().unwrap(), "--dry-run"];
     let status = ["rotate-key", "--status", "--json"];
     for arguments in [&install[..], &["ami"], &["deploy"], &dry, &status] {
@@ -82,5 +84,21 @@ async fn the_key_is_in_no_output_no_process_and_no_other_file() {
     let mut found = Vec::new();
     found_below(pem.parent().unwrap(), &needles, &mut found);
     assert_eq!(found, [pem.display().to_string()]);
+
+    // A rotation, back, and forth again: of either key nothing is said, whatever fails.
+    let both = [needles, next_needles].concat();
+    let forth = ["rotate-key", "--pem", next.to_str().unwrap(), "--verbose"];
+    let again = ["rotate-key", "--pem", next.to_str().unwrap(), "--json"];
+    for arguments in
+        [&forth[..], &["rotate-key", "--rollback", "--verbose"], &again, &["rotate-key", "--retire"], &status]
+    {
+        let outcome = world.run(arguments, quiet).await.unwrap().success().unwrap();
+        assert!(!contains(outcome.stdout.as_bytes(), &both), "{arguments:?} prints a key");
+        assert!(!contains(outcome.stderr.as_bytes(), &both), "{arguments:?} says a key");
+    }
+    world.github.revoke_key(&world.github.keys()[1]);
+    let outcome = world.run(&forth, quiet).await.unwrap();
+    assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
+    assert!(!contains(outcome.stderr.as_bytes(), &both), "the refusal says the key");
     world.shutdown().await.unwrap();
 }

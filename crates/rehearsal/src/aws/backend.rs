@@ -122,16 +122,30 @@ impl Backend {
         Ok(response.bytes().await?.to_vec())
     }
 
-    /// A parameter's value in a region.
-    pub(crate) async fn parameter(&self, region: &str, name: &str) -> anyhow::Result<Option<String>> {
+    /// A call of the JSON protocol; its answer, an error's too.
+    pub(crate) async fn json(
+        &self,
+        region: &str,
+        service: &str,
+        target: &str,
+        fields: &serde_json::Value,
+    ) -> anyhow::Result<serde_json::Value> {
         let request = self
             .client
             .post(&self.url)
-            .header("authorization", Self::authorization(region, "ssm"))
+            .header("authorization", Self::authorization(region, service))
             .header("content-type", "application/x-amz-json-1.1")
-            .header("x-amz-target", "AmazonSSM.GetParameter")
-            .body(serde_json::json!({ "Name": name }).to_string());
-        let answer: serde_json::Value = serde_json::from_slice(&request.send().await?.bytes().await?)?;
+            .header("x-amz-target", target)
+            .body(fields.to_string());
+        let bytes = request.send().await?.bytes().await?;
+        // Some calls answer nothing at all.
+        if bytes.is_empty() { Ok(serde_json::Value::Null) } else { Ok(serde_json::from_slice(&bytes)?) }
+    }
+
+    /// A parameter's value in a region.
+    pub(crate) async fn parameter(&self, region: &str, name: &str) -> anyhow::Result<Option<String>> {
+        let fields = serde_json::json!({ "Name": name });
+        let answer = self.json(region, "ssm", "AmazonSSM.GetParameter", &fields).await?;
         Ok(answer["Parameter"]["Value"].as_str().map(str::to_owned))
     }
 
