@@ -96,15 +96,17 @@ async fn credentials_are_renewed_for_as_long_as_the_job_takes() {
     there.github.wait_job(job, running, SOON).await.unwrap();
     // Each time half of them is over: after the second time the first are invalid.
     for _ in 0..2 {
-        let said = booted.said("credentials renewed, the metadata service off again").await;
-        assert!(said["valid_secs"].as_u64().unwrap() > 20, "{said}");
+        booted.said("credentials renewed, the metadata service off again").await;
         assert!(is_refused(&booted).await);
     }
     there.github.release_job(job);
     booted.said("asked the group to terminate this instance").await;
     assert_eq!(booted.end().await, Some(0), "{:#?}", booted.log);
     assert_eq!(aws.state(), "Terminating:Proceed");
-    assert_eq!((aws.count("ModifyInstanceMetadataOptions"), booted.imds.is_on()), (5, false));
+    // Off, and twice on and off; on a slow machine once more while it leaves, but never on without off.
+    let switched = aws.count("ModifyInstanceMetadataOptions");
+    assert!(switched >= 5 && switched % 2 == 1, "{switched}");
+    assert!(!booted.imds.is_on());
 }
 
 #[tokio::test]

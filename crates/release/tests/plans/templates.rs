@@ -139,3 +139,14 @@ fn what_kiln_toml_says_of_capacity_reaches_the_stack() {
     assert_eq!((said["TagValue1"].as_str(), said["TagKey2"].as_str()), ("ci", ""));
     assert_eq!(request.tags.get("team").map(String::as_str), Some("ci"));
 }
+
+/// Tags' keys may hold spaces and slashes, which EC2 refuses of an instance whose metadata service tells its tags.
+///
+/// Source: <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/work-with-tags-in-IMDS.html>
+#[test]
+fn no_tag_keeps_an_instance_from_being_launched() {
+    let template: Value = serde_yaml_ng::from_str(FLEET_TEMPLATE).unwrap();
+    let options = &template["Resources"]["LaunchTemplate"]["Properties"]["LaunchTemplateData"]["MetadataOptions"];
+    assert_eq!(options["HttpTokens"].as_str(), Some("required"), "{options:?}");
+    assert!(options["InstanceMetadataTags"].as_str().is_none_or(|tags| tags == "disabled"), "{options:?}");
+}
