@@ -12,6 +12,7 @@ pub mod error;
 pub mod fleet_stack;
 pub mod freshness;
 pub mod init;
+mod json_diff;
 pub mod keys;
 pub mod orphans;
 pub mod payload;

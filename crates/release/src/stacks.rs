@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::code::Code;
 use crate::error::{Error, Kind, Result};
+use crate::json_diff::{Change, changes};
 use crate::ports::{ChangeSet, Consent, Consented, Progress, ResourceChange, Stack, StackRequest, Stacks};
 use crate::wait::{Pace, human};
 
@@ -66,18 +67,28 @@ impl fmt::Display for StackStep {
                     f.write_str("\n~ template")?;
                 }
                 for (parameter, now, wanted) in parameters {
-                    match (now, wanted) {
-                        (Some(now), Some(wanted)) => {
-                            write!(f, "\n~ {parameter} = {} -> {}", shown(now), shown(wanted))?;
+                    match now.as_deref().zip(wanted.as_deref()).and_then(|(now, wanted)| changes(now, wanted)) {
+                        Some(places) => {
+                            for Change { path, now, wanted } in places {
+                                let [now, wanted] = [now, wanted].map(|value| value.map(|value| value.to_string()));
+                                change(f, &format!("{parameter}: {path}"), now.as_deref(), wanted.as_deref())?;
+                            }
                         }
-                        (None, Some(wanted)) => write!(f, "\n+ {parameter} = {}", shown(wanted))?,
-                        (Some(now), None) => write!(f, "\n- {parameter} = {}", shown(now))?,
-                        (None, None) => {}
+                        None => change(f, parameter, now.as_deref(), wanted.as_deref())?,
                     }
                 }
                 Ok(())
             }
         }
+    }
+}
+
+fn change(f: &mut fmt::Formatter<'_>, what: &str, now: Option<&str>, wanted: Option<&str>) -> fmt::Result {
+    match (now, wanted) {
+        (Some(now), Some(wanted)) => write!(f, "\n~ {what} = {} -> {}", shown(now), shown(wanted)),
+        (None, Some(wanted)) => write!(f, "\n+ {what} = {}", shown(wanted)),
+        (Some(now), None) => write!(f, "\n- {what} = {}", shown(now)),
+        (None, None) => Ok(()),
     }
 }
 

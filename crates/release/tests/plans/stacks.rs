@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use kiln_release::Kind;
 use kiln_release::ports::{ChangeSet, Progress, ResourceChange, Result, Stack, StackEvent, StackRequest, Stacks};
-use kiln_release::stacks::{Difference, difference, grave, settled_stack};
+use kiln_release::stacks::{Difference, StackStep, difference, grave, settled_stack};
 
 fn stack(status: &str) -> Stack {
     Stack {
@@ -151,4 +151,26 @@ fn what_jobs_run_on_is_not_replaced_unasked() {
         asked,
         "in stack kiln-acme-fleet-linux, replace It (AWS::AutoScaling::AutoScalingGroup), remove It (AWS::S3::Bucket)?"
     );
+}
+
+/// BootConfig is a document of a thousand letters: what changes in it is told, not both of it.
+#[test]
+fn a_document_in_a_parameter_is_compared_place_by_place() {
+    let mut now = stack("UPDATE_COMPLETE");
+    let was = r#"{"version":1,"labels":["a"],"runner":{"version":"2.337.1","user":"runner"},"retirement":{"max_age_secs":9}}"#;
+    now.parameters.insert("BootConfig".to_owned(), was.to_owned());
+    let wanted =
+        r#"{"version":1,"labels":["a","b"],"runner":{"version":"2.338.0","user":"runner"},"wait_for_docker":true}"#;
+    let parameters =
+        BTreeMap::from([("MinSize".to_owned(), "2".to_owned()), ("BootConfig".to_owned(), wanted.to_owned())]);
+    let template = now.template.clone().unwrap();
+    let request = StackRequest { name: now.name.clone(), template, parameters, tags: BTreeMap::new() };
+    let difference = difference(Some(&now), &request).unwrap();
+    let expected = r#"update stack kiln-acme-fleet-linux
+~ BootConfig: labels = ["a"] -> ["a","b"]
+- BootConfig: retirement = {"max_age_secs":9}
+~ BootConfig: runner.version = "2.337.1" -> "2.338.0"
++ BootConfig: wait_for_docker = true
+~ MinSize = 1 -> 2"#;
+    assert_eq!(StackStep { request, difference }.to_string(), expected);
 }
