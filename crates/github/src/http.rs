@@ -415,3 +415,17 @@ fn since_1970(time: SystemTime) -> i64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    /// Some endpoints say it in words, others by field and code; both are in GitHub's API description.
+    #[test]
+    fn each_field_that_is_not_valid_is_told() {
+        let body =
+            json!({ "errors": ["a is short", { "field": "b", "code": "invalid" }, { "message": "c is taken" }] });
+        assert_eq!(super::details(&body), ": a is short, b invalid, c is taken");
+        assert_eq!(super::details(&json!({ "message": "no" })), "");
+    }
+}

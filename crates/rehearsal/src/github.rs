@@ -5,6 +5,7 @@
 
 mod api;
 mod app;
+mod bodies;
 mod organization;
 mod release;
 mod runners;

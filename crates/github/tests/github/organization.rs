@@ -86,7 +86,7 @@ async fn a_just_in_time_runner_is_registered_under_a_name_of_its_own() {
     assert_secretless(&error);
     let error = client.generate_jit_config(&jit(&"x".repeat(65))).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Validation);
-    assert!(error.to_string().contains("422 Validation Failed: name invalid"), "{error}");
+    assert!(error.to_string().contains("422 Validation Failed: name is invalid"), "{error}");
     let elsewhere = JitRequest { runner_group_id: 4711, ..jit("linux-i-0-2") };
     assert_eq!(client.generate_jit_config(&elsewhere).await.unwrap_err().kind, ErrorKind::NotFound);
     let group = github.add_runner_group("builders");

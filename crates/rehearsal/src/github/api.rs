@@ -2,7 +2,7 @@
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State as Extract};
@@ -121,7 +121,7 @@ fn broken_off() -> Response {
 
 /// GitHub's own clock and limits, as on every real answer. What a fault has set stays.
 fn dated(state: &State, mut response: Response) -> Response {
-    let now = std::time::UNIX_EPOCH + Duration::from_secs(state.now());
+    let now = UNIX_EPOCH + Duration::from_secs(state.now());
     let (left, reset) = state.limit;
     let values = [
         ("date", httpdate::fmt_http_date(now)),
@@ -218,14 +218,5 @@ fn limit(state: &mut State) -> Result<(), Box<Response>> {
 
 /// RFC 3339, as GitHub writes times.
 pub(crate) fn stamp(seconds: u64) -> String {
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Howard Hinnant's civil-from-days, for days since 1970.
-    let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
-    let year = yoe + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }

@@ -4,9 +4,10 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::api::{Answered, Call, no, ok, refuse, stamp};
+use super::bodies;
 use super::state::{App, INSTALLATION_ID, State, TokenKind};
 
 /// The one permission there is here.
@@ -20,9 +21,11 @@ const FURTHEST_SECS: u64 = 600;
 pub(super) fn handle(organization: &str, state: &mut State, call: &Call, method: &str, path: &[&str]) -> Answered {
     let app = authenticate(state, call)?;
     match (method, path) {
-        ("GET", ["app"]) => Ok(described(&state.apps[app])),
-        ("GET", ["orgs", login, "installation"]) => installation(state, app, *login == organization),
-        ("GET", ["app", "installations", id]) => installation(state, app, id.parse() == Ok(INSTALLATION_ID)),
+        ("GET", ["app"]) => Ok(ok(200, &bodies::app(&state.apps[app], &json!({ PERMISSION: "write" })))),
+        ("GET", ["orgs", login, "installation"]) => installation(organization, state, app, *login == organization),
+        ("GET", ["app", "installations", id]) => {
+            installation(organization, state, app, id.parse() == Ok(INSTALLATION_ID))
+        }
         ("POST", ["app", "installations", id, "access_tokens"]) => {
             // Byte-identical assertions have been answered so.
             if !state.seen_jwts.insert(call.bearer().unwrap_or_default().to_owned()) {
@@ -80,26 +83,18 @@ fn in_time(claims: &Value, now: u64) -> Result<(), Box<Response>> {
     no(401, wrong)
 }
 
-fn described(app: &App) -> Response {
-    let body = json!({
-        "id": app.id, "slug": app.slug, "client_id": app.client_id, "name": app.slug,
-        "owner": { "login": app.owner, "type": "Organization" },
-        "html_url": format!("https://github.com/apps/{}", app.slug),
-        "permissions": { PERMISSION: "write" },
-    });
-    ok(200, &body)
-}
-
-fn installation(state: &State, app: usize, here: bool) -> Answered {
-    if !here || !state.apps[app].installed {
+fn installation(organization: &str, state: &State, app: usize, here: bool) -> Answered {
+    let app = &state.apps[app];
+    if !here || !app.installed {
         return no(404, "Not Found");
     }
-    let mut permissions = state.granted_too.clone();
+    let mut permissions: Map<String, Value> =
+        state.granted_too.iter().map(|(name, access)| (name.clone(), access.clone().into())).collect();
     if state.granted {
-        permissions.insert(PERMISSION.to_owned(), "write".to_owned());
+        permissions.insert(PERMISSION.to_owned(), "write".into());
     }
     let suspended = state.suspended.then_some("2026-01-01T00:00:00Z");
-    Ok(ok(200, &json!({ "id": INSTALLATION_ID, "permissions": permissions, "suspended_at": suspended })))
+    Ok(ok(200, &bodies::installation(organization, app, &permissions, suspended)))
 }
 
 fn access_token(state: &mut State, app: usize, here: bool, wanted: &Value) -> Answered {
@@ -111,8 +106,7 @@ fn access_token(state: &mut State, app: usize, here: bool, wanted: &Value) -> An
     }
     let asks = wanted.get("permissions").and_then(Value::as_object);
     // Whoever asks for nothing gets all there is; whoever asks for more than was granted gets none.
-    let beyond =
-        |asks: &serde_json::Map<String, Value>| asks.iter().any(|(name, _)| name != PERMISSION || !state.granted);
+    let beyond = |asks: &Map<String, Value>| asks.iter().any(|(name, _)| name != PERMISSION || !state.granted);
     if asks.is_some_and(beyond) {
         return no(422, "The permissions requested are not granted to this installation.");
     }

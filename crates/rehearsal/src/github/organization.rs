@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::Shared;
 use super::api::{Answered, Call, no, ok, refuse, refuse_with, stamp};
 use super::app::PERMISSION;
+use super::bodies;
 use super::runners;
 use super::state::{Deprecation, KnownRunner, Runner, RunnerGroup, State, TokenKind, version_number};
 
@@ -59,7 +60,11 @@ pub(super) fn handle(
                 json!({
                     "id": group.id, "name": group.name, "default": group.id == 1,
                     "visibility": if group.repositories.is_some() { "selected" } else { "all" },
-                    "allows_public_repositories": group.public,
+                    "allows_public_repositories": group.public, "inherited": false,
+                    "runners_url": format!(
+                        "https://api.github.com/orgs/{}/actions/runner-groups/{}/runners",
+                        shared.organization, group.id
+                    ),
                 })
             };
             Ok(page(call, "runner_groups", &state.groups, one))
@@ -94,7 +99,10 @@ fn jit_config(state: &mut State, wanted: &Value, url: &str) -> Answered {
         ("runner_group_id", !wanted["runner_group_id"].is_u64()),
     ];
     if let Some((field, _)) = invalid.iter().find(|(_, invalid)| *invalid) {
-        let body = json!({ "message": "Validation Failed", "errors": [{ "field": field, "code": "invalid" }] });
+        let body = json!({
+            "message": "Validation Failed", "errors": [format!("{field} is invalid")],
+            "documentation_url": "https://docs.github.com/rest",
+        });
         return Err(Box::new(ok(422, &body)));
     }
     let Some(group) = state.groups.iter().map(|group| group.id).find(|id| wanted["runner_group_id"] == *id) else {
@@ -169,12 +177,7 @@ pub(super) fn releases(state: &State, call: &Call) -> Answered {
     }
     let mut versions: Vec<(&String, &u64)> = state.published.iter().collect();
     versions.sort_by_key(|(version, _)| std::cmp::Reverse(version_number(version)));
-    let one = |(version, at): &(&String, &u64)| {
-        json!({
-            "tag_name": format!("v{version}"), "name": format!("v{version}"), "draft": false, "prerelease": false,
-            "published_at": stamp(**at),
-        })
-    };
+    let one = |(version, at): &(&String, &u64)| bodies::release(version, **at);
     Ok(ok(200, &Value::Array(versions.iter().take(100).map(one).collect())))
 }
 
