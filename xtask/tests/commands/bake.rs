@@ -5,6 +5,7 @@ use kiln_rehearsal::world::NODES;
 use kiln_release::components::{COMPONENTS, Document, OnFailure};
 use kiln_release::sbom;
 
+use crate::models::assert_modelled;
 use crate::support::{World, bootstrap, quiet, refused, world};
 
 /// Every step of every document, in the order in which a bake runs them, as `PHASE/DOCUMENT/STEP`.
@@ -55,6 +56,7 @@ async fn a_bake_that_fails_in_any_step_records_nothing_and_the_next_run_works() 
     let may_fail = steps.iter().find(|(_, on_failure)| *on_failure == OnFailure::Ignore).unwrap();
     world.aws.fail_build_step(&may_fail.0);
     let outcome = world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    assert_modelled(&world);
     assert_eq!(outcome.stdout.trim_end(), world.aws.images()[0].ami);
     world.shutdown().await.unwrap();
 }
@@ -126,6 +128,7 @@ async fn an_image_is_copied_and_shared() {
     assert_ne!(recorded.as_deref(), Some(baked.ami.as_str()));
     let again = world.run(&["ami"], quiet).await.unwrap().success().unwrap();
     assert!(again.stderr.contains("nothing to do"), "{}", again.stderr);
+    assert_modelled(&world);
     world.shutdown().await.unwrap();
 }
 

@@ -2,6 +2,7 @@
 
 use kiln_rehearsal::story::VERSIONS;
 
+use crate::models::assert_modelled;
 use crate::support::{World, quiet, refused, world};
 
 const FLEET: &str = r#"
@@ -64,5 +65,6 @@ async fn a_canary_is_tried_and_a_good_image_can_be_left_again() {
     }
     let said = well(&world, &["deploy", "--retry", "--dry-run"]).await;
     assert!(said.contains("forget that ami-") && said.contains("kiln:runner-version: 2.337.1 -> 2.338.0"), "{said}");
+    assert_modelled(&world);
     world.shutdown().await.unwrap();
 }

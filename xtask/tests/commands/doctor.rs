@@ -8,6 +8,7 @@ use kiln_release::doctor::rights::needed;
 use kiln_release::ports::Caller;
 use serde_json::Value;
 
+use crate::models::assert_modelled;
 use crate::support::{World, quiet, world};
 
 /// Everything but one thing that `deploy` needs.
@@ -106,6 +107,7 @@ async fn ten_planted_faults_are_found_in_one_run_and_mended_by_their_hints() {
     let granted = world.aws.user_with_policy("granted", ALL).await.unwrap();
     let (after, code) = findings(&world, &granted).await;
     assert_eq!(code, Some(0), "{after:#?}");
+    assert_modelled(&world);
     assert!(after.iter().all(|finding| finding["verdict"] == "ok"), "{after:#?}");
     world.shutdown().await.unwrap();
 }
@@ -169,6 +171,7 @@ async fn every_call_of_the_commands_is_among_the_rights_that_are_looked_at() {
         .collect();
     let missing: Vec<_> = made.difference(&needed).collect();
     assert!(missing.is_empty() && made.len() > 20, "{missing:?} of {made:?}");
+    assert_modelled(&world);
     world.shutdown().await.unwrap();
 }
 

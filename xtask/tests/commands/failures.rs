@@ -6,6 +6,7 @@ use kiln_rehearsal::aws::Refusal;
 use kiln_rehearsal::github::GitHub;
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
 
+use crate::models::assert_modelled;
 use crate::support::{World, quiet, refused, world};
 
 async fn installed() -> World {
@@ -62,6 +63,7 @@ async fn an_image_that_can_not_serve_is_rolled_back_from() {
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
     world.run(&["deploy"], quiet).await.unwrap().success().unwrap();
+    assert_modelled(&world);
     world.shutdown().await.unwrap();
 }
 

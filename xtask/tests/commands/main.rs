@@ -14,6 +14,7 @@ mod init;
 mod interrupt;
 mod kill;
 mod map;
+mod models;
 mod permissions;
 mod pipelines;
 mod rotation;

@@ -8,6 +8,7 @@ use kiln_rehearsal::iam::{Call, Policies};
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
 use kiln_rehearsal::template::Template;
 
+use crate::models::assert_modelled;
 use crate::support::{World, quiet, world};
 
 const PREFIX: &str = "kiln-rehearsal";
@@ -113,5 +114,6 @@ async fn each_pipelines_role_may_do_what_its_command_does() {
     permitted(&world, "DeployRole", &["deploy"]).await;
     // Where nothing is to be changed, the role that can change nothing is enough.
     permitted(&world, "StatusRole", &["deploy", "--dry-run"]).await;
+    assert_modelled(&world);
     world.shutdown().await.unwrap();
 }

@@ -8,6 +8,7 @@ use kiln_rehearsal::story::{FLEETS, VERSIONS};
 use serde_yaml_ng::Value;
 use tokio::process::Command;
 
+use crate::models::assert_modelled;
 use crate::support::{World, bootstrap, quiet, world};
 
 fn workflow(name: &str) -> Value {
@@ -91,6 +92,7 @@ async fn the_release_pipeline_bakes_and_rolls_out() {
     let again = run(&world, &release, "deploy").await;
     assert_eq!((&*again["deploy.outcome"], &*again["deploy.changed"]), ("nothing-to-do", "false"));
     assert_eq!(world.aws.mutations(), before);
+    assert_modelled(&world);
     world.shutdown().await.unwrap();
 }
 

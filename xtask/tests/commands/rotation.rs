@@ -8,6 +8,7 @@ use kiln_rehearsal::machine::MachineFolder;
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
 use serde_json::{Value, json};
 
+use crate::models::assert_modelled;
 use crate::support::{World, bootstrap, quiet, refused, world};
 
 const STORES: [&str; 2] = ["kms", "secrets-manager"];
@@ -112,6 +113,7 @@ async fn a_former_key_is_kept_gone_back_to_and_retired() {
     world.github.revoke_key(&serving);
     let said = refused(&world, &["rotate-key", "--status"], 4).await;
     assert!(said.contains(&serving) && said.contains("--rollback"), "{said}");
+    assert_modelled(&world);
     world.shutdown().await.unwrap();
 }
 

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
 
+use crate::models::assert_modelled;
 use crate::support::{quiet, world};
 
 /// A stretch of the key's secret part in base64 at any alignment.
@@ -100,5 +101,6 @@ async fn the_key_is_in_no_output_no_process_and_no_other_file() {
     let outcome = world.run(&forth, quiet).await.unwrap();
     assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
     assert!(!contains(outcome.stderr.as_bytes(), &both), "the refusal says the key");
+    assert_modelled(&world);
     world.shutdown().await.unwrap();
 }

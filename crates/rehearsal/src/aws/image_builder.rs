@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use kiln_release::components::Document;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::bake::{self, BakedImage, Baking};
 use super::gateway::Call;
@@ -309,17 +310,29 @@ pub(super) fn log_events(shared: &Shared, call: &Call) -> Option<Response> {
     Some(axum::Json(json!({ "events": events })).into_response())
 }
 
+/// The workflows of a build, in their order.
+const WORKFLOWS: [&str; 2] = ["BUILD", "TEST"];
+
+/// `wf-` and a UUID, as the service has them.
+fn workflow_id(arn: &str, kind: &str) -> String {
+    let digest = Sha256::digest(format!("{arn} {kind}"));
+    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let [a, b, c, d, e] = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+    format!("wf-{a}-{b}-{c}-{d}-{e}")
+}
+
 fn list_workflows(state: &ImageBuilder, arn: &str) -> Answered {
     let build = state.builds.get(arn).ok_or_else(|| absent("image", arn))?;
-    let kinds = ["BUILD", "TEST"].into_iter().filter(|kind| build.steps.iter().any(|(of, _, _)| of == kind));
+    let kinds = WORKFLOWS.into_iter().filter(|kind| build.steps.iter().any(|(of, _, _)| of == kind));
     let workflows: Vec<Value> =
-        kinds.map(|kind| json!({ "workflowExecutionId": format!("{arn}#{kind}"), "type": kind })).collect();
+        kinds.map(|kind| json!({ "workflowExecutionId": workflow_id(arn, kind), "type": kind })).collect();
     Ok(json!({ "workflowExecutions": workflows, "imageBuildVersionArn": arn }))
 }
 
 fn list_steps(state: &ImageBuilder, id: &str) -> Answered {
-    let (arn, kind) = id.split_once('#').ok_or_else(|| absent("workflow", id))?;
-    let build = state.builds.get(arn).ok_or_else(|| absent("workflow", id))?;
+    let mut all = state.builds.iter().flat_map(|(arn, build)| WORKFLOWS.map(|kind| (arn, kind, build)));
+    let (_, kind, build) =
+        all.find(|(arn, kind, _)| workflow_id(arn, kind) == id).ok_or_else(|| absent("workflow", id))?;
     let own = build.steps.iter().enumerate().filter(|(_, (of, _, _))| *of == kind);
     let steps: Vec<Value> = own
         .map(|(index, (_, name, status))| {
