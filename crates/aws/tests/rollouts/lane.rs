@@ -31,7 +31,7 @@ pub(crate) struct Lane {
     pub(crate) github: GitHub,
     config: Config,
     client: OrgClient,
-    cloud: kiln_aws::Aws,
+    pub(crate) cloud: kiln_aws::Aws,
     images: u32,
     _directory: TempDir,
 }

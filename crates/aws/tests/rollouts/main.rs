@@ -8,3 +8,4 @@ mod faults;
 mod lane;
 mod large;
 mod rollback;
+mod upgrade;

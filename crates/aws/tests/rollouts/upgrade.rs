@@ -1,0 +1,116 @@
+//! A fleet that the first template made, with the parameters and the BootConfig of its time, is taken over by the present
+//! `deploy`: in place, with a job running, and rolled to the next image.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kiln_rehearsal::github::{Conclusion, JobState};
+use kiln_release::ports::{StackRequest, Stacks as _};
+use kiln_release::stacks::{self, StackStep, difference};
+use serde_json::json;
+
+use crate::faults::converge;
+use crate::lane::{Lane, Said, process};
+
+const TEMPLATE: &str = include_str!("upgrade/fleet.yaml");
+
+/// What was sent to the stack then, by name: the settings of the lane's kiln.toml.
+fn former(world: &Lane, ami: &str, version: &str) -> StackRequest {
+    let boot_config = json!({
+        "version": 1,
+        "organization": "rehearsal",
+        "fleet": "linux",
+        "github": { "api_url": world.github.api_url(), "url": world.github.url() },
+        "app": { "issuer": world.github.client_id(), "installation_id": world.github.installation_id() },
+        "key": { "kms": "alias/kiln-rehearsal-app-key" },
+        "registration": "persistent",
+        "labels": ["linux-x64"],
+        "runner_group": "Default",
+        "runner": { "version": version, "user": "runner", "directory": "/opt/actions-runner" },
+        "job_metadata_access": "blocked",
+        "lifecycle": {
+            "group": world.group(), "launch_hook": "kiln-launch", "termination_hook": "kiln-terminate",
+            "heartbeat_secs": 300, "drain_limit_secs": 21600, "replace_pause_secs": 300,
+        },
+    });
+    let boot_config = boot_config.to_string();
+    let parameters = [
+        ("AmiId", ami),
+        ("BootConfig", &boot_config),
+        ("InstanceType1", "m6i.large"),
+        ("InstanceType2", "m5.large"),
+        ("InstanceType3", ""),
+        ("InstanceType4", ""),
+        ("InstanceType5", ""),
+        ("MinSize", "2"),
+        ("MaxSize", "2"),
+        ("VpcId", "vpc-00000001"),
+        ("SubnetIds", "subnet-00000001,subnet-00000002"),
+        ("KeyAlias", "alias/kiln-rehearsal-app-key"),
+        ("SecretName", ""),
+        ("LaunchTimeoutSecs", "600"),
+        ("TerminationHeartbeatSecs", "300"),
+        ("ServingLaunchTemplateVersion", ""),
+    ];
+    let texts = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    StackRequest {
+        name: world.group(),
+        template: TEMPLATE.to_owned(),
+        parameters: texts(&parameters),
+        tags: texts(&[("kiln:managed", "true"), ("kiln:fleet", "linux")]),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleet_of_the_first_template_is_taken_over_with_a_job_running() {
+    let mut world = Lane::new(2).await;
+    let (ami, first) = world.bake().await;
+    let request = former(&world, &ami, &first);
+    let step = StackStep { difference: difference(None, &request).unwrap(), request: request.clone() };
+    stacks::apply(&world.cloud, &step, &Said::default()).await.unwrap();
+    let serving = |version: String| {
+        let world = &world;
+        async move {
+            let bound = Duration::from_secs(60);
+            world.github.until(bound, "runners that serve", |_| world.serves(&version).then_some(())).await.unwrap();
+        }
+    };
+    serving(first.clone()).await;
+    let before = world.cloud.stack(&request.name).await.unwrap().unwrap();
+
+    // The same image, by the present template: a release of Kiln alone.
+    let busy = world.github.occupy(world.runners()[0].id).unwrap();
+    let (said, request_now, pipeline) = (Said::default(), world.request(), process());
+    let job = async {
+        // New instances come up first; the job goes on beside them.
+        let bound = Duration::from_secs(60);
+        let more = world.github.until(bound, "a new runner", |_| (world.runners().len() > 2).then_some(())).await;
+        more.unwrap();
+        assert!(matches!(world.github.job(busy).state, JobState::InProgress { .. }), "the job was cut off");
+        world.github.finish(busy);
+    };
+    let (taken, ()) = tokio::join!(world.run(&request_now, &pipeline, &said), job);
+    let said = said.0.into_inner().unwrap().join("\n");
+    let plan = taken.unwrap_or_else(|error| panic!("{error}\n{said}"));
+    assert!(!plan.is_empty(), "{said}");
+    let state = world.github.job(busy).state;
+    let well = matches!(state, JobState::Completed { conclusion: Conclusion::Success, .. });
+    assert!(well, "the job was lost: {state:?}");
+    // An instance's role and its template may be made anew; what jobs are on is changed where it is.
+    for line in said.lines().filter(|line| line.contains("REPLACED")) {
+        assert!(!line.contains("AWS::AutoScaling::AutoScalingGroup"), "{said}");
+    }
+    let after = world.cloud.stack(&request.name).await.unwrap().unwrap();
+    assert_eq!(after.outputs["Group"], before.outputs["Group"]);
+    assert_eq!(after.outputs["LaunchTemplateId"], before.outputs["LaunchTemplateId"]);
+    serving(first.clone()).await;
+    converge(&world, &world.request(), &|| said.clone()).await;
+
+    // And from there on as ever: another image, and back.
+    let (_, second) = world.bake().await;
+    world.deploy(&world.request()).await;
+    assert!(world.serves(&second), "{:?}", world.runners());
+    world.local.shutdown().await;
+}
