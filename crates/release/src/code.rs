@@ -163,7 +163,8 @@ codes! {
         "Run the same command again: it waits for this very refresh. A job that does not end is the usual cause."
     Due "due" Due
         "Nothing failed: something that is pinned or in use has to be renewed within 14 days, or is overdue."
-        "Run `cargo xtask pin`, then `cargo xtask ami` and `cargo xtask deploy`."
+        "What the hint names: for a runner `cargo xtask pin`, then `cargo xtask ami` and `cargo xtask deploy`; for the App's key \
+         `cargo xtask rotate-key --pem FILE` with a new one."
     Configuration "configuration" Configuration
         "kiln.toml, a flag's value or a file is wrong, in a way that has no name of its own."
         "The message tells what."

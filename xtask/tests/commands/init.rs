@@ -2,7 +2,7 @@
 
 use kiln_fleet::config::Config;
 
-use crate::support::{World, quiet, refused, world};
+use crate::support::{World, on_a_terminal, quiet, refused, world};
 
 const SUBNETS: &str = "vpc-00000001:subnet-00000001,subnet-00000002";
 
@@ -50,5 +50,30 @@ async fn without_a_terminal_what_is_missing_is_a_flag() {
     let said = refused(&world, &["init", "--organization", "octo-org"], 3).await;
     assert!(said.contains("give --client-id"), "{said}");
     assert!(said.contains("/organizations/octo-org/settings/apps/new?name=kiln-octo-org"), "{said}");
+    world.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_terminal_it_asks_for_what_no_flag_gives_and_again_where_an_answer_is_wrong() {
+    let world = world().await;
+    tokio::task::block_in_place(|| {
+        let mut terminal = on_a_terminal(&world, &["init", "--organization", "octo-org"]);
+        terminal.exp_string("/organizations/octo-org/settings/apps/new?name=kiln-octo-org").unwrap();
+        terminal.exp_string("the App's client id").unwrap();
+        terminal.send_line("Iv23liOURS").unwrap();
+        terminal.exp_string("AWS region").unwrap();
+        terminal.send_line("Mars").unwrap();
+        terminal.exp_string("Mars").unwrap();
+        terminal.exp_string("AWS region").unwrap();
+        terminal.send_line("eu-central-1").unwrap();
+        terminal.exp_string("create-vpc").unwrap();
+        // Nothing is the answer that is offered.
+        terminal.send_line("").unwrap();
+        terminal.exp_string("AWS account 000000000000").unwrap();
+        terminal.exp_string("wrote").unwrap();
+        terminal.exp_eof().unwrap();
+    });
+    let config = written(&world);
+    assert_eq!((config.organization.as_str(), config.region.as_str()), ("octo-org", "eu-central-1"));
     world.shutdown().await.unwrap();
 }

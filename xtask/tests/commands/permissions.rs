@@ -114,6 +114,7 @@ async fn each_pipelines_role_may_do_what_its_command_does() {
     permitted(&world, "DeployRole", &["deploy"]).await;
     // Where nothing is to be changed, the role that can change nothing is enough.
     permitted(&world, "StatusRole", &["deploy", "--dry-run"]).await;
+    permitted(&world, "StatusRole", &["rotate-key", "--status"]).await;
     assert_modelled(&world);
     world.shutdown().await.unwrap();
 }

@@ -9,44 +9,65 @@ use serde_yaml_ng::Value;
 use tokio::process::Command;
 
 use crate::models::assert_modelled;
-use crate::support::{World, bootstrap, quiet, world};
+use crate::support::{World, cargo, quiet, world};
 
 fn workflow(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/pipelines").join(name);
     serde_yaml_ng::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// A step of a job that runs commands of ours: its id, if it has one, and its script.
-fn steps<'a>(workflow: &'a Value, job: &str) -> Vec<(Option<&'a str>, &'a str)> {
+/// A step of a job that runs commands.
+struct Step<'a> {
+    id: &'a str,
+    condition: Option<&'a str>,
+    script: &'a str,
+    /// The job goes on when it fails.
+    forgiven: bool,
+}
+
+/// The steps of a job that run commands of ours, or keep an issue by what those found.
+fn steps<'a>(workflow: &'a Value, job: &str) -> Vec<Step<'a>> {
     let steps = workflow["jobs"][job]["steps"].as_sequence().unwrap_or_else(|| panic!("no job {job}"));
-    let scripts = steps.iter().filter_map(|step| Some((step["id"].as_str(), step["run"].as_str()?)));
-    let ours: Vec<_> = scripts.filter(|(_, script)| script.contains("cargo xtask")).collect();
-    for (_, script) in &ours {
+    let scripts = steps.iter().filter_map(|step| {
+        Some(Step {
+            id: step["id"].as_str().unwrap_or_default(),
+            condition: step["if"].as_str(),
+            script: step["run"].as_str()?,
+            forgiven: step["continue-on-error"] == true,
+        })
+    });
+    let is_ours = |script: &str| script.contains("cargo xtask") || script.contains("gh issue") || script == "exit 1";
+    let ours: Vec<_> = scripts.filter(|step| is_ours(step.script)).collect();
+    for Step { script, .. } in &ours {
         assert!(!script.contains("${{"), "an expression in a script is an injection: {script}");
     }
     assert!(!ours.is_empty(), "job {job} runs no command");
     ours
 }
 
-/// What `cargo xtask` is in a world: the executable under test, with the bootstrap binary that is built already.
-fn cargo(world: &World) -> std::path::PathBuf {
-    let folder = world.path("bin");
-    std::fs::create_dir_all(&folder).unwrap();
-    let script = format!(
-        "#!/bin/sh\nset -e\nshift\ncase $1 in ami) set -- \"$@\" --bootstrap '{}';; esac\nexec '{}' \"$@\"\n",
-        bootstrap().display(),
-        env!("CARGO_BIN_EXE_xtask"),
-    );
-    std::fs::write(folder.join("cargo"), script).unwrap();
-    std::fs::set_permissions(folder.join("cargo"), std::fs::Permissions::from_mode(0o755)).unwrap();
-    folder
+/// Is a step's condition met? As much of the language as the workflows are written in.
+fn holds(condition: &str, known: &BTreeMap<String, String>) -> bool {
+    condition.split(" && ").all(|term| {
+        let (left, wanted, right) = match (term.split_once(" == "), term.split_once(" != ")) {
+            (Some((left, right)), _) => (left, true, right),
+            (_, Some((left, right))) => (left, false, right),
+            _ => panic!("what is this condition: {term}?"),
+        };
+        let name = left.trim_start_matches("steps.").replace(".outcome", ":outcome").replace(".outputs.", ".");
+        let value = known.get(&name).map_or("", String::as_str);
+        (value == right.trim_matches('\'')) == wanted
+    })
 }
 
-/// Runs a job's steps in order; gives the outputs of those that have an id.
+/// Runs a job's steps in order; gives the outcome and the outputs of those that have an id.
 async fn run(world: &World, workflow: &Value, job: &str) -> BTreeMap<String, String> {
     let path = format!("{}:{}", cargo(world).display(), std::env::var("PATH").unwrap());
     let mut outputs = BTreeMap::new();
-    for (id, script) in steps(workflow, job) {
+    for Step { id, condition, script, forgiven } in steps(workflow, job) {
+        // Of the steps of one that failed without being forgiven, none is looked at here.
+        if condition.is_some_and(|condition| !condition.starts_with("failure()") && !holds(condition, &outputs)) {
+            continue;
+        }
         let (written, summary) = (world.path("outputs"), world.path("summary"));
         std::fs::write(&written, "").unwrap();
         std::fs::write(&summary, "").unwrap();
@@ -58,15 +79,20 @@ async fn run(world: &World, workflow: &Value, job: &str) -> BTreeMap<String, Str
             .env("KILN_CONFIG", world.config())
             .env("GITHUB_OUTPUT", &written)
             .env("GITHUB_STEP_SUMMARY", &summary)
+            .envs([("LABEL", "runner-key"), ("RUN", "https://github.example/run/1")])
             .output()
             .await
             .unwrap();
         let log = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{job}: {script}:\n{log}");
-        assert!(!std::fs::read_to_string(&summary).unwrap().is_empty(), "{script} wrote no summary");
+        let success = output.status.success();
+        assert!(success || forgiven, "{job}: {script}:\n{log}");
+        outputs.insert(format!("{id}:outcome"), if success { "success" } else { "failure" }.to_owned());
+        let silent = std::fs::read_to_string(&summary).unwrap().is_empty();
+        let commands = script.lines().any(|line| line.starts_with("cargo xtask"));
+        assert!(!silent || !commands, "{script} wrote no summary");
         for line in std::fs::read_to_string(&written).unwrap().lines() {
             let (name, value) = line.split_once('=').unwrap();
-            outputs.insert(format!("{}.{name}", id.unwrap_or_default()), value.to_owned());
+            outputs.insert(format!("{id}.{name}"), value.to_owned());
         }
     }
     outputs
@@ -112,5 +138,67 @@ async fn the_weekly_pipeline_moves_the_pins_and_is_content_then() {
     let again = run(&world, &freshness, "pins").await;
     assert_eq!((&*again["pin.outcome"], &*again["pin.changed"]), ("nothing-to-do", "false"));
     assert_eq!(world.aws.mutations(), before);
+    world.shutdown().await.unwrap();
+}
+
+/// Stands in for GitHub's own tool: holds the numbers of open issues in a file, and writes down what was asked of it.
+fn gh(world: &World) {
+    let folder = cargo(world);
+    let script = format!(
+        "#!/bin/sh\nset -e\ncd '{}'\necho \"$@\" >> gh.log\ncase \"$1 $2\" in\n\
+         'issue list') cat gh.issues ;;\n'issue create') echo 7 >> gh.issues ;;\n'issue close') : > gh.issues ;;\nesac\n",
+        world.path("").display(),
+    );
+    std::fs::write(folder.join("gh"), script).unwrap();
+    std::fs::set_permissions(folder.join("gh"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(world.path("gh.issues"), "").unwrap();
+}
+
+/// What was asked of GitHub's tool since the last look, the first two words of each.
+fn asked(world: &World) -> Vec<String> {
+    let log = std::fs::read_to_string(world.path("gh.log")).unwrap_or_default();
+    let _ = std::fs::remove_file(world.path("gh.log"));
+    let known = ["label create", "issue list", "issue create", "issue edit", "issue close"];
+    log.lines().filter_map(|line| known.into_iter().find(|known| line.starts_with(known))).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_key_has_one_issue_until_there_is_a_newer_one() {
+    let world = world().await;
+    let fleet = FLEETS.split("[fleet.once]").next().unwrap();
+    world.write_config(VERSIONS[0], fleet).unwrap();
+    let pem = world.download_key("first.pem").unwrap();
+    world.run(&["rotate-key", "--pem", pem.to_str().unwrap()], quiet).await.unwrap().success().unwrap();
+    gh(&world);
+    let age = workflow("key-age.yml");
+
+    assert_eq!(run(&world, &age, "key").await["status:outcome"], "success");
+    assert_eq!(asked(&world), ["issue list"]);
+
+    let status = world.run(&["rotate-key", "--status", "--json"], quiet).await.unwrap().success().unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    let id = status["result"]["status"]["keys"][0]["id"].as_str().unwrap();
+    world.aws.tag_key(id, "kiln:record", "since=2026-01-01T00:00:00Z").await.unwrap();
+    let before = world.aws.mutations();
+    for known in [["issue create"], ["issue edit"]] {
+        let old = run(&world, &age, "key").await;
+        assert_eq!((&*old["status:outcome"], &*old["status.error-code"]), ("failure", "due"));
+        assert_eq!(asked(&world), [&["label create", "issue list"][..], &known].concat());
+    }
+    assert_eq!(world.aws.mutations(), before, "who looks changes nothing");
+
+    let pem = world.download_key("second.pem").unwrap();
+    world.run(&["rotate-key", "--pem", pem.to_str().unwrap()], quiet).await.unwrap().success().unwrap();
+    run(&world, &age, "key").await;
+    assert_eq!(asked(&world), ["issue list", "issue close"]);
+
+    // What is broken is no matter of age.
+    world.github.revoke_key(&world.github.keys().pop().unwrap());
+    let step = steps(&age, "key").pop().unwrap();
+    let broken = [("status:outcome", "failure"), ("status.error-code", "access")];
+    let broken = broken.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+    assert!(step.script == "exit 1" && holds(step.condition.unwrap(), &broken), "such a run fails");
+    let outcome = world.run(&["rotate-key", "--status", "--max-age-days", "90"], quiet).await.unwrap();
+    assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
     world.shutdown().await.unwrap();
 }

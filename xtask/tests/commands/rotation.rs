@@ -9,7 +9,7 @@ use kiln_rehearsal::story::{FLEETS, VERSIONS};
 use serde_json::{Value, json};
 
 use crate::models::assert_modelled;
-use crate::support::{World, bootstrap, quiet, refused, world};
+use crate::support::{World, bootstrap, on_a_terminal, quiet, refused, world};
 
 const STORES: [&str; 2] = ["kms", "secrets-manager"];
 
@@ -274,5 +274,26 @@ async fn no_boot_fails_during_twenty_rotations_nor_while_github_refuses_the_curr
         assert!(log.contains("GitHub refuses the App's current key"), "{log}");
         assert_eq!(world.github.count("POST", "/access_tokens"), before + 2, "one request more");
     }
+    world.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_terminal_the_file_is_shredded_only_by_a_yes() {
+    let world = world().await;
+    world.write_config(VERSIONS[0], FLEETS).unwrap();
+    let pem = world.download_key("key.pem").unwrap();
+    let asked = |answer: &str| {
+        tokio::task::block_in_place(|| {
+            let mut terminal = on_a_terminal(&world, &["rotate-key", "--pem", pem.to_str().unwrap()]);
+            terminal.exp_string("[y/N]").unwrap();
+            terminal.send_line(answer).unwrap();
+            terminal.exp_eof().unwrap()
+        })
+    };
+    for no in ["", "n", "yess"] {
+        asked(no);
+        assert!(pem.exists(), "{no:?} is no yes");
+    }
+    assert!(asked("y").contains("is overwritten and removed") && !pem.exists());
     world.shutdown().await.unwrap();
 }

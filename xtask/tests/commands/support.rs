@@ -1,14 +1,38 @@
 //! A world for the tests of the commands: the shipped executable, the emulator from `cargo xtask setup`.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 pub(crate) use kiln_rehearsal::world::World;
 use kiln_rehearsal::world::{Outcome, Parts};
+use rexpect::session::PtySession;
 
 /// A test reads what a command says from its outcome.
 pub(crate) fn quiet(_: &str) {}
+
+/// A folder for `PATH`, in which `cargo xtask` is what it is in a world: the executable under test, with the bootstrap binary that is built already.
+pub(crate) fn cargo(world: &World) -> PathBuf {
+    let folder = world.path("bin");
+    std::fs::create_dir_all(&folder).unwrap();
+    let script = format!(
+        "#!/bin/sh\nset -e\nshift\ncase $1 in ami) set -- \"$@\" --bootstrap '{}';; esac\nexec '{}' \"$@\"\n",
+        bootstrap().display(),
+        env!("CARGO_BIN_EXE_xtask"),
+    );
+    std::fs::write(folder.join("cargo"), script).unwrap();
+    std::fs::set_permissions(folder.join("cargo"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// A command on a terminal of its own, each answer of which comes within a minute.
+pub(crate) fn on_a_terminal(world: &World, arguments: &[&str]) -> PtySession {
+    let mut command = world.command(arguments);
+    // What is inherited is the terminal.
+    command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit()).env("TERM", "xterm");
+    rexpect::session::spawn_command(command.into_std(), Some(60_000)).unwrap()
+}
 
 /// A fresh world.
 pub(crate) async fn world() -> World {
