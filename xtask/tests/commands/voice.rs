@@ -43,11 +43,13 @@ async fn run(world: &World, arguments: &[&str]) -> Output {
 #[test]
 fn what_is_generated_is_in_step() {
     let folder = tempfile::tempdir().unwrap();
-    let schemas = root().join("docs/output.schema.json");
-    let committed = std::fs::read_to_string(&schemas).unwrap();
-    let generated = xtask(&["schema", "--of", "output", "--output", folder.path().join("schema").to_str().unwrap()]);
-    assert!(generated.status.success(), "{}", text(&generated.stderr));
-    assert_eq!(std::fs::read_to_string(folder.path().join("schema")).unwrap(), committed, "run `cargo xtask schema`");
+    for (of, file) in [("output", "docs/output.schema.json"), ("reference", "docs/src/kiln-toml.md")] {
+        let committed = std::fs::read_to_string(root().join(file)).unwrap();
+        let path = folder.path().join(of);
+        let generated = xtask(&["schema", "--of", of, "--output", path.to_str().unwrap()]);
+        assert!(generated.status.success(), "{}", text(&generated.stderr));
+        assert_eq!(std::fs::read_to_string(path).unwrap(), committed, "run `cargo xtask schema`");
+    }
     let page = std::fs::read_to_string(root().join("docs/errors.md")).unwrap();
     assert_eq!(text(&xtask(&["explain"]).stdout), page, "run `cargo xtask explain > docs/errors.md`");
 }

@@ -1,0 +1,125 @@
+//! The handbook's commands, run as they stand in it, one chapter after the other in one world; and what of it is generated.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use snapbox::IntoData as _;
+use tokio::process::Command;
+
+use crate::support::{World, cargo, world};
+
+/// The chapters in which a line that begins with `$` is run.
+const CHAPTERS: [&str; 2] = ["aws.md", "day-to-day.md"];
+
+fn book() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/src")
+}
+
+/// A command of a chapter.
+#[derive(Debug, Default)]
+struct Shown {
+    line: String,
+    /// What it says and prints; `...` is any lines, `[..]` any words.
+    expected: String,
+    /// `? 5` below a command is its exit code.
+    code: i32,
+}
+
+/// The commands of the chapter's blocks.
+fn shown(chapter: &str) -> Vec<Shown> {
+    let text = std::fs::read_to_string(book().join(chapter)).unwrap();
+    let mut commands: Vec<Shown> = Vec::new();
+    for block in text.split("```console\n").skip(1) {
+        for line in block.split("```").next().unwrap().lines() {
+            if let Some(line) = line.strip_prefix("$ ") {
+                commands.push(Shown { line: line.to_owned(), ..Shown::default() });
+                continue;
+            }
+            let command = commands.last_mut().unwrap_or_else(|| panic!("{chapter}: what printed {line:?}?"));
+            match line.strip_prefix("? ") {
+                Some(code) => command.code = code.parse().unwrap(),
+                None => command.expected.push_str(&format!("{line}\n")),
+            }
+        }
+    }
+    commands
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_handbooks_commands_do_what_it_says() {
+    let world = world().await;
+    let path = format!("{}:{}", cargo(&world).display(), std::env::var("PATH").unwrap());
+    let check = world.path("try-runner.sh");
+    std::fs::write(&check, "#!/bin/sh\ntest -n \"$KILN_RUNNER\"\n").unwrap();
+    std::fs::set_permissions(&check, std::fs::Permissions::from_mode(0o755)).unwrap();
+    for chapter in CHAPTERS {
+        let commands = shown(chapter);
+        assert!(commands.len() > 4, "{chapter} has commands");
+        for command in commands {
+            prepare(&world, &command.line);
+            run(&world, &path, chapter, &command).await;
+        }
+    }
+    world.shutdown().await.unwrap();
+}
+
+/// What the reader does before: edits kiln.toml, downloads a key, waits for a release of the runner.
+fn prepare(world: &World, line: &str) {
+    if line.contains("xtask rotate-key --pem my-app.private-key.pem --dry-run") {
+        world.write_config(VERSIONS[0], FLEETS).unwrap();
+    }
+    if let Some((_, rest)) = line.split_once("--pem ") {
+        let name = rest.split_whitespace().next().unwrap();
+        if !world.path(name).exists() {
+            world.download_key(name).unwrap();
+        }
+    }
+    if line.ends_with("xtask pin") {
+        world.github.runner_release(VERSIONS[1]).unwrap();
+    }
+}
+
+async fn run(world: &World, path: &str, chapter: &str, command: &Shown) {
+    let Shown { line, expected, code } = command;
+    let output = Command::new("sh")
+        .args(["-c", line])
+        .current_dir(world.path(""))
+        .env_clear()
+        .envs(world.aws.environment())
+        .envs([("PATH", path), ("HOME", "/nowhere"), ("NO_COLOR", "1")])
+        .env("KILN_CONFIG", world.config())
+        .output()
+        .await
+        .unwrap();
+    let said = [output.stderr, output.stdout].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+    assert_eq!(output.status.code(), Some(*code), "{chapter}: $ {line}\n{said}");
+    // A block that shows nothing of it promises nothing of it.
+    if !expected.is_empty() {
+        snapbox::Assert::new().eq(said, expected.as_str().into_data());
+    }
+}
+
+#[test]
+fn no_other_chapter_has_commands_that_seem_to_be_run() {
+    for entry in std::fs::read_dir(book()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if !name.ends_with(".md") || CHAPTERS.contains(&name) {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(!text.contains("```console") && !text.contains("\n$ "), "{name} has blocks that no test runs");
+    }
+}
+
+/// A chapter that is in no list would never be read.
+#[test]
+fn every_chapter_is_in_the_contents() {
+    let contents = std::fs::read_to_string(book().join("SUMMARY.md")).unwrap();
+    for entry in std::fs::read_dir(book()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let listed = name == "SUMMARY.md" || !name.ends_with(".md") || contents.contains(&format!("({name})"));
+        assert!(listed, "{name} is missing from SUMMARY.md");
+    }
+}
