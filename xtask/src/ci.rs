@@ -126,7 +126,7 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
         Check::Book => cmd!(shell, "{xtask} book --check").run()?,
         Check::Test => cmd!(shell, "cargo test --locked --workspace").run()?,
         Check::GithubApi => {
-            let description = tools.github_api(shell, &with_node(&tools.infra_bin()?)?)?;
+            let description = tools.github_api(shell, &tools::with_node(&tools.infra_bin()?)?)?;
             cmd!(shell, "cargo test --locked --workspace --test openapi -- --ignored")
                 .env("KILN_GITHUB_OPENAPI", description)
                 .run()?;

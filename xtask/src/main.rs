@@ -2,10 +2,12 @@
 
 mod ami;
 mod bench;
+mod book;
 mod ci;
 mod cloud;
 mod completions;
 mod deploy;
+mod dist;
 mod doctor;
 mod explain;
 mod fuzz;
@@ -13,6 +15,7 @@ mod init;
 mod musl;
 mod operator;
 mod pin;
+mod reference;
 mod rehearse;
 mod rotate_key;
 mod schema;
@@ -83,6 +86,8 @@ enum Command {
     Fuzz(fuzz::Args),
     Ci(ci::Args),
     Schema(schema::Args),
+    Book(book::Args),
+    Dist(dist::Args),
     Explain(explain::Args),
     Completions(completions::Args),
     /// Install the tools that `rehearse` and `ci` use, under target/tools.
@@ -160,6 +165,8 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
         Command::Fuzz(args) => Ok(fuzz::run(args)?),
         Command::Ci(args) => Ok(ci::run(args, ui)?),
         Command::Schema(args) => Ok(schema::run(args)?),
+        Command::Book(args) => Ok(book::run(args, ui)?),
+        Command::Dist(dist::Args {}) => Ok(dist::run(ui)?),
         Command::Explain(args) => {
             explain::run(args, ui);
             Ok(())
@@ -200,19 +207,20 @@ mod tests {
 
     fn understands(place: &str, line: &str) {
         // Beyond a gap is what it is good for.
-        let line = line.split("  ").next().and_then(|line| line.split([')', '|', '>', '#', ';']).next());
+        let line = line.split("  ").next().and_then(|line| line.split([')', '|', '>', '#', ';', '\\', '`']).next());
         let line = line.unwrap_or_default();
         let arguments = std::iter::once("xtask").chain(line.split_whitespace());
         let arguments: Vec<_> = arguments.map(Into::into).collect();
         Parsed::new(&arguments).unwrap_or_else(|error| panic!("{place}: cargo xtask {line}: {error}"));
     }
 
-    /// What is to be typed or run, of the README's blocks and the workflows: not what is only spoken of.
+    /// What is to be typed or run, of the README's and the handbook's blocks and the workflows: not what is only spoken of.
     #[test]
-    fn the_commands_of_the_readme_and_the_pipelines_are_understood() {
+    fn the_commands_of_the_readme_the_handbook_and_the_pipelines_are_understood() {
         let root = crate::tools::workspace_root();
-        let pipelines = std::fs::read_dir(root.join("docs/pipelines")).expect("docs/pipelines is there");
-        let mut files: Vec<_> = pipelines.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        let folders = ["docs/pipelines", "docs/src"].map(|folder| std::fs::read_dir(root.join(folder)).expect(folder));
+        let mut files: Vec<_> = folders.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.retain(|path| path.is_file());
         files.push(root.join("README.md"));
         let mut found = 0;
         for file in files {
@@ -227,7 +235,7 @@ mod tests {
                 }
             }
         }
-        assert!(found > 8, "only {found} commands were found");
+        assert!(found > 30, "only {found} commands were found");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Tools that are no crates of the workspace, installed under `target/tools` in pinned versions.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -53,6 +53,9 @@ const CARGO_DENY_VERSION: &str = "0.20.2";
 /// Wraps the compiler of the bootstrap binary; built once, in half a minute.
 const CARGO_AUDITABLE_VERSION: &str = "0.7.7";
 
+/// Makes pages of the handbook; built once, in some minutes. Without its server and its watch over files.
+const MDBOOK_VERSION: &str = "0.5.4";
+
 /// Where the tools are.
 #[derive(Debug)]
 pub(crate) struct Tools {
@@ -92,6 +95,11 @@ fn install(directory: &Path, requirements: &Requirements) -> anyhow::Result<()> 
         .with_context(|| format!("install the tools named in xtask/{}", requirements.file))?;
     // Written last: it says that all of it is there.
     std::fs::write(&stamp, requirements.text).with_context(|| format!("write {}", stamp.display()))
+}
+
+/// A `PATH` with the pinned Node.js.
+pub(crate) fn with_node(bin: &Path) -> anyhow::Result<OsString> {
+    Ok(std::env::join_paths([bin, Path::new("/usr/bin"), Path::new("/bin")])?)
 }
 
 impl Tools {
@@ -167,6 +175,25 @@ impl Tools {
             shell.write_file(&stamp, packages.lock)?;
         }
         Ok(folder.join("node_modules"))
+    }
+
+    /// What makes pages of the handbook; built on first use.
+    pub(crate) fn mdbook(&self) -> anyhow::Result<PathBuf> {
+        let path = self.directory.join("bin/mdbook");
+        let shell = Shell::new()?;
+        let (root, version) = (&self.directory, MDBOOK_VERSION);
+        let wanted = format!("mdbook v{version}");
+        if path.exists() && cmd!(shell, "{path} --version").quiet().read().is_ok_and(|found| found == wanted) {
+            return Ok(path);
+        }
+        note(&format!("building {wanted}; this takes a few minutes, once"));
+        cmd!(shell, "cargo install --quiet --locked --force mdbook --version {version} --root {root}")
+            .args(["--no-default-features", "--features", "search"])
+            .env_remove("CARGO_TARGET_DIR")
+            .quiet()
+            .run()
+            .context("build mdbook")?;
+        Ok(path)
     }
 
     /// The checker of licences, bans and sources; built on first use.
