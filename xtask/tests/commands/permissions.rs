@@ -115,6 +115,7 @@ async fn each_pipelines_role_may_do_what_its_command_does() {
     // Where nothing is to be changed, the role that can change nothing is enough.
     permitted(&world, "StatusRole", &["deploy", "--dry-run"]).await;
     permitted(&world, "StatusRole", &["rotate-key", "--status"]).await;
+    permitted(&world, "StatusRole", &["pin", "--check"]).await;
     assert_modelled(&world);
     world.shutdown().await.unwrap();
 }
