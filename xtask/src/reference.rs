@@ -14,32 +14,41 @@ commented example is the kiln.toml of the repository. A key that is not listed h
 /// Markdown of a schema: a section for each table, a heading for each key.
 pub(crate) fn page(schema: &Value) -> String {
     let mut page = HEAD.to_owned();
-    table(&mut page, "", schema);
+    table(&mut page, "", schema, &[]);
     page
 }
 
-/// A table's section, and after it those of the tables in it.
-fn table(page: &mut String, path: &str, schema: &Value) {
+/// A table's section, with what is to be noted of it, and after it those of the tables in it.
+fn table(page: &mut String, path: &str, schema: &Value, notes: &[String]) {
     let title = if path.is_empty() { "At the top".to_owned() } else { format!("`[{path}]`") };
     let _ = write!(page, "\n## {title}\n");
     if !path.is_empty() {
         paragraph(page, schema);
+        page.push('\n');
+    }
+    for note in notes {
+        let _ = writeln!(page, "* {note}");
     }
     let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let keys = schema["properties"].as_object();
     let mut inner = Vec::new();
     for (name, key) in keys.into_iter().flatten() {
         match below(path, name, key) {
-            Some((path, schema)) => inner.push((path, schema, key)),
-            None => one(page, name, key, required.contains(&name.as_str())),
+            Some((path, schema)) => inner.push((path, schema, key, must(&required, name))),
+            None => one(page, name, key, must(&required, name)),
         }
     }
-    for (path, schema, key) in inner {
+    for (path, schema, key, must) in inner {
         // A table of tables is described where it is named.
         let mut described = schema.clone();
         described["description"] = key["description"].clone();
-        table(page, &path, &described);
+        let notes: Vec<String> = std::iter::once(format!("a table, {must}")).chain(bounds(key)).collect();
+        table(page, &path, &described, &notes);
     }
+}
+
+fn must(required: &[&str], name: &str) -> &'static str {
+    if required.contains(&name) { "required" } else { "optional" }
 }
 
 /// The path and the schema of a key that is a table with keys of its own.
@@ -54,10 +63,9 @@ fn below<'a>(path: &str, name: &str, key: &'a Value) -> Option<(String, &'a Valu
 }
 
 /// One key.
-fn one(page: &mut String, name: &str, key: &Value, required: bool) {
+fn one(page: &mut String, name: &str, key: &Value, must: &str) {
     let _ = write!(page, "\n### `{name}`\n");
     paragraph(page, key);
-    let must = if required { "required" } else { "optional" };
     let _ = write!(page, "\n* {}, {must}\n", kind(key));
     for choice in choices(key) {
         let _ = writeln!(page, "  * {choice}");
