@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use kiln_fleet::boot::BootConfig;
@@ -28,6 +29,8 @@ pub(crate) struct Registered {
     pub(crate) id: Option<u64>,
     /// The just-in-time configuration, for the listener's environment.
     pub(crate) jit: Option<SecretString>,
+    /// How long the runner's own `config.sh` took, which a just-in-time runner has no need of.
+    pub(crate) config_sh_ms: Option<u64>,
     pub(crate) user: User,
     pub(crate) directory: PathBuf,
     /// What the runner and its jobs find in their environment.
@@ -71,14 +74,17 @@ pub(crate) async fn register(
     let config = &identity.config;
     let directory = machine.path(&config.runner.directory);
     let environment = environment(machine, config);
-    let (name, id, jit) = match config.registration {
-        Registration::Persistent => (persistent(machine, identity, github, &user, &directory).await?, None, None),
+    let (name, id, jit, config_sh_ms) = match config.registration {
+        Registration::Persistent => {
+            let (name, ms) = persistent(machine, identity, github, &user, &directory).await?;
+            (name, None, None, Some(ms))
+        }
         Registration::Ephemeral => {
             let made = ephemeral(identity, github).await?;
-            (made.runner.name, Some(made.runner.id), Some(made.encoded))
+            (made.runner.name, Some(made.runner.id), Some(made.encoded), None)
         }
     };
-    Ok(Registered { name, id, jit, user, directory, environment })
+    Ok(Registered { name, id, jit, config_sh_ms, user, directory, environment })
 }
 
 async fn persistent(
@@ -87,7 +93,7 @@ async fn persistent(
     github: &OrgClient,
     user: &User,
     directory: &Path,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<(String, u64)> {
     let config = &identity.config;
     let token = github.registration_token().await?;
     // What an earlier start of this instance left; config.sh refuses to go over it.
@@ -118,6 +124,7 @@ async fn persistent(
     ] {
         command.env(format!("ACTIONS_RUNNER_INPUT_{input}"), value);
     }
+    let begin = Instant::now();
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().context("start config.sh")?;
     let (mut said, mut complained) = (String::new(), String::new());
@@ -136,7 +143,7 @@ async fn persistent(
         }
         bail!("config.sh ended with {status}: {} {}", said.trim(), complained.trim());
     }
-    Ok(name)
+    Ok((name, u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX)))
 }
 
 async fn ephemeral(identity: &Identity, github: &OrgClient) -> anyhow::Result<JitConfig> {

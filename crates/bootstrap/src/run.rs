@@ -268,6 +268,7 @@ impl Boot<'_> {
             configure_ms,
             mint_ms,
             register_ms,
+            config_sh_ms = registered.config_sh_ms,
             requests,
             connections,
             bytes,

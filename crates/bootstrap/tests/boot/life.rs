@@ -16,6 +16,7 @@ async fn one_line_sums_a_boot_up() {
     for key in ["ms", "identify_ms", "configure_ms", "mint_ms", "register_ms", "bytes", "cpu_ms", "peak_kib"] {
         assert!(said[key].is_u64(), "{key} is missing: {said}");
     }
+    assert!(said["config_sh_ms"].is_null(), "a just-in-time runner needs no config.sh: {said}");
     assert!(said["runner"].as_str().unwrap().starts_with("linux-i-0abc0000000000001-"), "{said}");
     booted.online().await;
     assert_eq!(booted.stop().await, Some(0));
@@ -38,6 +39,9 @@ async fn one_line_sums_a_boot_up() {
 async fn asked_to_end_it_waits_for_the_job_and_leaves_no_runner() {
     let there = there().await;
     let mut booted = there.boot(&there.config()).await;
+    let said = booted.said("registered").await;
+    let (config_sh, register) = (said["config_sh_ms"].as_u64().unwrap(), said["register_ms"].as_u64().unwrap());
+    assert!(config_sh <= register, "{said}");
     booted.online().await;
     let job = there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Hold));
     there.github.wait_job(job, |state| matches!(state, JobState::InProgress { .. }), SOON).await.unwrap();

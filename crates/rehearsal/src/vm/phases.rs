@@ -45,18 +45,24 @@ pub(super) struct Boot {
     pub(super) stages: Vec<Span>,
     /// The services that took part, by their beginnings, the binary's among them.
     pub(super) units: Vec<Span>,
-    /// The binary's phases.
+    /// The binary's phases, from its start on, and behind them what it waits for of the runner.
     pub(super) phases: Vec<Span>,
-    /// The binary was started.
-    pub(super) started: Duration,
     /// It was registered.
     pub(super) registered: Duration,
 }
 
+/// The runner's own part of a registration: no work of the binary's.
+pub(super) const CONFIG_SH: &str = "config.sh";
+
 impl Boot {
-    /// What the binary itself adds: from its start until it is registered.
+    /// What the binary itself adds: from its start until it is registered, without the runner's own part.
     pub(super) fn added(&self) -> Duration {
-        self.registered.saturating_sub(self.started)
+        self.phases.iter().filter(|phase| phase.name != CONFIG_SH).map(Span::took).sum()
+    }
+
+    /// How long the runner's own part took.
+    pub(super) fn config_sh(&self) -> Duration {
+        self.phases.iter().filter(|phase| phase.name == CONFIG_SH).map(Span::took).sum()
     }
 
     /// Reads what [`SCRIPT`] printed.
@@ -73,7 +79,7 @@ impl Boot {
             .filter_map(|entry| Some((stamp(&entry)?, serde_json::from_str::<Value>(entry["MESSAGE"].as_str()?).ok()?)))
             .find(|(_, line)| line["message"] == "registered");
         let (registered, line) = line.context("the binary's log does not say that it is registered")?;
-        Ok(Self { stages: stages(manager)?, units, phases: phases(&line, registered), started, registered })
+        Ok(Self { stages: stages(manager)?, units, phases: phases(&line, started, registered), registered })
     }
 }
 
@@ -124,16 +130,28 @@ fn read_units(text: &str) -> anyhow::Result<(Duration, Vec<Span>)> {
     Ok((started.with_context(|| format!("{UNIT} was not started"))?, units))
 }
 
-/// The phases one after the other, the last of which ends when the line is written.
-fn phases(line: &Value, registered: Duration) -> Vec<Span> {
+/// The phases one after the other, the last of which ends when the line is written. What is before the first one is the
+/// start: the kernel loads the binary, which sets itself up.
+fn phases(line: &Value, started: Duration, registered: Duration) -> Vec<Span> {
+    let took = |key: &str| Duration::from_millis(line[key].as_u64().unwrap_or_default());
+    // A registration begins with a request of the binary's, and ends with the runner's part.
+    let config_sh = took("config_sh_ms");
+    let register = took("register_ms").saturating_sub(config_sh);
     let mut end = registered;
     let mut phases = Vec::new();
-    for name in ["register", "mint", "configure", "identify"] {
-        let took = Duration::from_millis(line[format!("{name}_ms")].as_u64().unwrap_or_default());
-        let begin = end.saturating_sub(took);
+    for (name, took) in [
+        (CONFIG_SH, config_sh),
+        ("register", register),
+        ("mint", took("mint_ms")),
+        ("configure", took("configure_ms")),
+        ("identify", took("identify_ms")),
+        ("start", end.saturating_sub(started)),
+    ] {
+        let begin = end.saturating_sub(took).max(started);
         phases.push(Span::new(name, begin, end));
         end = begin;
     }
+    phases.retain(|phase| phase.name != CONFIG_SH || phase.took() > Duration::ZERO);
     phases.reverse();
     phases
 }
@@ -162,7 +180,7 @@ ActiveEnterTimestampMonotonic=3500000
 ExecMainStartTimestampMonotonic=3000001
 ---
 {"__MONOTONIC_TIMESTAMP":"6000100","MESSAGE":"Starting kiln-bootstrap.service"}
-{"__MONOTONIC_TIMESTAMP":"7000000","MESSAGE":"{\"message\":\"registered\",\"identify_ms\":100,\"configure_ms\":1,\"mint_ms\":300,\"register_ms\":400}"}
+{"__MONOTONIC_TIMESTAMP":"7000000","MESSAGE":"{\"message\":\"registered\",\"identify_ms\":100,\"configure_ms\":1,\"mint_ms\":300,\"register_ms\":400,\"config_sh_ms\":350}"}
 "#;
 
     const fn ms(ms: u64) -> Duration {
@@ -175,13 +193,28 @@ ExecMainStartTimestampMonotonic=3000001
         assert_eq!(boot.stages, [Span::new("kernel", ms(0), ms(2000)), Span::new("services", ms(2000), ms(9000))]);
         let units: Vec<&str> = boot.units.iter().map(|unit| unit.name.as_str()).collect();
         assert_eq!(units, ["systemd-udevd.service", "kiln-bootstrap.service"]);
-        assert_eq!((boot.started, boot.registered, boot.added()), (ms(6100), ms(7000), ms(900)));
+        assert_eq!((boot.registered, boot.added(), boot.config_sh()), (ms(7000), ms(550), ms(350)));
         let phases: Vec<(&str, Duration)> =
             boot.phases.iter().map(|phase| (phase.name.as_str(), phase.begin)).collect();
         assert_eq!(
             phases,
-            [("identify", ms(6199)), ("configure", ms(6299)), ("mint", ms(6300)), ("register", ms(6600))]
+            [
+                ("start", ms(6100)),
+                ("identify", ms(6199)),
+                ("configure", ms(6299)),
+                ("mint", ms(6300)),
+                ("register", ms(6600)),
+                (CONFIG_SH, ms(6650)),
+            ]
         );
+        assert_eq!(boot.phases.last().map(|phase| phase.end), Some(ms(7000)));
+    }
+
+    #[test]
+    fn a_runner_without_config_sh_has_no_part_of_its_own() {
+        let boot = Boot::read(&PRINTED.replace(r#",\"config_sh_ms\":350"#, "")).unwrap();
+        assert_eq!((boot.added(), boot.config_sh()), (ms(900), ms(0)));
+        assert!(boot.phases.iter().all(|phase| phase.name != CONFIG_SH), "{:?}", boot.phases);
     }
 
     #[test]

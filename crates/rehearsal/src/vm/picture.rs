@@ -140,7 +140,17 @@ mod tests {
         let svg = svg(&boot, "a boot of <this> & that");
         let document = roxmltree::Document::parse(&svg).unwrap();
         let texts: Vec<&str> = document.descendants().filter_map(|node| node.text()).map(str::trim).collect();
-        for name in [boot.units[0].name.as_str(), UNIT, "kernel", "services", "identify", "mint", "register"] {
+        for name in [
+            boot.units[0].name.as_str(),
+            UNIT,
+            "kernel",
+            "services",
+            "start",
+            "identify",
+            "mint",
+            "register",
+            "config.sh",
+        ] {
             assert!(texts.contains(&name), "{name} is not in {texts:?}");
         }
         assert!(texts.contains(&"registered after 7.00 s"), "{texts:?}");
@@ -150,7 +160,7 @@ mod tests {
             .filter(|node| node.attribute("rx").is_some())
             .map(|node| (number(node, "x"), number(node, "x") + number(node, "width")))
             .collect();
-        assert_eq!(bars.len(), 2 + 2 + 4);
+        assert_eq!(bars.len(), 2 + 2 + 6);
         // The services begin where the kernel ends; nothing is outside the picture.
         assert!((bars[0].1 - bars[1].0).abs() < 0.2, "{bars:?}");
         assert!(bars.iter().all(|(begin, end)| *begin >= LABELS && *end <= WIDTH), "{bars:?}");

@@ -13,7 +13,7 @@ use super::image::{Bakery, Image, Inputs, KEY};
 use super::layers::Layers;
 use super::machine::{Machine, Parts};
 use super::network::{Clock, GITHUB, IMDS, Network};
-use super::phases::{self, Boot};
+use super::phases::{self, Boot, CONFIG_SH, Span};
 use super::{Options, picture, release_of_debian};
 use crate::aws::{Imds, ImdsOptions};
 use crate::github::{Conclusion, GitHub, GitHubOptions, JobId, JobSpec, JobState, Step};
@@ -75,23 +75,33 @@ code=0
 pub struct Told {
     timeline: Timeline,
     boot: Boot,
+    load: String,
     analysis: String,
     picture: PathBuf,
 }
 
 impl fmt::Display for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { timeline, boot, analysis, picture } = self;
+        let Self { timeline, boot, load, analysis, picture } = self;
         writeln!(f, "{timeline}\n{analysis}")?;
         let (registered, added) = (boot.registered.as_secs_f64(), boot.added());
         writeln!(f, "from the kernel's start to registered: {registered:.2} s, on an emulated processor")?;
         let verdict = if added < ADDED_AIM { "below" } else { "above" };
+        let seconds = |span: &Span| format!("{} {:.2}", span.name, span.took().as_secs_f64());
+        let parts: Vec<String> = boot.phases.iter().filter(|phase| phase.name != CONFIG_SH).map(seconds).collect();
         writeln!(
             f,
-            "what the bootstrap itself adds: {:.2} s, {verdict} the {} s aimed at",
+            "what the bootstrap itself adds: {:.2} s ({}), {verdict} the {} s aimed at",
             added.as_secs_f64(),
+            parts.join(", "),
             ADDED_AIM.as_secs()
         )?;
+        writeln!(
+            f,
+            "beside that, the runner's config.sh, a stand-in here: {:.2} s, which an ephemeral fleet's runner has not",
+            boot.config_sh().as_secs_f64()
+        )?;
+        writeln!(f, "this machine's load meanwhile: {load} (a minute's average of running processes)")?;
         writeln!(f, "a picture of it: {}", picture.display())
     }
 }
@@ -135,12 +145,19 @@ pub(super) async fn tell(options: &Options, workshop: &Path) -> anyhow::Result<T
     let mut story = Story::begin(options, workshop).await?;
     let image = story.bake().await.context("the image")?;
     let (boot, analysis) = story.without_docker(&image).await.context("a machine without docker")?;
+    let load = load();
     let picture = options.directory.join("boot.svg");
     let title =
         format!("kiln: from the kernel's start to a registered runner ({:.2} s)", boot.registered.as_secs_f64());
     std::fs::write(&picture, picture::svg(&boot, &title)).with_context(|| format!("write {}", picture.display()))?;
     story.with_docker(&image).await.context("a machine with docker")?;
-    Ok(Told { timeline: story.timeline, boot, analysis, picture })
+    Ok(Told { timeline: story.timeline, boot, load, analysis, picture })
+}
+
+/// How busy this machine is, without which a time on an emulated processor says little.
+fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().filter(|load| !load.is_empty()).unwrap_or("unknown").to_owned()
 }
 
 struct Story<'a> {
