@@ -15,6 +15,7 @@ mod init;
 mod musl;
 mod operator;
 mod pin;
+mod prune;
 mod reference;
 mod rehearse;
 mod rotate_key;
@@ -81,6 +82,7 @@ enum Command {
     Init(init::Args),
     Doctor(doctor::Args),
     Pin(pin::Args),
+    Prune(prune::Args),
     Rehearse(rehearse::Args),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
@@ -159,6 +161,7 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
         Command::RotateKey(args) => Box::pin(rotate_key::run(args, &cli.config, ui)).await,
         Command::Init(args) => Box::pin(init::run(args, &cli.config, ui)).await,
         Command::Doctor(args) => Box::pin(doctor::run(args, &cli.config, ui)).await,
+        Command::Prune(args) => Box::pin(prune::run(args, &cli.config, ui)).await,
         Command::Pin(args) => Box::pin(pin::run(args, &cli.config, ui)).await,
         Command::Rehearse(args) => Box::pin(rehearse::run(args, ui)).await,
         Command::Bench(args) => Box::pin(bench::run(args, ui)).await,

@@ -74,7 +74,8 @@ fn kind_of_code(code: &str) -> CloudErrorKind {
         | "InstanceRefreshInProgressFault"
         | "ScalingActivityInProgress"
         | "ResourceInUseException"
-        | "ConflictException" => CloudErrorKind::Conflict,
+        | "ConflictException"
+        | "InvalidSnapshot.InUse" => CloudErrorKind::Conflict,
         "LimitExceeded"
         | "LimitExceededException"
         | "ServiceQuotaExceededException"

@@ -1,6 +1,6 @@
 //! EC2's, SSM's and CloudFormation's lists, read by pages.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::SystemTime;
 
 use aws_sdk_cloudformation::error::ProvideErrorMetadata as _;
@@ -80,6 +80,22 @@ fn version_of(version: &LaunchTemplateVersion, latest: bool) -> Option<TemplateV
 }
 
 impl Aws {
+    /// The account's own images, by another filter.
+    async fn listed_images(&self, doing: &str, by: &Filter) -> Result<Vec<OwnImage>> {
+        let mut found = Vec::new();
+        let mut token = None;
+        for _ in 0..MOST_PAGES {
+            let list = self.ec2.describe_images().owners("self").filters(by.clone()).max_results(PAGE);
+            let page = list.set_next_token(token).send().await.map_err(|error| self.failed(doing, error))?;
+            found.extend(page.images().iter().filter_map(image_of));
+            token = page.next_token;
+            if token.is_none() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
     /// Instances that exist, by another filter.
     async fn listed_machines(&self, doing: &str, name: &str, values: Vec<String>) -> Result<Vec<Machine>> {
         let mut found = Vec::new();
@@ -166,25 +182,7 @@ fn marked(versions: &[LaunchTemplateVersion]) -> Vec<TemplateVersion> {
 
 impl Inventory for Aws {
     async fn own_images(&self) -> Result<Vec<OwnImage>> {
-        let doing = "list Kiln's images";
-        let mut found = Vec::new();
-        let mut token = None;
-        for _ in 0..MOST_PAGES {
-            let list = self
-                .ec2
-                .describe_images()
-                .owners("self")
-                .filters(filter(MANAGED.0, [MANAGED.1]))
-                .max_results(PAGE)
-                .set_next_token(token);
-            let page = list.send().await.map_err(|error| self.failed(doing, error))?;
-            found.extend(page.images().iter().filter_map(image_of));
-            token = page.next_token;
-            if token.is_none() {
-                break;
-            }
-        }
-        Ok(found)
+        self.listed_images("list Kiln's images", &filter(MANAGED.0, [MANAGED.1])).await
     }
 
     async fn own_snapshots(&self) -> Result<Vec<OwnSnapshot>> {
@@ -213,6 +211,19 @@ impl Inventory for Aws {
             }
         }
         Ok(found)
+    }
+
+    async fn holders(&self, snapshots: &[SnapshotId]) -> Result<BTreeMap<SnapshotId, BTreeSet<AmiId>>> {
+        let mut holders: BTreeMap<SnapshotId, BTreeSet<AmiId>> = BTreeMap::new();
+        for some in snapshots.chunks(MOST_VALUES) {
+            let with = filter("block-device-mapping.snapshot-id", some.iter().map(SnapshotId::as_str));
+            for image in self.listed_images("look for AMIs of snapshots", &with).await? {
+                for (snapshot, _) in image.snapshots {
+                    holders.entry(snapshot).or_default().insert(image.id.clone());
+                }
+            }
+        }
+        Ok(holders)
     }
 
     async fn template_versions(&self, prefix: &str) -> Result<Vec<TemplateVersion>> {

@@ -286,6 +286,9 @@ pub enum BaseImage {
 }
 
 impl BaseImage {
+    /// Every operating system that Kiln bakes on.
+    pub const ALL: [Self; 2] = [Self::AmazonLinux2, Self::AmazonLinux2023];
+
     /// The name in kiln.toml.
     pub fn name(self) -> &'static str {
         match self {

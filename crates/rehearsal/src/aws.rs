@@ -13,10 +13,12 @@ mod groups;
 mod image_builder;
 mod imds;
 mod light;
+mod listings;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use axum::Router;
@@ -228,6 +230,17 @@ impl Aws {
         Ok(())
     }
 
+    /// Removes a parameter, as a person can.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub async fn forget_parameter(&self, name: &str) -> anyhow::Result<()> {
+        let fields = serde_json::json!({ "Name": name });
+        let answer = self.shared.backend.json(REGION, "ssm", "AmazonSSM.DeleteParameter", &fields).await?;
+        ensure!(answer.get("__type").is_none(), "ssm:DeleteParameter answered {answer}");
+        Ok(())
+    }
+
     /// The pipeline's calls so far.
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.shared.requests).clone()
@@ -373,6 +386,45 @@ impl Aws {
         let fields = [("VpcId", vpc.as_str()), ("CidrBlock", "10.9.0.0/24")];
         let answer = backend.query("ec2", "CreateSubnet", &fields).await?;
         Ok((vpc, backend::text_of(&answer, "subnetId")?))
+    }
+
+    /// An image of this kind with a snapshot of 30 GiB, made so long ago, as a bake leaves it in a region.
+    ///
+    /// # Errors
+    /// The emulator refuses.
+    pub async fn plant_image(&self, region: &str, kind: &str, age: Duration) -> anyhow::Result<String> {
+        let tags = serde_json::json!({ "kiln:managed": "true", "kiln:image": kind });
+        let name = format!("{kind} {}", age.as_secs());
+        let ami = bake::register(&self.shared, region, &name, &tags).await?;
+        listings::date(&self.shared, &ami, std::time::SystemTime::now() - age);
+        Ok(ami)
+    }
+
+    /// The account's own images in a region, each with its snapshots.
+    ///
+    /// # Errors
+    /// The emulator does not answer.
+    pub async fn own_images(&self, region: &str) -> anyhow::Result<BTreeMap<String, Vec<String>>> {
+        let answer = self.shared.backend.query_in(region, "ec2", "DescribeImages", &[("Owner.1", "self")]).await?;
+        let document = roxmltree::Document::parse(&answer)?;
+        let texts = |node: roxmltree::Node<'_, '_>, name: &str| -> Vec<String> {
+            let found = node.descendants().filter(|child| child.tag_name().name() == name);
+            found.filter_map(|child| child.text().map(str::to_owned)).collect()
+        };
+        let images = document.descendants().find(|node| node.tag_name().name() == "imagesSet").context("images")?;
+        let image = |item| Some((texts(item, "imageId").pop()?, texts(item, "snapshotId")));
+        Ok(images.children().filter(roxmltree::Node::is_element).filter_map(image).collect())
+    }
+
+    /// The account's own snapshots in a region.
+    ///
+    /// # Errors
+    /// The emulator does not answer.
+    pub async fn snapshots(&self, region: &str) -> anyhow::Result<Vec<String>> {
+        let answer = self.shared.backend.query_in(region, "ec2", "DescribeSnapshots", &[("Owner.1", "self")]).await?;
+        let document = roxmltree::Document::parse(&answer)?;
+        let found = document.descendants().filter(|node| node.tag_name().name() == "snapshotId");
+        Ok(found.filter_map(|node| node.text().map(str::to_owned)).collect())
     }
 
     /// Deregisters an AMI, as a person can.

@@ -19,6 +19,7 @@ pub mod payload;
 pub mod pin;
 pub mod plan;
 pub mod ports;
+pub mod prune;
 pub mod published;
 pub mod rotate_key;
 pub mod sbom;

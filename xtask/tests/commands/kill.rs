@@ -10,7 +10,7 @@ const MOST_RUNS: usize = 150;
 
 /// Runs a command that dies at a mutating call, in turns before and after it took effect, until it gets through. The call
 /// is the first one, or the next where dying there twice over has left the plan as it was. Gives the number of kills.
-async fn die_all_the_way(world: &World, arguments: &[&str]) -> usize {
+pub(crate) async fn die_all_the_way(world: &World, arguments: &[&str]) -> usize {
     let mut plan = dry_run(world, arguments).await;
     let mut nth = 1;
     let mut stalled = false;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use kiln_rehearsal::aws::Request;
 use kiln_rehearsal::iam::{Call, Policies};
@@ -19,8 +20,9 @@ fn arn(service: &str, resource: &str) -> String {
 
 /// What AWS asks about a call, and of which resource. The emulator is not asked for permissions, so here is said what the
 /// service authorization reference says: <https://docs.aws.amazon.com/service-authorization/latest/reference/>.
-fn asked(request: &Request) -> Option<Call> {
+fn asked(role: &str, request: &Request) -> Option<Call> {
     let Request { service, operation, .. } = request;
+    let kind = format!("{PREFIX}-al2023-x86_64");
     let group = arn("autoscaling", &format!("autoScalingGroup:0:autoScalingGroupName/{PREFIX}-fleet-linux"));
     Some(match (service.as_str(), operation.as_str()) {
         // No permission is needed to ask who one is.
@@ -43,6 +45,19 @@ fn asked(request: &Request) -> Option<Call> {
         ("cloudformation", operation) => {
             Call::new(format!("cloudformation:{operation}"), arn("cloudformation", &format!("stack/{PREFIX}-x/0")))
         }
+        ("ec2", "CreateTags") if role == "PruneRole" => {
+            Call::new("ec2:CreateTags", "arn:aws:ec2:eu-central-1::snapshot/snap-1")
+                .with("aws:ResourceTag/CreatedBy", "EC2 Image Builder")
+                .with("aws:RequestTag/kiln:image", kind)
+                .with("aws:TagKeys", "kiln:image")
+                .with("aws:TagKeys", "kiln:pruned-from")
+        }
+        ("ec2", "DeregisterImage") => Call::new("ec2:DeregisterImage", "arn:aws:ec2:eu-central-1::image/ami-1")
+            .with("aws:ResourceTag/kiln:managed", "true")
+            .with("aws:ResourceTag/kiln:image", kind),
+        ("ec2", "DeleteSnapshot") => Call::new("ec2:DeleteSnapshot", "arn:aws:ec2:eu-central-1::snapshot/snap-1")
+            .with("aws:ResourceTag/kiln:image", kind)
+            .with("aws:ResourceTag/kiln:pruned-from", "ami-1"),
         ("ec2", "CreateTags") => Call::new("ec2:CreateTags", "arn:aws:ec2:eu-central-1::image/ami-1")
             .with("aws:ResourceTag/kiln:managed", "true"),
         ("ec2" | "servicequotas", operation) => Call::new(format!("{service}:{operation}"), "*"),
@@ -65,6 +80,9 @@ fn asked(request: &Request) -> Option<Call> {
             format!("secretsmanager:{operation}"),
             arn("secretsmanager", &format!("secret:{PREFIX}/app-key-AbCdEf")),
         ),
+        ("ssm", "GetParametersByPath") => {
+            Call::new("ssm:GetParametersByPath", arn("ssm", &format!("parameter/{PREFIX}")))
+        }
         ("ssm", operation) => Call::new(format!("ssm:{operation}"), arn("ssm", &format!("parameter/{PREFIX}/image/x"))),
         (service, operation) => panic!("say here what AWS asks about {service}:{operation}"),
     })
@@ -86,7 +104,8 @@ async fn permitted(world: &World, role: &str, arguments: &[&str]) {
     let before = world.aws.requests().len();
     world.run(arguments, quiet).await.unwrap().success().unwrap();
     let requests = world.aws.requests();
-    let calls: BTreeSet<Call> = requests[before..].iter().filter_map(asked).map(as_action).collect();
+    let calls: BTreeSet<Call> =
+        requests[before..].iter().filter_map(|request| asked(role, request)).map(as_action).collect();
     assert!(calls.len() > 3, "{calls:?}");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let text = std::fs::read_to_string(root.join("infra/pipeline.yaml")).unwrap();
@@ -116,6 +135,9 @@ async fn each_pipelines_role_may_do_what_its_command_does() {
     permitted(&world, "StatusRole", &["deploy", "--dry-run"]).await;
     permitted(&world, "StatusRole", &["rotate-key", "--status"]).await;
     permitted(&world, "StatusRole", &["pin", "--check"]).await;
+    let kind = format!("{PREFIX}-al2023-x86_64");
+    world.aws.plant_image(world.aws.region(), &kind, Duration::from_secs(90 * 24 * 3600)).await.unwrap();
+    permitted(&world, "PruneRole", &["prune", "--keep", "1"]).await;
     assert_modelled(&world);
     world.shutdown().await.unwrap();
 }

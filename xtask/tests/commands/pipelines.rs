@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use kiln_rehearsal::story::{FLEETS, VERSIONS};
 use serde_yaml_ng::Value;
@@ -119,6 +120,22 @@ async fn the_release_pipeline_bakes_and_rolls_out() {
     assert_eq!((&*again["deploy.outcome"], &*again["deploy.changed"]), ("nothing-to-do", "false"));
     assert_eq!(world.aws.mutations(), before);
     assert_modelled(&world);
+    world.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_monthly_pipeline_removes_what_nothing_uses() {
+    let world = world().await;
+    world.write_config(VERSIONS[0], FLEETS).unwrap();
+    for days in 1..=4 {
+        let age = Duration::from_secs(days * 24 * 3600);
+        world.aws.plant_image(world.aws.region(), "kiln-rehearsal-al2023-x86_64", age).await.unwrap();
+    }
+    let prune = workflow("prune.yml");
+    let pruned = run(&world, &prune, "prune").await;
+    assert_eq!((&*pruned["prune.outcome"], &*pruned["prune.gib"]), ("done", "30"));
+    let again = run(&world, &prune, "prune").await;
+    assert_eq!((&*again["prune.outcome"], &*again["prune.gib"]), ("nothing-to-do", "0"));
     world.shutdown().await.unwrap();
 }
 

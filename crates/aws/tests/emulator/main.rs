@@ -5,6 +5,7 @@
 mod failures;
 mod images;
 mod keys;
+mod prune;
 mod stacks;
 
 use std::path::Path;

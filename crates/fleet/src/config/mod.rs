@@ -266,6 +266,16 @@ impl Config {
         format!("{}-fleet-{fleet}", self.prefix())
     }
 
+    /// What the names of all fleets' stacks begin with.
+    pub fn fleet_stack_prefix(&self) -> String {
+        format!("{}-fleet-", self.prefix())
+    }
+
+    /// The path below which all parameters of the organization's are.
+    pub fn parameter_path(&self) -> String {
+        format!("/{}", self.prefix())
+    }
+
     /// A fleet's Auto Scaling group; the stack's name, so that BootConfig can hold it before the stack exists.
     pub fn group(&self, fleet: &FleetName) -> GroupName {
         self.fleet_stack(fleet).parse().expect("a stack name of letters, digits and hyphens is a group name")

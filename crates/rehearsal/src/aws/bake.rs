@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 use kiln_release::components::{Action, DEST_DIR, Document, OnFailure, Step};
@@ -17,8 +17,9 @@ use serde_yaml_ng::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
+use super::backend::text_of;
 use super::image_builder::Build;
-use super::{REGION, Shared, lock};
+use super::{REGION, Shared, listings, lock};
 
 /// The unprivileged user of the stand-in base image, as the packages' component would make it.
 const RUNNER_UID: u32 = 61_234;
@@ -100,17 +101,43 @@ pub(super) async fn publish_bases(shared: &Shared) -> anyhow::Result<()> {
 }
 
 pub(super) async fn register(shared: &Shared, region: &str, name: &str, tags: &Json) -> anyhow::Result<String> {
-    let fields = [("Name", name), ("RootDeviceName", "/dev/xvda"), ("Architecture", "x86_64")];
+    let snapshot = snapshot(shared, region).await?;
+    let fields = [
+        ("Name", name),
+        ("RootDeviceName", "/dev/xvda"),
+        ("Architecture", "x86_64"),
+        ("BlockDeviceMapping.1.DeviceName", "/dev/xvda"),
+        ("BlockDeviceMapping.1.Ebs.SnapshotId", &snapshot),
+        ("BlockDeviceMapping.1.Ebs.VolumeSize", "30"),
+    ];
     let answer = shared.backend.query_in(region, "ec2", "RegisterImage", &fields).await?;
-    let document = roxmltree::Document::parse(&answer)?;
-    let ami = document.descendants().find(|node| node.tag_name().name() == "imageId").and_then(|node| node.text());
-    let ami = ami.context("the answer names an image")?.to_owned();
+    let ami = text_of(&answer, "imageId")?;
+    listings::date(shared, &ami, SystemTime::now());
     for (key, value) in tags.as_object().into_iter().flatten() {
         let value = value.as_str().unwrap_or_default();
         let fields = [("ResourceId.1", ami.as_str()), ("Tag.1.Key", key), ("Tag.1.Value", value)];
         shared.backend.query_in(region, "ec2", "CreateTags", &fields).await?;
     }
     Ok(ami)
+}
+
+/// What an AMI's root volume is made from, tagged as Image Builder does.
+async fn snapshot(shared: &Shared, region: &str) -> anyhow::Result<String> {
+    let ask = async |operation, fields: &[(&str, &str)], element| {
+        text_of(&shared.backend.query_in(region, "ec2", operation, fields).await?, element)
+    };
+    let zone = format!("{region}a");
+    let root = [("AvailabilityZone", zone.as_str()), ("Size", "30"), ("VolumeType", "gp3")];
+    let volume = ask("CreateVolume", &root, "volumeId").await?;
+    let tagged = [
+        ("VolumeId", volume.as_str()),
+        ("TagSpecification.1.ResourceType", "snapshot"),
+        ("TagSpecification.1.Tag.1.Key", "CreatedBy"),
+        ("TagSpecification.1.Tag.1.Value", "EC2 Image Builder"),
+    ];
+    let snapshot = ask("CreateSnapshot", &tagged, "snapshotId").await?;
+    ask("DeleteVolume", &[("VolumeId", &volume)], "return").await?;
+    Ok(snapshot)
 }
 
 fn update(shared: &Shared, arn: &str, change: impl FnOnce(&mut Build)) {
@@ -177,7 +204,7 @@ async fn bake(shared: &Shared, baking: &Baking) -> anyhow::Result<()> {
 /// Registers the AMI in each region, as far as keys allow it: what an account's own key for EBS encrypts can be shared
 /// with nobody, and a key is good in its own region.
 async fn distribute(shared: &Shared, baking: &Baking, record: &mut BakedImage) -> anyhow::Result<()> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis().to_string();
+    let now = SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis().to_string();
     for distribution in &baking.distributions {
         let region = distribution["region"].as_str().unwrap_or_default();
         let settings = &distribution["amiDistributionConfiguration"];

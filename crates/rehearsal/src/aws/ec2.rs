@@ -27,6 +27,14 @@ pub(super) fn handle(call: &Call, find: impl Fn(&str) -> Option<Arc<State>>) -> 
         "ModifyInstanceMetadataOptions" => modify(call, find),
         _ => tag(call, find),
     };
+    answer(call, answered)
+}
+
+/// The elements of an answer, or an error's code and message.
+pub(super) type Answered = Result<String, (&'static str, String)>;
+
+/// An answer in EC2's own protocol.
+pub(super) fn answer(call: &Call, answered: Answered) -> Response {
     let (status, body) = match answered {
         Ok(body) => {
             let name = format!("{}Response", call.operation);
@@ -43,8 +51,6 @@ pub(super) fn handle(call: &Call, find: impl Fn(&str) -> Option<Arc<State>>) -> 
     };
     (status, [(header::CONTENT_TYPE, "text/xml")], body).into_response()
 }
-
-type Answered = Result<String, (&'static str, String)>;
 
 fn found(id: &str, find: impl Fn(&str) -> Option<Arc<State>>) -> Result<Arc<State>, (&'static str, String)> {
     find(id).ok_or_else(|| ("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist")))

@@ -7,7 +7,7 @@ use axum::extract::{Request as HttpRequest, State as Extract};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
-use super::{PIPELINE_KEY, Shared, account, auto_scaling, ec2, image_builder, lock};
+use super::{PIPELINE_KEY, Shared, account, auto_scaling, ec2, image_builder, listings, lock};
 
 /// A payload is some megabytes.
 const MOST_BYTES: usize = 256 << 20;
@@ -55,6 +55,8 @@ pub(super) struct Call {
     pub(super) body: Bytes,
     pub(super) service: String,
     pub(super) operation: String,
+    /// As in the signature.
+    pub(super) region: String,
     from_pipeline: bool,
 }
 
@@ -67,7 +69,8 @@ impl Call {
         let scope = authorization.and_then(|text| text.split("Credential=").nth(1)).unwrap_or_default();
         let mut scope = scope.split(['/', ',']);
         let from_pipeline = scope.next() == Some(PIPELINE_KEY);
-        let service = scope.nth(2).unwrap_or_default().to_owned();
+        let region = scope.nth(1).unwrap_or_default().to_owned();
+        let service = scope.next().unwrap_or_default().to_owned();
         let operation = operation(&service, &parts.method, &parts.uri, &parts.headers, &body);
         Some(Self {
             method: parts.method,
@@ -76,6 +79,7 @@ impl Call {
             body,
             service,
             operation,
+            region,
             from_pipeline,
         })
     }
@@ -130,6 +134,7 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
         (None, "autoscaling") => auto_scaling::handle(&shared, &call).await,
         (None, "servicequotas") => account::quota(&shared, &call),
         (None, "ec2") if call.operation == "DescribeInstanceTypes" => account::instance_types(&call),
+        (None, "ec2") => listings::handle(&shared, &call).await,
         (None, "logs") => match image_builder::log_events(&shared, &call) {
             Some(answer) => answer,
             None => forward(&shared, &call).await,

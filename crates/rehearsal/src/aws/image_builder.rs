@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -44,6 +45,8 @@ pub(super) struct ImageBuilder {
     /// Public parameters with the newest base images; the emulator keeps AWS's own names to itself.
     pub(super) bases: BTreeMap<String, String>,
     pub(super) fail_step: Option<String>,
+    /// When images were made.
+    pub(super) made: BTreeMap<String, SystemTime>,
 }
 
 impl ImageBuilder {

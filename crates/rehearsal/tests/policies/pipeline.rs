@@ -205,11 +205,54 @@ fn a_bake_reaches_its_payload_and_a_roll_out_its_lock() {
     policies("DeployRole").check(&python(), &locks, &calls).unwrap();
 }
 
+/// Nothing but Kiln's own images, of this organization, and the snapshots that Image Builder made for them.
+#[test]
+fn what_prunes_removes_nothing_of_others() {
+    let (image, snapshot) = ("arn:aws:ec2:eu-west-1::image/ami-1", "arn:aws:ec2:eu-west-1::snapshot/snap-1");
+    let tagged = |action: &str, resource: &str, tags: &[(&str, &str)]| {
+        let call = Call::new(action, resource);
+        tags.iter().fold(call, |call, (key, value)| call.with(format!("aws:{key}"), *value))
+    };
+    let ours = ("ResourceTag/kiln:image", "kiln-acme-al2023-x86_64");
+    let theirs = ("ResourceTag/kiln:image", "kiln-other-al2023-x86_64");
+    let managed = ("ResourceTag/kiln:managed", "true");
+    let marked = ("ResourceTag/kiln:pruned-from", "ami-1");
+    let marks = [
+        ("RequestTag/kiln:image", "kiln-acme-al2023-x86_64"),
+        ("TagKeys", "kiln:image"),
+        ("TagKeys", "kiln:pruned-from"),
+    ];
+    let built = ("ResourceTag/CreatedBy", "EC2 Image Builder");
+    let mark = |more: &[(&str, &str)]| tagged("ec2:CreateTags", snapshot, &[&marks[..], more].concat());
+    let allowed = [
+        tagged("ec2:DeregisterImage", image, &[managed, ours]),
+        tagged("ec2:DeleteSnapshot", snapshot, &[ours, marked]),
+        mark(&[built]),
+    ];
+    let refused = [
+        Call::new("ec2:DeregisterImage", image),
+        tagged("ec2:DeregisterImage", image, &[managed, theirs]),
+        tagged("ec2:DeleteSnapshot", snapshot, &[theirs, marked]),
+        tagged("ec2:DeleteSnapshot", snapshot, &[ours]),
+        mark(&[]),
+        mark(&[built, ("TagKeys", "CreatedBy")]),
+        tagged("ec2:CreateTags", image, &[&marks[..], &[built]].concat()),
+        call(
+            "autoscaling:StartInstanceRefresh",
+            "autoscaling",
+            "autoScalingGroup:0:autoScalingGroupName/kiln-acme-fleet-x",
+        ),
+        call("ssm:PutParameter", "ssm", "parameter/kiln-acme/image/al2023-x86_64"),
+        call("kms:Sign", "kms", "key/1234").with("kms:ResourceAliases", "alias/kiln-acme-app-key"),
+    ];
+    policies("PruneRole").check(&python(), &allowed, &refused).unwrap();
+}
+
 /// Only the repository and environment that were named, and only for AWS.
 #[test]
 fn roles_are_trusted_to_one_subject() {
     let resources = pipeline().resources().unwrap();
-    for role in ["StatusRole", "BakeRole", "DeployRole", "RotateKeyRole"] {
+    for role in ["StatusRole", "BakeRole", "DeployRole", "PruneRole", "RotateKeyRole"] {
         let trust: Value =
             serde_json::from_str(resources[role].1["AssumeRolePolicyDocument"].as_str().unwrap()).unwrap();
         let statement = &trust["Statement"][0];

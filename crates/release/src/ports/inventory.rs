@@ -1,6 +1,6 @@
 //! What is there beside the one thing a command is about: images, snapshots, what uses them, instances, stacks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use kiln_fleet::model::{AmiId, InstanceId, SnapshotId};
@@ -69,6 +69,11 @@ pub trait Inventory: Send + Sync {
     fn own_images(&self) -> impl Future<Output = Result<Vec<OwnImage>>> + Send;
     /// The account's own snapshots that are tagged `kiln:managed=true`.
     fn own_snapshots(&self) -> impl Future<Output = Result<Vec<OwnSnapshot>>> + Send;
+    /// The account's own AMIs that have one of these snapshots, Kiln's or not.
+    fn holders(
+        &self,
+        snapshots: &[SnapshotId],
+    ) -> impl Future<Output = Result<BTreeMap<SnapshotId, BTreeSet<AmiId>>>> + Send;
     /// Every version of the launch templates whose names begin so, and of every other template in the region the newest
     /// and the default one.
     fn template_versions(&self, prefix: &str) -> impl Future<Output = Result<Vec<TemplateVersion>>> + Send;

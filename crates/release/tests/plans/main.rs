@@ -6,6 +6,7 @@ mod ami;
 mod cdk;
 mod deploy;
 mod pin;
+mod prune;
 mod rotate_key;
 mod stacks;
 mod templates;
