@@ -77,7 +77,9 @@ pub(crate) fn setup() -> anyhow::Result<Tools> {
 fn install(directory: &Path, requirements: &Requirements) -> anyhow::Result<()> {
     let venv = directory.join(requirements.environment);
     let stamp = venv.join("requirements.txt");
-    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == requirements.text) {
+    // With its place, since what is in it can't be moved: a checkout that was gets another.
+    let wanted = format!("# {}\n{}", venv.display(), requirements.text);
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(());
     }
     note(&format!("installing tools into {}", venv.display()));
@@ -94,7 +96,7 @@ fn install(directory: &Path, requirements: &Requirements) -> anyhow::Result<()> 
         .run()
         .with_context(|| format!("install the tools named in xtask/{}", requirements.file))?;
     // Written last: it says that all of it is there.
-    std::fs::write(&stamp, requirements.text).with_context(|| format!("write {}", stamp.display()))
+    std::fs::write(&stamp, wanted).with_context(|| format!("write {}", stamp.display()))
 }
 
 /// A `PATH` with the pinned Node.js.
