@@ -113,6 +113,16 @@ fn no_other_chapter_has_commands_that_seem_to_be_run() {
     }
 }
 
+#[test]
+fn every_workflow_is_in_the_handbook() {
+    let chapter = std::fs::read_to_string(book().join("pipelines.md")).unwrap();
+    for entry in std::fs::read_dir(book().join("../pipelines")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(chapter.contains(&format!("{{{{#include ../pipelines/{name}}}}}")), "{name} is not in pipelines.md");
+        assert!(chapter.contains(&format!("* `{name}`")), "pipelines.md does not say what {name} is for");
+    }
+}
+
 /// A chapter that is in no list would never be read.
 #[test]
 fn every_chapter_is_in_the_contents() {
