@@ -7,6 +7,7 @@ mod ci;
 mod cloud;
 mod completions;
 mod deploy;
+mod destroy;
 mod dist;
 mod doctor;
 mod explain;
@@ -22,6 +23,7 @@ mod rotate_key;
 mod schema;
 mod shred;
 mod sources;
+mod status;
 mod tools;
 mod ui;
 
@@ -79,6 +81,8 @@ enum Command {
     Ami(ami::Args),
     Deploy(deploy::Args),
     RotateKey(rotate_key::Args),
+    Status(status::Args),
+    Destroy(destroy::Args),
     Init(init::Args),
     Doctor(doctor::Args),
     Pin(pin::Args),
@@ -159,6 +163,8 @@ async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
         Command::Ami(args) => Box::pin(ami::run(args, &cli.config, ui)).await,
         Command::Deploy(args) => Box::pin(deploy::run(args, &cli.config, ui)).await,
         Command::RotateKey(args) => Box::pin(rotate_key::run(args, &cli.config, ui)).await,
+        Command::Destroy(args) => Box::pin(destroy::run(args, &cli.config, ui)).await,
+        Command::Status(args) => Box::pin(status::run(args, &cli.config, ui)).await,
         Command::Init(args) => Box::pin(init::run(args, &cli.config, ui)).await,
         Command::Doctor(args) => Box::pin(doctor::run(args, &cli.config, ui)).await,
         Command::Prune(args) => Box::pin(prune::run(args, &cli.config, ui)).await,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kiln_release::deploy::{CanaryRunner, Check, Checking, Holder};
 use kiln_release::ports::{Consent, Consented};
+use kiln_release::{Error, Kind};
 
 /// A canary check that takes longer hangs: a workflow on a fresh runner takes minutes.
 const CHECK_BOUND: Duration = Duration::from_secs(1800);
@@ -61,6 +62,25 @@ impl Check for Person {
             }
         })
     }
+}
+
+/// Has somebody type a name before what it names is destroyed.
+///
+/// # Errors
+/// [`Kind::Precondition`] where nobody is there, or something else was typed.
+pub(crate) fn confirmed(name: &str) -> Result<(), Error> {
+    let refused = |message: &str| {
+        Error::new(Kind::Precondition, message)
+            .hint("nothing was changed; `--yes` goes ahead without asking, `--dry-run` shows the plan only")
+    };
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Err(refused("nobody is there to confirm this"));
+    }
+    eprint!("type `{name}` to go ahead: ");
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    let read = tokio::task::block_in_place(|| std::io::stdin().read_line(&mut answer));
+    if read.is_ok() && answer.trim() == name { Ok(()) } else { Err(refused("it was not confirmed")) }
 }
 
 /// This process, for the lock.

@@ -157,6 +157,23 @@ impl Groups for Aws {
         }
     }
 
+    async fn scale_to_zero(&self, name: &GroupName) -> Result<()> {
+        let update = self.autoscaling.update_auto_scaling_group().auto_scaling_group_name(name.as_str());
+        let update = update.min_size(0).max_size(0).desired_capacity(0).send().await;
+        update.map_err(|error| self.failed(format!("scale `{name}` to nothing"), error))?;
+        Ok(())
+    }
+
+    async fn abandon(&self, name: &GroupName) -> Result<()> {
+        let delete = self.autoscaling.delete_auto_scaling_group().auto_scaling_group_name(name.as_str());
+        match delete.force_delete(true).send().await {
+            Ok(_) => Ok(()),
+            // Auto Scaling has no code of its own for it.
+            Err(error) if error.message().is_some_and(|message| message.contains("not found")) => Ok(()),
+            Err(error) => Err(self.failed(format!("delete Auto Scaling group `{name}`"), error)),
+        }
+    }
+
     async fn refresh(&self, name: &GroupName, id: &str) -> Result<Refresh> {
         let refreshes = self.refreshes(name, Some(id)).await?;
         let found = refreshes.first().map(refresh_of);

@@ -274,9 +274,10 @@ impl Inventory for Aws {
         let mut found = Vec::new();
         let mut token = None;
         for _ in 0..MOST_PAGES {
-            let list = self.cloudformation.describe_stacks().set_next_token(token).send().await;
+            // Summaries: what is in others' stacks is none of Kiln's business.
+            let list = self.cloudformation.list_stacks().set_next_token(token).send().await;
             let page = list.map_err(|error| self.failed(&doing, error))?;
-            let there = page.stacks.unwrap_or_default().into_iter();
+            let there = page.stack_summaries.unwrap_or_default().into_iter();
             let there = there.filter(|stack| stack.stack_status() != Some(&StackStatus::DeleteComplete));
             found.extend(there.filter_map(|stack| stack.stack_name).filter(|name| name.starts_with(prefix)));
             token = page.next_token;

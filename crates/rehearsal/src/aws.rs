@@ -312,13 +312,26 @@ impl Aws {
         lock(&self.shared.groups).machines.spoil(ami, fault);
     }
 
-    /// Ends a simulated instance without a word, as its hardware may: its runner stays at GitHub.
+    /// Ends an instance without a word, as its hardware may: its runner stays at GitHub.
     pub fn kill_instance(&self, id: &str) {
         let mut groups = lock(&self.shared.groups);
         let Groups { instances, machines, .. } = &mut *groups;
         if let Some(instance) = instances.iter_mut().find(|instance| instance.id == id) {
-            light::die(instance, machines);
+            instance.die(machines);
         }
+    }
+
+    /// The stacks that there are, in order of their names.
+    ///
+    /// # Errors
+    /// The emulator refuses.
+    pub async fn stack_names(&self) -> anyhow::Result<Vec<String>> {
+        let answer = self.shared.backend.query("cloudformation", "DescribeStacks", &[]).await?;
+        let document = roxmltree::Document::parse(&answer)?;
+        let nodes = document.descendants().filter(|node| node.tag_name().name() == "StackName");
+        let mut names: Vec<String> = nodes.filter_map(|node| node.text().map(str::to_owned)).collect();
+        names.sort();
+        Ok(names)
     }
 
     /// Somebody cancels a group's refresh. Is false where none goes forward.

@@ -27,9 +27,11 @@ use crate::stacks::{DeadStack, StackStep};
 use crate::wait::human;
 
 pub use apply::{apply, run};
-pub use lock::Holder;
+pub use lock::{Held, Holder, held};
+pub(crate) use lock::{Lock, bucket};
 pub use observe::{Observed, observe, require_key};
 pub use plan::plan;
+pub(crate) use record::forget;
 pub use record::{Aim, Record};
 
 /// What is to be deployed.

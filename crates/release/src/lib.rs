@@ -7,6 +7,7 @@ pub mod ami;
 pub mod code;
 pub mod components;
 pub mod deploy;
+pub mod destroy;
 pub mod doctor;
 pub mod error;
 pub mod fleet_stack;
@@ -24,6 +25,7 @@ pub mod published;
 pub mod rotate_key;
 pub mod sbom;
 pub mod stacks;
+pub mod status;
 pub mod wait;
 pub mod when;
 

@@ -532,6 +532,10 @@ pub trait Groups: Send + Sync {
     fn cancel_refresh(&self, name: &GroupName) -> impl Future<Output = Result<()>> + Send;
     /// Ends the refresh that runs and takes back what it did. Is false where none runs.
     fn roll_back_refresh(&self, name: &GroupName) -> impl Future<Output = Result<bool>> + Send;
+    /// Sets the group's bounds and wish to nothing; its instances leave through their termination hooks. Does not wait.
+    fn scale_to_zero(&self, name: &GroupName) -> impl Future<Output = Result<()>> + Send;
+    /// Deletes the group with its instances, without their hooks; one that is gone is no error. Does not wait.
+    fn abandon(&self, name: &GroupName) -> impl Future<Output = Result<()>> + Send;
     /// A refresh by id.
     fn refresh(&self, name: &GroupName, id: &str) -> impl Future<Output = Result<Refresh>> + Send;
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::code::Code;
 use crate::error::{Error, Kind, Result};
 use crate::json_diff::{Change, changes};
-use crate::ports::{ChangeSet, Consent, Consented, Progress, ResourceChange, Stack, StackRequest, Stacks};
+use crate::ports::{ChangeSet, Consent, Consented, Progress, ResourceChange, Stack, StackEvent, StackRequest, Stacks};
 use crate::wait::{Pace, human};
 
 /// A NAT gateway and an Auto Scaling group with its first instances are up within minutes; an hour is CloudFormation's
@@ -193,24 +193,57 @@ pub async fn clear(
 ) -> Result<()> {
     let DeadStack { name, status, reason } = dead;
     agreed(consent, &format!("delete stack {name}, which is in {status} and holds nothing that serves?"), name)?;
-    cloud.delete_stack(name).await?;
+    progress.say(&format!("its creation failed: {reason}"));
+    delete(cloud, name, progress).await
+}
+
+/// Deletes a stack and tells its events until it is gone. One that is gone already is no error; a deletion that is under way
+/// is waited for, and so is any other operation.
+///
+/// # Errors
+/// [`Kind::Failed`] with the first resource that could not be deleted; [`Kind::Timeout`].
+pub async fn delete(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<()> {
+    let mut seen: BTreeSet<String> = cloud.events(name).await?.into_iter().map(|event| event.id).collect();
     let mut pace = Pace::new(STACK_BOUND);
+    let (mut asked, mut begun) = (false, false);
     loop {
-        match cloud.stack(name).await? {
-            None => return Ok(()),
-            Some(stack) if stack.status == "DELETE_FAILED" => {
-                let reason = self::reason(cloud, &stack).await;
-                return Err(Error::new(Kind::Failed, format!("stack `{name}` can't be deleted: {reason}"))
-                    .hint("mend what is named and run this again"));
-            }
-            Some(stack) => {
-                progress.state(&format!("stack {name} is {} (its creation failed: {reason})", stack.status));
-                if pace.pause().await.is_err() {
-                    return Err(still_busy(name, &stack.status));
-                }
-            }
+        let Some(stack) = cloud.stack(name).await? else { return Ok(()) };
+        let under_way = stack.status.ends_with("_IN_PROGRESS") && stack.status != "REVIEW_IN_PROGRESS";
+        if !under_way && !asked {
+            cloud.delete_stack(name).await?;
+            asked = true;
+        }
+        // Right after the call the stack may still show how an earlier deletion ended.
+        if asked && begun && stack.status == "DELETE_FAILED" {
+            return Err(not_deleted(cloud, &stack).await);
+        }
+        for event in tell_new(cloud, name, &mut seen, progress).await? {
+            pace.quicken();
+            begun |= asked && event.status.starts_with("DELETE");
+        }
+        progress.state(&format!("stack {name} is {}", stack.status));
+        if pace.pause().await.is_err() {
+            return Err(still_busy(name, &stack.status));
         }
     }
+}
+
+async fn not_deleted(cloud: &impl Stacks, stack: &Stack) -> Error {
+    let events = cloud.events(&stack.name).await.unwrap_or_default();
+    let begin = events
+        .iter()
+        .rposition(|event| event.kind == "AWS::CloudFormation::Stack" && event.status == "DELETE_IN_PROGRESS")
+        .unwrap_or(0);
+    let first = events[begin..].iter().find(|event| event.status == "DELETE_FAILED");
+    let reason = first.map_or_else(
+        || stack.reason.clone().unwrap_or_else(|| "CloudFormation gives no reason".to_owned()),
+        |event| {
+            format!("{} ({}): {}", event.resource, event.kind, event.reason.as_deref().unwrap_or("no reason given"))
+        },
+    );
+    Error::new(Kind::Failed, format!("stack `{}` can't be deleted: {reason}", stack.name))
+        .code(Code::StackFailed)
+        .hint("mend what is named, something else may still use it, and run this again")
 }
 
 /// Asks, and makes an error of anything but a yes.
@@ -377,6 +410,22 @@ fn show(change_set: &ChangeSet, progress: &dyn Progress) {
     }
 }
 
+/// Tells the events that were not seen yet, and gives them.
+async fn tell_new(
+    cloud: &impl Stacks,
+    name: &str,
+    seen: &mut BTreeSet<String>,
+    progress: &dyn Progress,
+) -> Result<Vec<StackEvent>> {
+    let mut new = cloud.events(name).await?;
+    new.retain(|event| seen.insert(event.id.clone()));
+    for event in &new {
+        let reason = event.reason.as_deref().filter(|r| !r.is_empty()).map(|r| format!(": {r}")).unwrap_or_default();
+        progress.say(&format!("{} {} ({}){reason}", event.status, event.resource, event.kind));
+    }
+    Ok(new)
+}
+
 async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, progress: &dyn Progress) -> Result<()> {
     let mut pace = Pace::new(STACK_BOUND);
     // Right after the call the stack may still show the state before it: the end is one that a new event tells of.
@@ -387,15 +436,10 @@ async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, pro
             return Err(Error::new(Kind::Failed, format!("stack `{name}` was deleted while it was being changed"))
                 .code(Code::StackDrifted));
         };
-        for event in cloud.events(name).await? {
-            if seen.insert(event.id.clone()) {
-                pace.quicken();
-                if event.kind == "AWS::CloudFormation::Stack" && event.resource == name {
-                    told.clone_from(&event.status);
-                }
-                let reason =
-                    event.reason.as_deref().filter(|r| !r.is_empty()).map(|r| format!(": {r}")).unwrap_or_default();
-                progress.say(&format!("{} {} ({}){reason}", event.status, event.resource, event.kind));
+        for event in tell_new(cloud, name, &mut seen, progress).await? {
+            pace.quicken();
+            if event.kind == "AWS::CloudFormation::Stack" && event.resource == name {
+                told = event.status;
             }
         }
         let status = stack.status.as_str();

@@ -138,6 +138,9 @@ async fn each_pipelines_role_may_do_what_its_command_does() {
     let kind = format!("{PREFIX}-al2023-x86_64");
     world.aws.plant_image(world.aws.region(), &kind, Duration::from_secs(90 * 24 * 3600)).await.unwrap();
     permitted(&world, "PruneRole", &["prune", "--keep", "1"]).await;
+    permitted(&world, "StatusRole", &["status"]).await;
+    // Without `--now`: a pipeline that was taken over loses nobody's jobs.
+    permitted(&world, "DeployRole", &["destroy", "--all", "--yes"]).await;
     assert_modelled(&world);
     world.shutdown().await.unwrap();
 }

@@ -37,6 +37,8 @@ pub(super) fn answer_to(groups: &mut Groups, call: &Call) -> Response {
             let (group, hook, id) = hook();
             groups.heartbeat(&group, &hook, &id).map(|()| String::new()).map_err(|message| ("ValidationError", message))
         }
+        "UpdateAutoScalingGroup" => resize(groups, call),
+        "DeleteAutoScalingGroup" => delete(groups, call),
         "TerminateInstanceInAutoScalingGroup" => known(groups.terminate(&field("InstanceId")), &field("InstanceId")),
         "SetInstanceHealth" => known(groups.set_unhealthy(&field("InstanceId")), &field("InstanceId")),
         other => Err(("InvalidAction", format!("the stand-in has no operation {other}"))),
@@ -175,6 +177,33 @@ fn stop(groups: &mut Groups, call: &Call, status: &'static str) -> Answered {
 
 fn missing(name: &str) -> (&'static str, String) {
     ("ValidationError", format!("AutoScalingGroup name not found - AutoScalingGroup {name} not found"))
+}
+
+fn resize(groups: &mut Groups, call: &Call) -> Answered {
+    let name = call.field("AutoScalingGroupName").unwrap_or_default();
+    let group = groups.groups.get(&name).ok_or_else(|| missing(&name))?;
+    let number = |field: &str, now: u32| call.field(field).map_or(Some(now), |value| value.parse().ok());
+    let (Some(min), Some(max)) = (number("MinSize", group.min), number("MaxSize", group.max)) else {
+        return Err(("ValidationError", "a size is a number".to_owned()));
+    };
+    let desired = number("DesiredCapacity", group.desired.clamp(min, max.max(min)));
+    match desired.filter(|desired| (min..=max).contains(desired)) {
+        Some(desired) => known(groups.resize(&name, min, max, desired), &name),
+        None => Err(("ValidationError", "Desired capacity must be between MinSize and MaxSize".to_owned())),
+    }
+}
+
+fn delete(groups: &mut Groups, call: &Call) -> Answered {
+    let name = call.field("AutoScalingGroupName").unwrap_or_default();
+    if !groups.groups.contains_key(&name) {
+        return Err(missing(&name));
+    }
+    if call.field("ForceDelete").as_deref() != Some("true") && !groups.listed(&name).is_empty() {
+        let message = "You cannot delete an AutoScalingGroup while there are instances or pending Spot instance \
+                       request(s) still in the group.";
+        return Err(("ResourceInUse", message.to_owned()));
+    }
+    known(groups.abandon(&name), &name)
 }
 
 fn start(groups: &mut Groups, call: &Call) -> Answered {

@@ -1,7 +1,7 @@
 //! Auto Scaling groups: instances, kept as the emulator's stacks say, and refreshed. They are processes, or simulated where
 //! a test needs hundreds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -161,6 +161,8 @@ pub(super) struct Group {
     /// What the stack said last: only a change of its mind moves the group.
     told: String,
     pub(super) types: Vec<String>,
+    /// The bounds that the stack said last: what was set at the group itself stays until it says others.
+    told_bounds: (u32, u32),
     hooks: Vec<Hook>,
     pub(super) refreshes: Vec<Refresh>,
     deaths: u32,
@@ -230,6 +232,7 @@ impl Groups {
             version: "1".to_owned(),
             told: "1".to_owned(),
             types: Vec::new(),
+            told_bounds: (1, 1),
             hooks: vec![hook(launch, true), hook(termination, false)],
             refreshes: Vec::new(),
             deaths: 0,
@@ -268,6 +271,34 @@ impl Groups {
             instance.enter(State::TerminatingWait);
         }
         Some(())
+    }
+
+    /// Sets a group's bounds and wish; what is too many begins to leave.
+    pub(super) fn resize(&mut self, name: &str, min: u32, max: u32, desired: u32) -> Option<()> {
+        let group = self.groups.get_mut(name)?;
+        (group.min, group.max, group.desired) = (min, max, desired);
+        let own = self.instances.iter_mut().filter(|instance| instance.group == name && !instance.state.leaving());
+        own.skip(desired as usize).for_each(|instance| instance.enter(State::TerminatingWait));
+        Some(())
+    }
+
+    /// Ends a group with all its instances, whatever they do.
+    pub(super) fn abandon(&mut self, name: &str) -> Option<()> {
+        self.groups.remove(name)?;
+        let own = self.instances.iter_mut().filter(|instance| instance.group == name);
+        for instance in own.filter(|instance| instance.state != State::Terminated) {
+            instance.die(&self.machines);
+        }
+        Some(())
+    }
+
+    /// A group ends with its stack.
+    fn end_without(&mut self, stacks: &BTreeSet<String>) {
+        let read: Vec<String> = self.stacks.keys().filter(|name| !stacks.contains(*name)).cloned().collect();
+        for stack in read {
+            self.stacks.remove(&stack);
+            self.abandon(&stack);
+        }
     }
 
     pub(super) fn set_unhealthy(&mut self, id: &str) -> Option<()> {
@@ -339,6 +370,16 @@ impl Instance {
         self.heartbeat = self.since;
     }
 
+    /// Ends with all that runs on it, without a word.
+    pub(super) fn die(&mut self, machines: &Machines) {
+        if self.light.is_some() {
+            return light::die(self, machines);
+        }
+        kill_below(&self.root);
+        (self.imds, self.child) = (None, None);
+        self.enter(State::Terminated);
+    }
+
     fn exited(&mut self) -> bool {
         self.child.as_mut().is_none_or(|child| matches!(child.try_wait(), Ok(Some(_))))
     }
@@ -391,6 +432,7 @@ fn texts(node: roxmltree::Node<'_, '_>, list: &str, key: &str, value: &str) -> B
 
 pub(super) async fn read_stacks(shared: &Shared) -> anyhow::Result<()> {
     let described = shared.backend.query("cloudformation", "DescribeStacks", &[]).await?;
+    let mut there = BTreeSet::new();
     let stacks: Vec<(String, Texts, Texts)> = {
         let document = roxmltree::Document::parse(&described)?;
         let stacks = document.descendants().filter(|node| node.tag_name().name() == "Stacks");
@@ -400,6 +442,7 @@ pub(super) async fn read_stacks(shared: &Shared) -> anyhow::Result<()> {
                 let text = |name: &str| {
                     stack.children().find(|c| c.tag_name().name() == name).and_then(|c| c.text()).map(str::to_owned)
                 };
+                there.extend(text("StackName").filter(|_| text("StackStatus").as_deref() != Some("DELETE_COMPLETE")));
                 let whole = matches!(text("StackStatus").as_deref(), Some("CREATE_COMPLETE" | "UPDATE_COMPLETE"));
                 let parameters = texts(stack, "Parameters", "ParameterKey", "ParameterValue");
                 let outputs = texts(stack, "Outputs", "OutputKey", "OutputValue");
@@ -428,6 +471,7 @@ pub(super) async fn read_stacks(shared: &Shared) -> anyhow::Result<()> {
         take_over(&mut groups, group);
         groups.stacks.insert(name, read);
     }
+    lock(&shared.groups).end_without(&there);
     Ok(())
 }
 
@@ -450,12 +494,13 @@ fn wanted(stack: &str, properties: &Value) -> Option<Group> {
         })
     });
     let types = launch.get("Overrides").and_then(Value::as_array).into_iter().flatten();
-    let min: u32 = number("MinSize")?;
+    let (min, max): (u32, u32) = (number("MinSize")?, number("MaxSize")?);
     let version = text(specification.get("Version"))?;
     Some(Group {
         name: text(properties.get("AutoScalingGroupName")).unwrap_or_else(|| stack.to_owned()),
         min,
-        max: number("MaxSize")?,
+        max,
+        told_bounds: (min, max),
         desired: number("DesiredCapacity").unwrap_or(min),
         template: text(specification.get("LaunchTemplateId"))?,
         told: version.clone(),
@@ -477,8 +522,11 @@ fn take_over(groups: &mut Groups, wanted: Group) {
         known.version.clone_from(&wanted.version);
         known.told = wanted.told;
     }
-    known.desired = known.desired.clamp(wanted.min, wanted.max.max(wanted.min));
-    (known.min, known.max, known.hooks, known.types) = (wanted.min, wanted.max, wanted.hooks, wanted.types);
+    if known.told_bounds != wanted.told_bounds {
+        known.desired = known.desired.clamp(wanted.min, wanted.max.max(wanted.min));
+        (known.min, known.max, known.told_bounds) = (wanted.min, wanted.max, wanted.told_bounds);
+    }
+    (known.hooks, known.types) = (wanted.hooks, wanted.types);
 }
 
 // --- One look at everything ------------------------------------------------------------------------------------------

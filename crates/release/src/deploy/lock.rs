@@ -35,9 +35,18 @@ pub struct Holder {
     pub ended: fn(u32) -> bool,
 }
 
+/// Who holds a fleet's lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// As they named themselves: "GitHub Actions run https://…".
+    pub holder: String,
+    /// When the lock ends, in seconds, unless they write it anew.
+    pub left_secs: u64,
+}
+
 /// A lock that is held.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(crate) struct Lock {
     bucket: String,
     key: String,
     fleet: FleetName,
@@ -56,17 +65,48 @@ impl Holder {
             .to_string()
     }
 
-    /// Who else holds it, and for how many seconds yet; `None` when it is free.
-    fn other(&self, document: &Document) -> Option<(String, u64)> {
-        // What is no lock was not written by Kiln, and holds nobody up.
-        let lock: Value = serde_json::from_str(&document.text).ok()?;
-        let left = lock["ends_at_secs"].as_u64()?.checked_sub(now_secs())?;
+    /// Who else holds it; `None` when it is free.
+    fn other(&self, document: &Document) -> Option<Held> {
+        let (held, lock) = read(document)?;
         let here = lock["machine"].as_str() == Some(self.machine.as_str());
         let process = lock["process"].as_u64().and_then(|process| u32::try_from(process).ok())?;
         if here && (process == self.process || (self.ended)(process)) {
             return None;
         }
-        Some((lock["holder"].as_str().unwrap_or("somebody").to_owned(), left))
+        Some(held)
+    }
+}
+
+/// Who holds a lock, and what else it says.
+fn read(document: &Document) -> Option<(Held, Value)> {
+    // What is no lock was not written by Kiln, and holds nobody up.
+    let lock: Value = serde_json::from_str(&document.text).ok()?;
+    let left_secs = lock["ends_at_secs"].as_u64()?.checked_sub(now_secs())?;
+    let holder = lock["holder"].as_str().unwrap_or("somebody").to_owned();
+    Some((Held { holder, left_secs }, lock))
+}
+
+/// The bucket that has the locks, and a fleet's in it.
+async fn place(config: &Config, fleet: &FleetName, cloud: &impl Cloud) -> Result<(String, String)> {
+    Ok((bucket(config, cloud).await?, format!("lock/{}", config.fleet_stack(fleet))))
+}
+
+/// The organization's bucket, by name.
+pub(crate) async fn bucket(config: &Config, cloud: &impl Cloud) -> Result<String> {
+    Ok(bucket_name(config, &cloud.caller().await?))
+}
+
+/// Who rolls a fleet out, or takes it down, right now.
+///
+/// # Errors
+/// What AWS answers.
+pub async fn held(config: &Config, fleet: &FleetName, cloud: &impl Cloud) -> Result<Option<Held>> {
+    let (bucket, key) = place(config, fleet, cloud).await?;
+    match cloud.document(&bucket, &key).await {
+        Ok(document) => Ok(document.as_ref().and_then(read).map(|(held, _)| held)),
+        // Nothing was ever baked here, and so nothing deployed.
+        Err(error) if error.kind == CloudErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -75,7 +115,7 @@ impl Lock {
     ///
     /// # Errors
     /// [`Kind::Precondition`] when another still holds it, naming it.
-    pub(super) async fn take(
+    pub(crate) async fn take(
         config: &Config,
         fleet: &FleetName,
         holder: &Holder,
@@ -83,8 +123,7 @@ impl Lock {
         cloud: &impl Cloud,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let bucket = bucket_name(config, &cloud.caller().await?);
-        let key = format!("lock/{}", config.fleet_stack(fleet));
+        let (bucket, key) = place(config, fleet, cloud).await?;
         let mut pace = Pace::new(wait);
         loop {
             let document = cloud.document(&bucket, &key).await.map_err(no_bucket)?;
@@ -98,7 +137,8 @@ impl Lock {
                     return Ok(Self { bucket, key, fleet, holder, version });
                 }
             }
-            let (name, left) = other.unwrap_or_else(|| ("another run, which took it just now".to_owned(), 0));
+            let Held { holder: name, left_secs: left } = other
+                .unwrap_or_else(|| Held { holder: "another run, which took it just now".to_owned(), left_secs: 0 });
             if pace.pause().await.is_err() {
                 return Err(Error::new(Kind::Precondition, format!("fleet {fleet} is being deployed by {name}")).hint(
                     format!(
@@ -115,7 +155,7 @@ impl Lock {
     ///
     /// # Errors
     /// What the work fails with; [`Kind::Precondition`] when the lock was lost, and the work is left where it is.
-    pub(super) async fn keep<T>(mut self, cloud: &impl Cloud, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn keep<T>(mut self, cloud: &impl Cloud, work: impl Future<Output = Result<T>>) -> Result<T> {
         let result = {
             let work = std::pin::pin!(work);
             tokio::select! {

@@ -65,7 +65,7 @@ pub async fn observe(
     };
     let stack = found(stacks::find(cloud, &config.fleet_stack(&fleet.name), progress).await?, &mut dead);
     let stack = stack.filter(|stack| stack.status != "REVIEW_IN_PROGRESS");
-    let record = Record::read(config, fleet, cloud).await?;
+    let record = Record::read(config, &fleet.name, cloud).await?;
     let asked_for = stack.as_ref().and_then(|stack| stack.parameters.get("AmiId")?.parse::<AmiId>().ok());
     let aim = record.aim(request.goal, &baked.id, asked_for.as_ref())?;
     let tags = if aim.ami == baked.id { baked.tags } else { available(&aim.ami, cloud).await?.tags };
@@ -77,6 +77,7 @@ pub async fn observe(
     let runners = fleet_runners(fleet, github).await?;
     let name = config.group(&fleet.name);
     let group = cloud.group(&name).await?;
+    require_up(request, group.as_ref())?;
     let refresh = if group.is_some() { cloud.newest_refresh(&name).await? } else { None };
     Ok(Observed { aim, tags, tags_now, record, network, stack, dead, group, refresh, runners })
 }
@@ -131,6 +132,21 @@ async fn available(id: &AmiId, cloud: &impl Images) -> Result<Ami> {
                 .hint("run `cargo xtask ami`: it bakes the image anew and records it"))
         }
     }
+}
+
+/// Refuses a group that `destroy` has scaled to nothing: nobody would be served by it, and all its instances are new.
+fn require_up(request: &Request<'_>, group: Option<&Group>) -> Result<()> {
+    let name = &request.fleet.name;
+    if request.fleet.max > 0 && group.is_some_and(|group| group.max == 0) {
+        return Err(Error::new(
+            Kind::Precondition,
+            format!("fleet {name} is being taken down: its group has no capacity"),
+        )
+        .hint(format!(
+            "`cargo xtask destroy --fleet {name}` ends that, and after it `cargo xtask deploy` makes the fleet anew"
+        )));
+    }
+    Ok(())
 }
 
 /// Runners of this fleet's instances, by name.

@@ -5,7 +5,7 @@
 //! somebody asks for it.
 
 use kiln_fleet::config::{Config, Fleet};
-use kiln_fleet::model::AmiId;
+use kiln_fleet::model::{AmiId, FleetName};
 
 use super::Goal;
 use crate::error::{Error, Kind, Result};
@@ -36,8 +36,12 @@ pub struct Aim {
 }
 
 impl Record {
-    pub(super) async fn read(config: &Config, fleet: &Fleet, cloud: &impl Images) -> Result<Self> {
-        let read = async |which| cloud.recorded(&config.fleet_parameter(&fleet.name, which)).await;
+    /// What is recorded of a fleet now.
+    ///
+    /// # Errors
+    /// What AWS answers.
+    pub async fn read(config: &Config, fleet: &FleetName, cloud: &impl Images) -> Result<Self> {
+        let read = async |which| cloud.recorded(&config.fleet_parameter(fleet, which)).await;
         Ok(Self { current: read("current").await?, former: read("former").await?, rejected: read("rejected").await? })
     }
 
@@ -81,7 +85,7 @@ fn nothing_before(ami: &AmiId) -> Error {
 /// Records an image as the one that serves, once it was seen to. Nothing is written twice over.
 pub(super) async fn mark(config: &Config, fleet: &Fleet, ami: &AmiId, cloud: &impl Images) -> Result<()> {
     let name = |which| config.fleet_parameter(&fleet.name, which);
-    let record = Record::read(config, fleet, cloud).await?;
+    let record = Record::read(config, &fleet.name, cloud).await?;
     match &record.current {
         Some(current) if current == ami => return Ok(()),
         Some(current) if record.former.as_ref() != Some(current) => cloud.record(&name("former"), current).await?,
@@ -93,6 +97,14 @@ pub(super) async fn mark(config: &Config, fleet: &Fleet, ami: &AmiId, cloud: &im
 
 pub(super) async fn reject(config: &Config, fleet: &Fleet, ami: &AmiId, cloud: &impl Images) -> Result<()> {
     Ok(cloud.record(&config.fleet_parameter(&fleet.name, "rejected"), ami).await?)
+}
+
+/// Forgets all that is recorded of a fleet.
+pub(crate) async fn forget(config: &Config, fleet: &FleetName, cloud: &impl Images) -> Result<()> {
+    for which in ["current", "former", "rejected"] {
+        cloud.forget(&config.fleet_parameter(fleet, which)).await?;
+    }
+    Ok(())
 }
 
 /// Takes a rejection back.

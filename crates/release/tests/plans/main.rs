@@ -5,10 +5,12 @@
 mod ami;
 mod cdk;
 mod deploy;
+mod destroy;
 mod pin;
 mod prune;
 mod rotate_key;
 mod stacks;
+mod status;
 mod templates;
 
 use std::fmt::Display;
