@@ -289,6 +289,10 @@ impl Progress for Ui {
         self.talk(line);
     }
 
+    fn warn(&self, line: &str) {
+        Ui::warn(self, line);
+    }
+
     fn state(&self, line: &str) {
         if self.quiet {
             return;

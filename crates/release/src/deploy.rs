@@ -188,6 +188,8 @@ pub struct Briefing {
     pub busy: u32,
     /// How long a job may hold one up.
     pub drain_limit_secs: u32,
+    /// Until when GitHub serves the image's runner, where that could be learnt.
+    pub served: Option<String>,
     /// Number and types of instances, now and then, where they differ.
     pub capacity: Option<(String, String)>,
 }
@@ -197,6 +199,9 @@ impl fmt::Display for Briefing {
         for (name, now, then) in &self.image {
             let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
             write!(f, "\n~ {name}: {} -> {}", shown(now), shown(then))?;
+        }
+        if let Some(served) = &self.served {
+            write!(f, "\nits runner {served}")?;
         }
         if let Some((now, then)) = &self.capacity {
             write!(f, "\n~ instances: {now} -> {then}")?;

@@ -71,6 +71,10 @@ pub trait Progress: Send + Sync {
     }
     /// Something happened; one line, kept.
     fn say(&self, line: &str);
+    /// What a person should know though nothing failed.
+    fn warn(&self, line: &str) {
+        self.say(line);
+    }
     /// The state of a wait; replaces the one before it on a terminal, printed when changed elsewhere.
     fn state(&self, line: &str);
 }

@@ -54,7 +54,11 @@ async fn it_tells_what_is_there_and_deletes_only_orphans() {
         assert_eq!((&fleet["group"]["desired"], &fleet["lock"]), (&json!(1), &Value::Null), "{fleet}");
     }
     let image = &serving["result"]["images"][0];
-    assert_eq!((&image["runner"], &image["age_days"]), (&json!(VERSIONS[0]), &json!(0)), "{image}");
+    assert_eq!(
+        (&image["runner"], &image["exists"], &image["newest_of"]),
+        (&json!(VERSIONS[0]), &json!(true), &json!("al2023-x86_64")),
+        "{image}"
+    );
     assert_eq!(serving["result"]["keys"][0]["fingerprint"], world.github.keys()[0]);
     let table = world.run(&["status", "--fleet", "linux"], quiet).await.unwrap().success().unwrap().stdout;
     for word in ["FLEET", "ORPHANED", "linux", ami.as_str(), "1 of 1 (1 to 2)", "InService", "idle"] {

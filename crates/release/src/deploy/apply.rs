@@ -28,8 +28,12 @@ pub async fn run(
     github: &OrgClient,
     operator: Operator<'_>,
 ) -> Result<Plan<Step>> {
-    let planned = look(request, cloud, github, operator).await?;
+    let observed = observe(request, cloud, github, operator.progress).await?;
+    let planned = plan(request, &observed)?;
     operator.progress.plan(&planned.texts());
+    if let Some(soon) = observed.ends_soon() {
+        operator.progress.warn(&soon);
+    }
     if !dry && !planned.is_empty() {
         apply(request, &planned, cloud, github, operator).await?;
     }

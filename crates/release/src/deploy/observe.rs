@@ -1,6 +1,7 @@
 //! What `deploy` looks at.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use kiln_fleet::config::{Config, Fleet, Network};
 use kiln_fleet::model::{AmiId, RunnerVersion};
@@ -10,7 +11,9 @@ use super::record::{Aim, Record};
 use super::{Request, key_names};
 use crate::code::Code;
 use crate::error::{Error, Kind, Result};
+use crate::freshness::{self, Lifetime, Urgency};
 use crate::orphans;
+use crate::pin::RUNNER_VERSION_TAG;
 use crate::ports::{Ami, Cloud, Group, Images, Progress, Refresh, Stack};
 use crate::stacks::{self, DeadStack, Found};
 
@@ -37,12 +40,27 @@ pub struct Observed {
     pub refresh: Option<Refresh>,
     /// The runners at GitHub whose names are the fleet's.
     pub runners: Vec<Runner>,
+    /// How long GitHub serves the image's runner, where that could be learnt.
+    pub lifetime: Option<Lifetime>,
+    /// When it was looked.
+    pub at: SystemTime,
 }
 
 impl Observed {
     /// The version of the runner in the image: the pin may have moved on since it was baked.
     pub fn runner_version(&self) -> Option<RunnerVersion> {
-        self.tags.get("kiln:runner-version").and_then(|version| version.parse().ok())
+        version_in(&self.tags)
+    }
+
+    /// What to say of an image whose runner GitHub serves for two more weeks at most.
+    pub fn ends_soon(&self) -> Option<String> {
+        let lifetime = self.lifetime.as_ref().filter(|lifetime| lifetime.urgency(self.at) > Urgency::None)?;
+        let Lifetime { version, .. } = lifetime;
+        let ami = &self.aim.ami;
+        Some(format!(
+            "runner {version}, in {ami}, {}: `cargo xtask pin` and `cargo xtask ami` make an image that lasts longer",
+            lifetime.describe(self.at)
+        ))
     }
 }
 
@@ -79,7 +97,26 @@ pub async fn observe(
     let group = cloud.group(&name).await?;
     require_up(request, group.as_ref())?;
     let refresh = if group.is_some() { cloud.newest_refresh(&name).await? } else { None };
-    Ok(Observed { aim, tags, tags_now, record, network, stack, dead, group, refresh, runners })
+    let lifetime = lifetime(version_in(&tags), github, progress).await;
+    let at = SystemTime::now();
+    Ok(Observed { aim, tags, tags_now, record, network, stack, dead, group, refresh, runners, lifetime, at })
+}
+
+fn version_in(tags: &BTreeMap<String, String>) -> Option<RunnerVersion> {
+    tags.get(RUNNER_VERSION_TAG).and_then(|version| version.parse().ok())
+}
+
+/// Good to know, and no reason to stop a roll-out where it can't be learnt.
+async fn lifetime(version: Option<RunnerVersion>, github: &OrgClient, progress: &dyn Progress) -> Option<Lifetime> {
+    let version = version?;
+    let asked = async { freshness::lifetime(&version, &freshness::releases(github).await?, github).await };
+    match asked.await {
+        Ok(lifetime) => Some(lifetime),
+        Err(error) => {
+            progress.say(&format!("how long GitHub serves runner {version} could not be learnt: {error}"));
+            None
+        }
+    }
 }
 
 fn found(found: Found, dead: &mut Vec<DeadStack>) -> Option<Stack> {

@@ -9,6 +9,7 @@ use kiln_github::Runner;
 use super::{Briefing, Canary, Observed, Request, Step};
 use crate::error::Result;
 use crate::fleet_stack::{LAUNCH_PARAMETERS, SERVING, network_request, stack_request};
+use crate::freshness::{Basis, Lifetime};
 use crate::orphans::{self, is_of};
 use crate::plan::Plan;
 use crate::ports::{Group, GroupInstance, LaunchTemplateVersion, Refresh, RefreshStatus, Stack, StackRequest};
@@ -177,8 +178,14 @@ impl<'a> Planner<'a> {
             instances: u32::try_from(to_drain.len()).unwrap_or(u32::MAX),
             busy: u32::try_from(to_drain.iter().filter(|instance| runs_a_job(instance)).count()).unwrap_or(u32::MAX),
             drain_limit_secs: self.request.fleet.drain_limit_secs,
+            served: self.observed.lifetime.as_ref().map(|lifetime| self.served(lifetime)),
             capacity: self.capacity(stack, group),
         }
+    }
+
+    fn served(&self, lifetime: &Lifetime) -> String {
+        let described = lifetime.describe(self.observed.at);
+        if lifetime.basis == Basis::Newest { format!("is {described}") } else { described }
     }
 
     fn launches_anew(&self, stack: &Stack) -> bool {

@@ -1,12 +1,14 @@
 //! What `deploy` would do.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
 
 use kiln_fleet::config::Config;
 use kiln_fleet::model::AmiId;
 use kiln_github::Runner;
 use kiln_release::deploy::{self, Aim, Observed, Record, Request, Step};
 use kiln_release::fleet_stack::{self, SERVING};
+use kiln_release::freshness::{Basis, Lifetime};
 use kiln_release::plan::Plan;
 use kiln_release::ports::{Group, GroupInstance, LaunchTemplateVersion, Refresh, RefreshStatus, Stack, StackRequest};
 use kiln_release::stacks::DeadStack;
@@ -87,6 +89,8 @@ impl There {
             group: Some(group),
             refresh: None,
             runners: vec![runner("online")],
+            lifetime: None,
+            at: SystemTime::now(),
         };
         Self { config, observed }
     }
@@ -270,6 +274,26 @@ fn a_roll_tells_what_no_single_service_shows() {
         assert!(plan.contains(line), "no {line:?} in:\n{plan}");
     }
     assert!(!plan.contains("kiln:base-image"), "what is alike is not shown:\n{plan}");
+}
+
+#[test]
+fn a_roll_says_how_long_its_runner_is_served_and_warns_in_time() {
+    let mut there = There::serving();
+    there.next_image();
+    let mut ends_in = |days: u64| {
+        there.observed.lifetime = Some(Lifetime {
+            version: "2.338.0".parse().unwrap(),
+            registers_until: Some(there.observed.at + Duration::from_secs(days * 24 * 3600)),
+            runs_until: None,
+            basis: Basis::Announced,
+        });
+        (there.plan().to_string(), there.observed.ends_soon())
+    };
+    let (plan, soon) = ends_in(30);
+    assert!(plan.contains("its runner registers until") && plan.contains("(30 days)"), "{plan}");
+    assert_eq!(soon, None);
+    let soon = ends_in(14).1.unwrap();
+    assert!(soon.contains(NEXT) && soon.contains("(14 days)") && soon.contains("cargo xtask pin"), "{soon}");
 }
 
 #[test]
