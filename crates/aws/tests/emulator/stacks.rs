@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use kiln_fleet::model::{GroupName, Sha256};
-use kiln_release::ports::{Blobs as _, CloudErrorKind, Groups as _, Progress, StackRequest, Stacks as _};
+use kiln_release::ports::{
+    Blobs as _, CloudErrorKind, Groups as _, Inventory as _, Progress, StackRequest, Stacks as _,
+};
 use kiln_release::stacks::{self, StackStep, difference};
 
 use crate::there;
@@ -50,6 +52,7 @@ async fn a_stack_is_made_once_and_holds_the_payload() {
     let stack = cloud.stack(&wanted.name).await.unwrap().unwrap();
     assert_eq!(difference(Some(&stack), &wanted), None, "what was asked for is what is read back");
     assert_eq!(stack.outputs["Bucket"], BUCKET);
+    assert_eq!(cloud.stacks_named("kiln-acme-").await.unwrap(), ["kiln-acme-bake"]);
 
     let bytes = b"payload".to_vec();
     let sha256: Sha256 = "239f59ed55e737c77147cf55ad0c1b030b6d7ee748a7426952f9b852d5a935e5".parse().unwrap();
@@ -57,6 +60,12 @@ async fn a_stack_is_made_once_and_holds_the_payload() {
     assert!(!cloud.has_blob(BUCKET, key).await.unwrap());
     cloud.put_blob(BUCKET, key, bytes, &sha256).await.unwrap();
     assert!(cloud.has_blob(BUCKET, key).await.unwrap());
+
+    let said = Said::default();
+    stacks::delete(cloud, &wanted.name, &said).await.unwrap();
+    assert_eq!(cloud.stack(&wanted.name).await.unwrap(), None);
+    assert_eq!(cloud.stacks_named("kiln-acme-").await.unwrap(), [""; 0], "a deleted one is none");
+    stacks::delete(cloud, &wanted.name, &said).await.unwrap();
     there.local.shutdown().await;
 }
 
@@ -88,5 +97,7 @@ async fn a_group_that_is_not_there_is_none() {
     let there = there().await;
     let name: GroupName = "kiln-acme-fleet-linux".parse().unwrap();
     assert_eq!(there.cloud.group(&name).await.unwrap(), None);
+    there.cloud.abandon(&name).await.unwrap();
+    there.cloud.scale_to_zero(&name).await.unwrap_err();
     there.local.shutdown().await;
 }

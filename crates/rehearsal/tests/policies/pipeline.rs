@@ -203,6 +203,12 @@ fn a_bake_reaches_its_payload_and_a_roll_out_its_lock() {
     let lock = "arn:aws:s3:::kiln-acme-000000000000-eu-central-1/lock/kiln-acme-fleet-linux";
     let locks = ["s3:DeleteObject", "s3:GetObject", "s3:PutObject"].map(|action| Call::new(action, lock));
     policies("DeployRole").check(&python(), &locks, &calls).unwrap();
+    // Without the right to list, S3 answers that a lock which is not there may not be read.
+    let look = [locks[1].clone(), Call::new("s3:ListBucket", "arn:aws:s3:::kiln-acme-000000000000-eu-central-1")];
+    for role in ["StatusRole", "DeployRole"] {
+        policies(role).check(&python(), &look, &calls[1..]).unwrap();
+    }
+    policies("StatusRole").check(&python(), &[], &locks[2..]).unwrap();
 }
 
 /// Nothing but Kiln's own images, of this organization, and the snapshots that Image Builder made for them.
