@@ -49,6 +49,8 @@ pub(super) struct Boot {
     pub(super) phases: Vec<Span>,
     /// It was registered.
     pub(super) registered: Duration,
+    /// The processor time that the binary had spent by then; the rest it waited, or had to leave the processor to others.
+    pub(super) cpu: Duration,
 }
 
 /// The runner's own part of a registration: no work of the binary's.
@@ -79,7 +81,8 @@ impl Boot {
             .filter_map(|entry| Some((stamp(&entry)?, serde_json::from_str::<Value>(entry["MESSAGE"].as_str()?).ok()?)))
             .find(|(_, line)| line["message"] == "registered");
         let (registered, line) = line.context("the binary's log does not say that it is registered")?;
-        Ok(Self { stages: stages(manager)?, units, phases: phases(&line, started, registered), registered })
+        let cpu = Duration::from_millis(line["cpu_ms"].as_u64().unwrap_or_default());
+        Ok(Self { stages: stages(manager)?, units, phases: phases(&line, started, registered), registered, cpu })
     }
 }
 
@@ -180,7 +183,7 @@ ActiveEnterTimestampMonotonic=3500000
 ExecMainStartTimestampMonotonic=3000001
 ---
 {"__MONOTONIC_TIMESTAMP":"6000100","MESSAGE":"Starting kiln-bootstrap.service"}
-{"__MONOTONIC_TIMESTAMP":"7000000","MESSAGE":"{\"message\":\"registered\",\"identify_ms\":100,\"configure_ms\":1,\"mint_ms\":300,\"register_ms\":400,\"config_sh_ms\":350}"}
+{"__MONOTONIC_TIMESTAMP":"7000000","MESSAGE":"{\"message\":\"registered\",\"identify_ms\":100,\"configure_ms\":1,\"mint_ms\":300,\"register_ms\":400,\"config_sh_ms\":350,\"cpu_ms\":200}"}
 "#;
 
     const fn ms(ms: u64) -> Duration {
@@ -194,6 +197,7 @@ ExecMainStartTimestampMonotonic=3000001
         let units: Vec<&str> = boot.units.iter().map(|unit| unit.name.as_str()).collect();
         assert_eq!(units, ["systemd-udevd.service", "kiln-bootstrap.service"]);
         assert_eq!((boot.registered, boot.added(), boot.config_sh()), (ms(7000), ms(550), ms(350)));
+        assert_eq!(boot.cpu, ms(200));
         let phases: Vec<(&str, Duration)> =
             boot.phases.iter().map(|phase| (phase.name.as_str(), phase.begin)).collect();
         assert_eq!(

@@ -91,9 +91,10 @@ impl fmt::Display for Told {
         let parts: Vec<String> = boot.phases.iter().filter(|phase| phase.name != CONFIG_SH).map(seconds).collect();
         writeln!(
             f,
-            "what the bootstrap itself adds: {:.2} s ({}), {verdict} the {} s aimed at",
+            "what the bootstrap itself adds: {:.2} s ({}; {:.2} of it on the processor), {verdict} the {} s aimed at",
             added.as_secs_f64(),
             parts.join(", "),
+            boot.cpu.as_secs_f64(),
             ADDED_AIM.as_secs()
         )?;
         writeln!(
