@@ -59,7 +59,8 @@ pub(crate) struct Args {
     #[arg(long)]
     retry: bool,
 
-    /// Replace the other instances only once this command, run by `sh -c`, has ended well within half an hour.
+    /// Replace the other instances only once this command, run by `sh -c`, has ended well within half an hour; in the
+    /// place of the fleet's `canary_check`.
     #[arg(long, value_name = "COMMAND")]
     canary_check: Option<String>,
 
@@ -108,7 +109,8 @@ fn request<'a>(args: &Args, config: &'a Config, fleet: &'a Fleet) -> Request<'a>
         (_, true) => Goal::Again,
         _ => Goal::Baked,
     };
-    let canary = (!args.no_canary).then(|| Canary { check: args.canary_check.clone() });
+    let canary =
+        (!args.no_canary).then(|| Canary { check: args.canary_check.clone().or_else(|| fleet.canary_check.clone()) });
     let lock_wait = Duration::from_secs(args.lock_wait.into());
     Request { goal, canary, lock_wait, ..Request::new(config, fleet) }
 }

@@ -50,7 +50,9 @@ async fn a_canary_is_tried_and_a_good_image_can_be_left_again() {
 
     let seen = world.path("seen");
     let check = format!("echo $KILN_FLEET $KILN_RUNNER $KILN_INSTANCE > {}", seen.display());
-    well(&world, &["deploy", "--canary-check", &check]).await;
+    // As kiln.toml says it, where the command line says nothing.
+    world.write_config(VERSIONS[1], &format!("{FLEET}canary_check = \"{check}\"\n")).unwrap();
+    well(&world, &["deploy"]).await;
     assert_eq!(serving(&world), VERSIONS[1]);
     let seen = std::fs::read_to_string(seen).unwrap();
     let [fleet, runner, instance] = seen.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{seen:?}") };

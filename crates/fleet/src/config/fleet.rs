@@ -68,11 +68,22 @@ pub(super) fn validate(
             max_age_secs: raw.max_age_secs.as_ref().map(|secs| *secs.get_ref()),
             idle_limit_secs: raw.idle_limit_secs.as_ref().map(|secs| *secs.get_ref()),
         },
+        canary_check: canary_check(raw, found),
         job_metadata_access: get(raw.job_metadata_access.as_ref(), MetadataAccess::Blocked),
         job_docker_access: get(raw.job_docker_access.as_ref(), DockerAccess::Allowed),
         wait_for_docker: get(raw.wait_for_docker.as_ref(), false),
         environment: environment(raw, found),
     })
+}
+
+/// An empty command would take every runner for good.
+fn canary_check(raw: &RawFleet, found: &mut Findings) -> Option<String> {
+    let check = raw.canary_check.as_ref()?;
+    if check.get_ref().trim().is_empty() {
+        found.push(Diagnostic::new(check.span(), "the check is empty").expected("expected a command"));
+        return None;
+    }
+    Some(check.get_ref().clone())
 }
 
 /// What a job may reach goes with how long its runner lives, and with what it waits for.

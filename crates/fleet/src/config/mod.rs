@@ -134,6 +134,8 @@ pub struct Fleet {
     pub replace_pause_secs: u32,
     /// When an instance retires by itself.
     pub retirement: boot::Retirement,
+    /// What tries the first new runner, where it is tried.
+    pub canary_check: Option<String>,
     /// May a job reach the metadata service?
     pub job_metadata_access: boot::MetadataAccess,
     /// May a job use docker?

@@ -276,6 +276,11 @@ pub(super) struct RawFleet {
     #[serde(default)]
     #[schemars(with = "u32", range(min = 60), example = &1800)]
     pub(super) idle_limit_secs: Field<u32>,
+    /// A command that tries the first new runner before the others are replaced, run by `sh -c` where `deploy` runs, with
+    /// `KILN_FLEET`, `KILN_RUNNER` and `KILN_INSTANCE`. It has half an hour.
+    #[serde(default)]
+    #[schemars(with = "String", length(min = 1), example = &"./try-runner.sh")]
+    pub(super) canary_check: Field<String>,
     /// May a job reach the instance's metadata service? With "allowed", whoever writes a workflow can sign as the App. With
     /// "off", for ephemeral fleets only, the instance has none while its job runs.
     #[serde(default)]
