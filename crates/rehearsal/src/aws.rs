@@ -86,6 +86,7 @@ struct Shared {
     image_builder: Mutex<ImageBuilder>,
     groups: Mutex<Groups>,
     vcpu_quota: Mutex<u32>,
+    spoil_change_set: Mutex<bool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -134,6 +135,7 @@ impl Aws {
             image_builder: Mutex::default(),
             groups: Mutex::default(),
             vcpu_quota: Mutex::new(account::QUOTA),
+            spoil_change_set: Mutex::default(),
         });
         bake::publish_bases(&shared).await?;
         let app = Router::new().fallback(gateway::handle).with_state(Arc::clone(&shared));
@@ -386,6 +388,36 @@ impl Aws {
             ("AWS_ACCESS_KEY_ID", backend::text_of(&answer, "AccessKeyId")?),
             ("AWS_SECRET_ACCESS_KEY", backend::text_of(&answer, "SecretAccessKey")?),
         ])
+    }
+
+    /// The next change set asks for a resource that can't be made, so that its execution fails and is rolled back.
+    pub fn spoil_change_set(&self) {
+        *lock(&self.shared.spoil_change_set) = true;
+    }
+
+    /// Leaves a stack of this name behind whose first creation failed: `ROLLBACK_COMPLETE`.
+    ///
+    /// # Errors
+    /// The emulator refuses, or brings the stack into another state.
+    pub async fn make_dead_stack(&self, name: &str) -> anyhow::Result<()> {
+        let backend = &self.shared.backend;
+        let template = format!("Resources:\n{}", gateway::UNMAKEABLE);
+        let fields = [("StackName", name), ("TemplateBody", template.as_str())];
+        backend.query("cloudformation", "CreateStack", &fields).await?;
+        let settled = async {
+            loop {
+                let answer = backend.query("cloudformation", "DescribeStacks", &[("StackName", name)]).await?;
+                let status = backend::text_of(&answer, "StackStatus")?;
+                if !status.ends_with("_IN_PROGRESS") {
+                    return anyhow::Ok(status);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let status =
+            tokio::time::timeout(Duration::from_secs(60), settled).await.context("the stack does not settle")??;
+        ensure!(status == "ROLLBACK_COMPLETE", "stack {name} is in {status}");
+        Ok(())
     }
 
     /// Makes a VPC with one subnet that has no way out, and tells their ids.

@@ -67,6 +67,77 @@ async fn an_image_that_can_not_serve_is_rolled_back_from() {
     world.shutdown().await.unwrap();
 }
 
+/// CloudFormation goes back by itself, before any instance is touched.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stack_that_can_not_be_updated_goes_back_and_what_served_still_does() {
+    let world = installed().await;
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    world.run(&["deploy", "--fleet", "linux"], quiet).await.unwrap().success().unwrap();
+    let serving: Vec<_> = world.aws.instances().into_iter().map(|instance| instance.id).collect();
+
+    world.write_config(VERSIONS[1], FLEETS).unwrap();
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    world.aws.spoil_change_set();
+    let said = refused(&world, &["deploy", "--fleet", "linux"], 6).await;
+    assert!(said.contains("Unmakeable") && said.contains("kiln-rehearsal-fleet-linux"), "{said}");
+    assert!(said.contains("UPDATE_ROLLBACK_COMPLETE"), "{said}");
+    let left: Vec<_> = world.aws.instances().into_iter().map(|instance| instance.id).collect();
+    assert_eq!(left, serving);
+
+    // What was in the way is gone: the same command goes on.
+    world.run(&["deploy", "--fleet", "linux"], quiet).await.unwrap().success().unwrap();
+    let runners = world.github.runners();
+    assert!(
+        runners.iter().any(|runner| runner.online && runner.version.as_deref() == Some(VERSIONS[1])),
+        "{runners:?}"
+    );
+    let again = world.run(&["deploy", "--fleet", "linux"], quiet).await.unwrap().success().unwrap();
+    assert!(again.stderr.contains("nothing to do"), "{}", again.stderr);
+    world.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stack_whose_first_creation_failed_is_made_anew_once_somebody_agrees() {
+    let world = installed().await;
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    world.aws.make_dead_stack("kiln-rehearsal-fleet-linux").await.unwrap();
+    let before = world.aws.mutations();
+    let said = refused(&world, &["deploy", "--fleet", "linux"], 5).await;
+    assert!(said.contains("ROLLBACK_COMPLETE") && said.contains("--yes"), "{said}");
+    let dry = world.run(&["deploy", "--fleet", "linux", "--dry-run"], quiet).await.unwrap();
+    assert!(
+        dry.stderr.contains("kiln-rehearsal-fleet-linux") && dry.stderr.contains("ROLLBACK_COMPLETE"),
+        "{}",
+        dry.stderr
+    );
+    // But for deploy's own lock, taken and given back.
+    let made: Vec<_> = world.aws.requests().into_iter().filter(|request| request.mutating).skip(before).collect();
+    assert!(made.iter().all(|request| request.service == "s3"), "{made:?}");
+
+    world.run(&["deploy", "--fleet", "linux", "--yes"], quiet).await.unwrap().success().unwrap();
+    assert_eq!(world.github.runners().iter().filter(|runner| runner.online).count(), 1);
+    let again = world.run(&["deploy", "--fleet", "linux"], quiet).await.unwrap().success().unwrap();
+    assert!(again.stderr.contains("nothing to do"), "{}", again.stderr);
+    world.shutdown().await.unwrap();
+}
+
+/// Credentials of a pipeline's role last an hour: whatever they end in the middle of, AWS goes on with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_expire_in_the_middle_are_told_and_gone_on_from() {
+    let world = installed().await;
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    for nth in [2, 12, 25] {
+        world.aws.refuse_from(nth, "ExpiredToken");
+        let outcome = world.run(&["deploy", "--fleet", "linux"], quiet).await.unwrap();
+        world.aws.lift();
+        assert_eq!(outcome.code, Some(4), "call {nth}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("ExpiredToken") && outcome.stderr.contains("hint: "), "{}", outcome.stderr);
+    }
+    world.run(&["deploy", "--fleet", "linux"], quiet).await.unwrap().success().unwrap();
+    assert_eq!(world.github.runners().iter().filter(|runner| runner.online).count(), 1);
+    world.shutdown().await.unwrap();
+}
+
 /// A whole fleet boots at once, and KMS throttles an account.
 #[tokio::test(flavor = "multi_thread")]
 async fn throttling_is_ridden_out_by_commands_and_instances() {

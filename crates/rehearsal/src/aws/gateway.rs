@@ -1,5 +1,6 @@
 //! What `AWS_ENDPOINT_URL` points at: tells services apart, logs calls, and cuts the pipeline off where a test asks.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex};
 
 use axum::body::{Body, Bytes};
@@ -11,6 +12,13 @@ use super::{PIPELINE_KEY, Shared, account, auto_scaling, ec2, image_builder, lis
 
 /// A payload is some megabytes.
 const MOST_BYTES: usize = 256 << 20;
+
+/// A resource that no emulator and no AWS can make: nobody provides it.
+pub(super) const UNMAKEABLE: &str = "  Unmakeable:
+    Type: Custom::Unmakeable
+    Properties:
+      ServiceToken: arn:aws:lambda:eu-central-1:000000000000:function:nobody
+";
 
 /// A call of the pipeline's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +102,21 @@ impl Call {
         (1..).map_while(|index| self.field(&format!("{name}.member.{index}"))).collect()
     }
 
+    /// The same with a resource in its template that can't be made.
+    fn spoiled(mut self) -> Self {
+        let spoil = |(name, value): (Cow<'_, str>, Cow<'_, str>)| {
+            let value = if name == "TemplateBody" {
+                value.replacen("\nResources:\n", &format!("\nResources:\n{UNMAKEABLE}"), 1)
+            } else {
+                value.into_owned()
+            };
+            (name.into_owned(), value)
+        };
+        let fields: Vec<(String, String)> = url::form_urlencoded::parse(&self.body).map(spoil).collect();
+        self.body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish().into();
+        self
+    }
+
     fn mutating(&self) -> bool {
         if self.service == "s3" {
             return matches!(self.method, Method::PUT | Method::POST | Method::DELETE);
@@ -126,6 +149,8 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
         // The client is killed meanwhile; its connection's end drops this.
         return std::future::pending().await;
     }
+    let spoiled = call.operation == "CreateChangeSet" && std::mem::take(&mut *lock(&shared.spoil_change_set));
+    let call = if spoiled { call.spoiled() } else { call };
     let refused = refused(&shared, &call).map(|code| refusal(&call, code));
     let response = match (refused, call.service.as_str()) {
         (Some(refusal), _) => refusal,
