@@ -232,6 +232,17 @@ impl Aws {
         Ok(())
     }
 
+    /// Writes a parameter, as a person can.
+    ///
+    /// # Errors
+    /// The emulator refuses.
+    pub async fn put_parameter(&self, name: &str, value: &str) -> anyhow::Result<()> {
+        let fields = serde_json::json!({ "Name": name, "Value": value, "Type": "String", "Overwrite": true });
+        let answer = self.shared.backend.json(REGION, "ssm", "AmazonSSM.PutParameter", &fields).await?;
+        ensure!(answer.get("__type").is_none(), "ssm:PutParameter answered {answer}");
+        Ok(())
+    }
+
     /// Removes a parameter, as a person can.
     ///
     /// # Errors

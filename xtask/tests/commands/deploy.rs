@@ -70,3 +70,46 @@ async fn a_canary_is_tried_and_a_good_image_can_be_left_again() {
     assert_modelled(&world);
     world.shutdown().await.unwrap();
 }
+
+/// The most memory that a roll-out of so many instances takes, in KiB.
+async fn peak_kib(instances: u32) -> u64 {
+    let world = world().await;
+    let size = |name: &str, from: u32| (format!("{name} = {from}"), format!("{name} = {instances}"));
+    let [(min, its_min), (max, its_max)] = [size("min", 1), size("max", 2)];
+    world.write_config(VERSIONS[0], &FLEET.replace(&min, &its_min).replace(&max, &its_max)).unwrap();
+    let pem = world.download_key("key.pem").unwrap();
+    well(&world, &["rotate-key", "--pem", pem.to_str().unwrap()]).await;
+    world.aws.simulate_instances(&world.github);
+    world.aws.make_bucket("kiln-rehearsal-000000000000-eu-central-1").await.unwrap();
+    let mut peak = 0;
+    for version in VERSIONS {
+        let ami = world.aws.add_image(&format!("kiln-{version}"), version).await.unwrap();
+        world.aws.put_parameter("/kiln-rehearsal/image/al2023-x86_64", &ami).await.unwrap();
+        let mut running = world.spawn(&["deploy"], quiet).unwrap();
+        let status = format!("/proc/{}/status", running.id().unwrap());
+        let mut look = tokio::time::interval(std::time::Duration::from_millis(20));
+        loop {
+            tokio::select! {
+                () = running.exited() => break,
+                _ = look.tick() => {}
+            }
+            let status = std::fs::read_to_string(&status).unwrap_or_default();
+            let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
+            peak = peak.max(most.and_then(|kib| kib.parse().ok()).unwrap_or(0));
+        }
+        running.end().await.unwrap().success().unwrap();
+    }
+    let online = world.github.runners().iter().filter(|runner| runner.online).count();
+    assert_eq!(online, usize::try_from(instances).unwrap());
+    world.shutdown().await.unwrap();
+    peak
+}
+
+/// What is kept of an instance is a few hundred bytes; what is read of GitHub is read by the page.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_fleet_takes_no_more_memory_than_a_small_one() {
+    let (small, large) = (peak_kib(10).await, peak_kib(500).await);
+    eprintln!("{small} KiB for 10 instances, {large} KiB for 500");
+    assert!(small > 10_000, "{small} KiB: was it seen?");
+    assert!(large < small + 16 * 1024, "{small} KiB for 10 instances, {large} KiB for 500");
+}
