@@ -140,12 +140,11 @@ impl Lock {
             let Held { holder: name, left_secs: left } = other
                 .unwrap_or_else(|| Held { holder: "another run, which took it just now".to_owned(), left_secs: 0 });
             if pace.pause().await.is_err() {
-                return Err(Error::new(Kind::Precondition, format!("fleet {fleet} is being worked on by {name}")).hint(
-                    format!(
+                return Err(Error::new(Kind::Precondition, format!("fleet {fleet} is being worked on by {name}"))
+                    .hint(format!(
                         "wait until that has ended, or give `--lock-wait SECS`; should it have died, its lock ends by \
                          itself within {left} s"
-                    ),
-                ));
+                    )));
             }
             progress.state(&format!("fleet {fleet} is being worked on by {name}: waiting for it"));
         }
