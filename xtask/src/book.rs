@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let said = String::from_utf8_lossy(&built.stderr);
     // It goes on where an included file is missing.
     ensure!(!said.contains("ERROR") && !said.contains("WARN"), "mdbook says:\n{}", said.trim_end());
-    let broken = broken_links(&read_pages(&pages)?, &pages);
+    let broken = broken_links(&read_files(&pages, "html")?, &pages);
     if !broken.is_empty() {
         bail!("links of the book lead nowhere:\n  {}", broken.join("\n  "));
     }
@@ -57,16 +57,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> anyhow::Result<()> {
 
 /// Every picture's path and what is to be in it, in the order of their names.
 fn pictures(folder: &Path) -> anyhow::Result<BTreeMap<PathBuf, String>> {
-    let mut pictures = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).context("list the book's pictures")? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|kind| kind == "txt") {
-            let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            pictures.insert(path.with_extension("svg"), draw(&text));
-        }
-    }
-    ensure!(!pictures.is_empty(), "there are no pictures in {}", folder.display());
-    Ok(pictures)
+    let texts = read_files(folder, "txt")?;
+    ensure!(!texts.is_empty(), "there are no pictures in {}", folder.display());
+    Ok(texts.into_iter().map(|(path, text)| (path.with_extension("svg"), draw(&text))).collect())
 }
 
 /// On a ground of its own, since a page's colours need not be those that the system asks for.
@@ -75,17 +68,17 @@ fn draw(text: &str) -> String {
     format!("{}\n", aasvg::render_with_options(text, &options))
 }
 
-/// The book's pages by their paths.
-fn read_pages(folder: &Path) -> anyhow::Result<BTreeMap<PathBuf, String>> {
-    let mut pages = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).context("list the book's pages")? {
+/// A folder's texts of one kind, by their paths.
+fn read_files(folder: &Path, kind: &str) -> anyhow::Result<BTreeMap<PathBuf, String>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|kind| kind == "html") {
+        if path.extension().is_some_and(|extension| extension == kind) {
             let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            pages.insert(path, text);
+            files.insert(path, text);
         }
     }
-    Ok(pages)
+    Ok(files)
 }
 
 /// Links within the book to pages, files and headings that are not there, with the pages that they are on.
@@ -137,7 +130,7 @@ mod tests {
             </a><img src="pictures/none.svg"><a href="#nowhere"></a><a href="other.html#none"></a><a href="../out.md"></a>"##;
         std::fs::write(&index, text).unwrap();
         std::fs::write(&other, r#"<h2 id="there"></h2>"#).unwrap();
-        let broken = broken_links(&read_pages(folder.path()).unwrap(), folder.path());
+        let broken = broken_links(&read_files(folder.path(), "html").unwrap(), folder.path());
         let expected = ["#nowhere", "../out.md", "other.html#none", "pictures/none.svg"];
         assert_eq!(broken, expected.map(|target| format!("{target} (on index.html)")));
     }

@@ -16,7 +16,7 @@ use crate::components;
 use crate::error::{Error, Kind, Result};
 use crate::fleet_stack::stack_tags;
 use crate::payload;
-use crate::plan::Plan;
+use crate::plan::{Plan, Tally};
 use crate::ports::{
     Ami, Blobs, Build, BuildStatus, Caller, Cloud, Component, ComponentUse, Distribution, Images, Infrastructure,
     Progress, Recipe, StackRequest, Versioned,
@@ -530,11 +530,10 @@ pub async fn apply(
     let finished = prepared.observed.build.as_ref().map(|build| build.copies.clone());
     let mut run =
         Run { request, wanted: &prepared.wanted, build: None, ami: None, copies: finished.unwrap_or_default() };
-    let mut done = Vec::new();
-    for (index, step) in plan.steps.iter().enumerate() {
-        progress.step(index + 1, plan.steps.len(), &step.to_string());
-        run.step(step, cloud, progress).await.map_err(|error| error.after(&done))?;
-        done.push(step.to_string().lines().next().unwrap_or_default().to_owned());
+    let mut tally = Tally::new(plan, progress);
+    for step in &plan.steps {
+        tally.begin(&step.to_string());
+        run.step(step, cloud, progress).await.map_err(|error| tally.failed(error))?;
     }
     Ok(run.ami.expect("every plan ends by recording an AMI"))
 }

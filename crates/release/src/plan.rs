@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use crate::error::Error;
+use crate::ports::Progress;
+
 /// Steps in order. None of them is needed when the world is as wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan<S> {
@@ -47,4 +50,34 @@ impl<S: fmt::Display> fmt::Display for Plan<S> {
         }
         Ok(())
     }
+}
+
+/// How far a plan is carried out: each step is told as it begins, and a failure tells which were done before it.
+pub(crate) struct Tally<'a> {
+    progress: &'a dyn Progress,
+    of: usize,
+    /// The first line of each step that has begun.
+    begun: Vec<String>,
+}
+
+impl<'a> Tally<'a> {
+    pub(crate) fn new<S>(plan: &Plan<S>, progress: &'a dyn Progress) -> Self {
+        Self { progress, of: plan.steps.len(), begun: Vec::new() }
+    }
+
+    /// The next step begins, the one before it is done.
+    pub(crate) fn begin(&mut self, text: &str) {
+        self.begun.push(first_line(text).to_owned());
+        self.progress.step(self.begun.len(), self.of, text);
+    }
+
+    /// The failure of the step that began last.
+    pub(crate) fn failed(&self, error: Error) -> Error {
+        error.after(self.begun.split_last().map_or(&[], |(_, done)| done))
+    }
+}
+
+/// What a step does, without its details.
+pub(crate) fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::freshness::{self, Lifetime, Releases, Urgency};
 use crate::orphans::{self, Orphan, is_of};
 use crate::pin::RUNNER_VERSION_TAG;
-use crate::ports::{Cloud, Group, OwnImage, Refresh};
+use crate::ports::{Cloud, Group, GroupInstance, OwnImage, Refresh};
 
 /// A list in a note is for people; `--json` has all of it.
 const MOST_NAMED: usize = 5;
@@ -126,9 +126,9 @@ impl FleetStatus {
         Some(self.runners.as_ref()?.iter().filter(|runner| runner.state == state).count())
     }
 
-    /// How many instances are in service.
-    pub fn in_service(&self) -> usize {
-        self.group.iter().flat_map(|group| &group.instances).filter(|instance| instance.state == "InService").count()
+    /// The instances in service.
+    pub fn in_service(&self) -> impl Iterator<Item = &GroupInstance> {
+        self.group.iter().flat_map(|group| &group.instances).filter(|instance| instance.state == "InService")
     }
 
     /// Its runners whose instances are gone.
@@ -139,13 +139,12 @@ impl FleetStatus {
 
     /// Instances in service without a runner that is online; none where GitHub could not be asked.
     pub fn silent(&self) -> Vec<&InstanceId> {
-        let (Some(group), Some(runners)) = (&self.group, &self.runners) else { return Vec::new() };
+        let Some(runners) = &self.runners else { return Vec::new() };
         let heard = |id: &InstanceId| {
             let own = runners.iter().filter(|runner| runner.instance.as_ref() == Some(id));
             own.into_iter().any(|runner| matches!(runner.state, RunnerState::Idle | RunnerState::Busy))
         };
-        let serving = group.instances.iter().filter(|instance| instance.state == "InService");
-        serving.map(|instance| &instance.id).filter(|id| !heard(id)).collect()
+        self.in_service().map(|instance| &instance.id).filter(|id| !heard(id)).collect()
     }
 }
 

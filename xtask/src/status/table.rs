@@ -56,7 +56,7 @@ fn fleet_row(fleet: &FleetStatus) -> Vec<String> {
     let instances = fleet
         .group
         .as_ref()
-        .map(|group| format!("{} of {} ({} to {})", fleet.in_service(), group.desired, group.min, group.max));
+        .map(|group| format!("{} of {} ({} to {})", fleet.in_service().count(), group.desired, group.min, group.max));
     let mut row =
         vec![fleet.name.to_string(), or_none(fleet.stack.as_ref()), or_none(fleet.image.as_ref()), or_none(instances)];
     row.extend(RunnerState::ALL.map(|state| fleet.count(state).map_or("?".to_owned(), |count| count.to_string())));

@@ -12,7 +12,7 @@ use crate::code::Code;
 use crate::error::{Error, Kind, Result};
 use crate::fleet_stack::resolved;
 use crate::orphans;
-use crate::plan::Plan;
+use crate::plan::{Plan, Tally, first_line};
 use crate::ports::Cloud;
 use crate::stacks::{self, StackStep};
 use crate::wait::{Pace, human};
@@ -95,13 +95,10 @@ async fn steps(
     github: &OrgClient,
     operator: Operator<'_>,
 ) -> Result<()> {
-    let mut done = Vec::new();
-    for (index, step) in plan.steps.iter().enumerate() {
-        let text = step.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        operator.progress.step(index + 1, plan.steps.len(), first);
-        apply_step(request, step, cloud, github, operator).await.map_err(|error| error.after(&done))?;
-        done.push(first.to_owned());
+    let mut tally = Tally::new(plan, operator.progress);
+    for step in &plan.steps {
+        tally.begin(first_line(&step.to_string()));
+        apply_step(request, step, cloud, github, operator).await.map_err(|error| tally.failed(error))?;
     }
     Ok(())
 }

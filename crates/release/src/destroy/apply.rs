@@ -4,13 +4,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use kiln_fleet::model::{FleetName, GroupName};
-use kiln_github::{Deleted, OrgClient};
+use kiln_github::{Deleted, OrgClient, Runner};
 
 use super::{Observed, Operator, Request, Step, observe, plan, require_alone};
-use crate::deploy::{Lock, forget};
+use crate::deploy::{Lock, bucket, forget};
 use crate::error::{Error, Kind, Result};
-use crate::orphans::name_prefix;
-use crate::plan::Plan;
+use crate::orphans::{is_of, name_prefix};
+use crate::plan::{Plan, Tally, first_line};
 use crate::ports::{Cloud, CloudErrorKind, Group};
 use crate::stacks;
 use crate::wait::{Pace, human};
@@ -47,7 +47,11 @@ pub async fn apply(
     github: Option<&OrgClient>,
     operator: Operator<'_>,
 ) -> Result<()> {
-    under_locks(&request.fleets, request, cloud, github, operator).await
+    match cloud.document(&bucket(request.config, cloud).await?, "lock/none").await {
+        // Somebody has deleted the bucket already, and no `deploy` can run without it.
+        Err(error) if error.kind == CloudErrorKind::NotFound => steps(request, cloud, github, operator).await,
+        _ => under_locks(&request.fleets, request, cloud, github, operator).await,
+    }
 }
 
 type Work<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -63,14 +67,8 @@ fn under_locks<'a, C: Cloud>(
     let Some((first, rest)) = fleets.split_first() else { return Box::pin(steps(request, cloud, github, operator)) };
     Box::pin(async move {
         let Operator { progress, holder } = operator;
-        match cloud.document(&crate::deploy::bucket(request.config, cloud).await?, "lock/none").await {
-            // Somebody has deleted the bucket already, and no `deploy` can run without it.
-            Err(error) if error.kind == CloudErrorKind::NotFound => steps(request, cloud, github, operator).await,
-            _ => {
-                let lock = Lock::take(request.config, first, holder, request.lock_wait, cloud, progress).await?;
-                lock.keep(cloud, under_locks(rest, request, cloud, github, operator)).await
-            }
-        }
+        let lock = Lock::take(request.config, first, holder, request.lock_wait, cloud, progress).await?;
+        lock.keep(cloud, under_locks(rest, request, cloud, github, operator)).await
     })
 }
 
@@ -83,13 +81,10 @@ async fn steps<C: Cloud>(
     let observed = observe(request, cloud, github, operator.progress).await?;
     require_alone(&observed)?;
     let plan = plan(request, &observed);
-    let mut done = Vec::new();
-    for (index, step) in plan.steps.iter().enumerate() {
-        let text = step.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        operator.progress.step(index + 1, plan.steps.len(), first);
-        apply_step(request, step, cloud, github, operator).await.map_err(|error| error.after(&done))?;
-        done.push(first.to_owned());
+    let mut tally = Tally::new(&plan, operator.progress);
+    for step in &plan.steps {
+        tally.begin(first_line(&step.to_string()));
+        apply_step(request, step, cloud, github, operator).await.map_err(|error| tally.failed(error))?;
     }
     Ok(())
 }
@@ -159,8 +154,8 @@ async fn remove_runners(
     let runners = github.runners(None).await?;
     let group = cloud.group(&request.config.group(fleet)).await?;
     let instances = group.map(|group| group.instances).unwrap_or_default();
-    let of_none = |name: &str| !instances.iter().any(|instance| name.contains(instance.id.as_str()));
-    for runner in runners.iter().filter(|runner| runner.name.starts_with(&prefix) && of_none(&runner.name)) {
+    let of_none = |runner: &Runner| !instances.iter().any(|instance| is_of(runner, instance.id.as_str()));
+    for runner in runners.iter().filter(|runner| runner.name.starts_with(&prefix) && of_none(runner)) {
         match github.delete_runner(runner.id).await? {
             Deleted::Gone => operator.progress.say(&format!("runner {} deleted", runner.name)),
             Deleted::Absent => {}

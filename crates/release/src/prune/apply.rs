@@ -7,7 +7,7 @@ use kiln_fleet::model::SnapshotId;
 
 use super::{IMAGE_TAG, PRUNED_TAG, Step};
 use crate::error::Result;
-use crate::plan::Plan;
+use crate::plan::{Plan, Tally};
 use crate::ports::{CloudErrorKind, Inventory, Progress};
 use crate::wait::Pace;
 
@@ -20,12 +20,10 @@ const RELEASE_BOUND: Duration = Duration::from_secs(60);
 /// # Errors
 /// The first step that fails, with the steps done before it. The same command again goes on from there.
 pub async fn apply(plan: &Plan<Step>, cloud: &impl Inventory, progress: &dyn Progress) -> Result<Vec<SnapshotId>> {
-    let (mut done, mut stuck) = (Vec::new(), Vec::new());
-    for (index, step) in plan.steps.iter().enumerate() {
-        let text = step.to_string();
-        progress.step(index + 1, plan.steps.len(), &text);
-        stuck.extend(apply_step(step, cloud).await.map_err(|error| error.after(&done))?);
-        done.push(text.lines().next().unwrap_or_default().to_owned());
+    let (mut tally, mut stuck) = (Tally::new(plan, progress), Vec::new());
+    for step in &plan.steps {
+        tally.begin(&step.to_string());
+        stuck.extend(apply_step(step, cloud).await.map_err(|error| tally.failed(error))?);
     }
     Ok(stuck)
 }

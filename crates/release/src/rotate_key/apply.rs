@@ -14,7 +14,7 @@ use super::{Observed, prove};
 use crate::deploy::key_names;
 use crate::error::{Error, Kind, Result};
 use crate::keys::{StoredKey, Timestamp};
-use crate::plan::Plan;
+use crate::plan::{Plan, Tally};
 use crate::ports::{KeyNames, Keys, Progress};
 use crate::wait::Pace;
 
@@ -38,14 +38,13 @@ pub async fn apply(
 ) -> Result<()> {
     let names = key_names(config);
     let mut work = Work::new(config, &names, key, observed, cloud, progress);
-    let mut done = Vec::new();
-    for (index, step) in plan.steps.iter().enumerate() {
-        progress.step(index + 1, plan.steps.len(), &step.to_string());
+    let mut tally = Tally::new(plan, progress);
+    for step in &plan.steps {
+        tally.begin(&step.to_string());
         if let Err(error) = Box::pin(work.step(step)).await {
             let error = work.go_back(step, error).await;
-            return Err(work.telling_what_serves(error).after(&done));
+            return Err(tally.failed(work.telling_what_serves(error)));
         }
-        done.push(step.to_string());
     }
     Ok(())
 }
