@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use kiln_fleet::config::{Config, ImageVariant};
-use kiln_fleet::model::{AmiId, Architecture, FleetName, Sha256};
-use kiln_release::ami::{self, Request};
-use kiln_release::freshness;
-use kiln_release::payload::{self, Payload};
-use kiln_release::published::{self, Verdict};
-use kiln_release::{Code, Error, Kind};
+use kiln_config::config::{Config, ImageVariant};
+use kiln_config::model::{AmiId, Architecture, FleetName, Sha256};
+use kiln_image::payload::{self, Payload};
+use kiln_operations::ami::{self, Request};
+use kiln_operations::freshness;
+use kiln_operations::published::{self, Verdict};
+use kiln_operations::{Code, Error, Kind};
 
 use crate::ui::{Failure, Ui};
 use crate::{cloud, musl, sources, tools};
@@ -50,7 +50,7 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
         cloud::fleets(&config, &args.fleet)?.into_iter().map(|fleet| fleet.image()).collect();
     let aws = cloud::aws(&config).await;
     // Missing credentials are told before minutes of compiling, not after.
-    kiln_release::ports::Identity::caller(&aws).await.map_err(Error::from)?;
+    kiln_operations::ports::Identity::caller(&aws).await.map_err(Error::from)?;
     let mut baked = BTreeMap::new();
     for variant in images {
         if let Some(ami) = image(args, &config, variant, &aws, ui).await? {

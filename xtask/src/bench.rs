@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use kiln_rehearsal::bench::{self, Boots, Storm};
+use kiln_e2e::bench::{self, Boots, Storm};
 
 use crate::rehearse;
 use crate::ui::{Failure, Ui};

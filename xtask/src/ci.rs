@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum;
-use kiln_fleet::model::Architecture;
-use kiln_rehearsal::vm;
+use kiln_config::model::Architecture;
+use kiln_vm as vm;
 use xshell::{Shell, cmd};
 
 use crate::musl::{self, Fallback};
@@ -74,8 +74,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> anyhow::Result<()> {
     for check in checks {
         // Whoever asks for it by name hears what is missing as an error.
         if let (Check::Boot, true, Err(error)) = (*check, args.only.is_empty(), vm::check_needs()) {
-            let hint = error.hint.as_deref().unwrap_or_default();
-            times.push(format!("left out: {}: {error} ({hint})", name(*check)));
+            times.push(format!("left out: {}: {error} ({})", name(*check), error.hint));
             continue;
         }
         let begin = Instant::now();
@@ -136,9 +135,7 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
         Check::Rehearse => {
             let report = tools::workspace_root().join("target/rehearsal/report.html");
             cmd!(shell, "{xtask} rehearse --report {report}").run()?;
-            cmd!(shell, "cargo test --locked --package kiln-rehearsal --test report")
-                .env("KILN_REPORT", report)
-                .run()?;
+            cmd!(shell, "cargo test --locked --package kiln-e2e --test report").env("KILN_REPORT", report).run()?;
         }
         Check::Boot => cmd!(shell, "{xtask} rehearse --boot").run()?,
     }

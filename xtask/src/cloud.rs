@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_aws::Aws;
-use kiln_fleet::config::{Config, Fleet};
-use kiln_fleet::model::{FleetName, KeyStore};
+use kiln_config::config::{Config, Fleet};
+use kiln_config::model::{FleetName, KeyStore};
 use kiln_github::OrgClient;
-use kiln_release::deploy::key_names;
-use kiln_release::pin::Web;
-use kiln_release::ports::Keys as _;
-use kiln_release::rotate_key::USER_AGENT;
-use kiln_release::{Code, Error, Kind};
+use kiln_operations::deploy::key_names;
+use kiln_operations::pin::Web;
+use kiln_operations::ports::Keys as _;
+use kiln_operations::rotate_key::USER_AGENT;
+use kiln_operations::{Code, Error, Kind};
 
 /// Reads and validates kiln.toml.
 pub(crate) fn read_config(path: &Path) -> Result<Config, Error> {

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use kiln_fleet::config::{Config, Fleet};
-use kiln_fleet::model::FleetName;
-use kiln_release::deploy::{self, Canary, Goal, Holder, Operator, Request};
+use kiln_config::config::{Config, Fleet};
+use kiln_config::model::FleetName;
+use kiln_operations::deploy::{self, Canary, Goal, Holder, Operator, Request};
 
 use crate::cloud;
 use crate::operator::{Person, holder};

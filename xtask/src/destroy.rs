@@ -4,11 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use kiln_aws::Aws;
-use kiln_fleet::config::Config;
-use kiln_fleet::model::FleetName;
-use kiln_release::destroy::{self, Operator, Request};
-use kiln_release::ports::Stacks as _;
-use kiln_release::{Code, Error, Kind};
+use kiln_config::config::Config;
+use kiln_config::model::FleetName;
+use kiln_operations::destroy::{self, Operator, Request};
+use kiln_operations::ports::Stacks as _;
+use kiln_operations::{Code, Error, Kind};
 
 use crate::cloud;
 use crate::operator::{confirmed, holder};

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use flate2::{Compression, GzBuilder};
-use kiln_fleet::model::Architecture;
-use kiln_release::{Error, Kind, payload, sbom};
+use kiln_config::model::Architecture;
+use kiln_image::{payload, sbom};
+use kiln_operations::{Error, Kind};
 use xshell::{Shell, cmd};
 
 use crate::musl::{self, Fallback};

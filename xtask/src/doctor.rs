@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use kiln_fleet::model::Architecture;
-use kiln_release::doctor::{self, Finding, Verdict};
-use kiln_release::{Error, Kind};
+use kiln_config::model::Architecture;
+use kiln_operations::doctor::{self, Finding, Verdict};
+use kiln_operations::{Error, Kind};
 use xshell::{Shell, cmd};
 
 use crate::ui::{Failure, Ui};

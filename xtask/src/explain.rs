@@ -1,6 +1,6 @@
 //! `cargo xtask explain`.
 
-use kiln_release::Code;
+use kiln_operations::Code;
 use serde_json::json;
 
 use crate::ui::Ui;

@@ -6,10 +6,10 @@ use std::str::FromStr;
 
 use dialoguer::Input;
 use kiln_aws::Aws;
-use kiln_fleet::model::{Organization, Region};
-use kiln_release::init::{self, Answers, NetworkAnswer};
-use kiln_release::ports::{Account as _, Identity as _, WayOut};
-use kiln_release::{Error, Kind};
+use kiln_config::model::{Organization, Region};
+use kiln_operations::init::{self, Answers, NetworkAnswer};
+use kiln_operations::ports::{Account as _, Identity as _, WayOut};
+use kiln_operations::{Error, Kind};
 use url::Url;
 
 use crate::ui::{Failure, Ui};

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use kiln_fleet::model::Architecture;
-use kiln_release::{Error, Kind, payload};
+use kiln_config::model::Architecture;
+use kiln_image::payload;
+use kiln_operations::{Error, Kind};
 use xshell::{Cmd, Shell, cmd};
 
 use crate::tools;

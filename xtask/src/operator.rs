@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use kiln_release::deploy::{CanaryRunner, Check, Checking, Holder};
-use kiln_release::ports::{Consent, Consented};
-use kiln_release::{Error, Kind};
+use kiln_operations::deploy::{CanaryRunner, Check, Checking, Holder};
+use kiln_operations::ports::{Consent, Consented};
+use kiln_operations::{Error, Kind};
 
 /// A canary check that takes longer hangs: a workflow on a fresh runner takes minutes.
 const CHECK_BOUND: Duration = Duration::from_secs(1800);

@@ -4,11 +4,11 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::SystemTime;
 
-use kiln_fleet::config::Config;
-use kiln_release::freshness::Lifetime;
-use kiln_release::pin::{self, Checkup, Finding, Place, Step};
-use kiln_release::plan::Plan;
-use kiln_release::{Error, Kind, when};
+use kiln_config::config::Config;
+use kiln_operations::freshness::Lifetime;
+use kiln_operations::pin::{self, Checkup, Finding, Place, Step};
+use kiln_operations::plan::Plan;
+use kiln_operations::{Error, Kind, when};
 use serde_json::{Value, json};
 
 use crate::cloud;

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use kiln_aws::Aws;
-use kiln_fleet::config::Config;
-use kiln_fleet::model::{Region, SnapshotId};
-use kiln_release::plan::Plan;
-use kiln_release::ports::OwnImage;
-use kiln_release::prune::{self, Observed, Request, Step, Use};
-use kiln_release::when;
+use kiln_config::config::Config;
+use kiln_config::model::{Region, SnapshotId};
+use kiln_operations::plan::Plan;
+use kiln_operations::ports::OwnImage;
+use kiln_operations::prune::{self, Observed, Request, Step, Use};
+use kiln_operations::when;
 use serde_json::{Value, json};
 
 use crate::cloud;

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use kiln_fleet::model::Architecture;
-use kiln_rehearsal::story::{Story, Told};
-use kiln_rehearsal::vm;
-use kiln_rehearsal::world::{Parts, World};
+use kiln_config::model::Architecture;
+use kiln_e2e::story::{Story, Told};
+use kiln_e2e::world::{Parts, World};
+use kiln_operations::{Error, Kind};
+use kiln_vm as vm;
 
 use crate::ui::{self, Failure, Ui};
 use crate::{musl, tools};
@@ -60,15 +61,23 @@ pub(crate) async fn run(args: &Args, ui: &Ui) -> Result<(), Failure> {
 }
 
 async fn boot(ui: &Ui) -> Result<(), Failure> {
-    vm::check_needs()?;
+    vm::check_needs().map_err(precondition)?;
     let options = vm::Options {
         bootstrap: bootstrap(ui)?,
         directory: tools::workspace_root().join("target/rehearsal"),
         say: ui::note,
     };
-    let told = vm::boot(&options, ui::interrupt()).await?.ok_or(Failure::Interrupted)?;
+    let booted = vm::boot(&options, ui::interrupt()).await.map_err(|error| match error.downcast::<vm::Missing>() {
+        Ok(missing) => precondition(missing).into(),
+        Err(error) => error,
+    })?;
+    let told = booted.ok_or(Failure::Interrupted)?;
     ui.data(&format!("\n{told}\nthe rehearsal of a boot succeeded"));
     Ok(())
+}
+
+fn precondition(missing: vm::Missing) -> Error {
+    Error::new(Kind::Precondition, missing.message).hint(missing.hint)
 }
 
 fn parts(ui: &Ui) -> anyhow::Result<Parts> {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_aws::Aws;
-use kiln_fleet::config::Config;
+use kiln_config::config::Config;
 use kiln_github::AppKey;
-use kiln_release::deploy::key_names;
-use kiln_release::keys::Timestamp;
-use kiln_release::plan::Plan;
-use kiln_release::ports::Keys as _;
-use kiln_release::rotate_key::{self, Former, Observed, Step, StoreUse};
-use kiln_release::{Code, Error, Kind};
+use kiln_operations::deploy::key_names;
+use kiln_operations::keys::Timestamp;
+use kiln_operations::plan::Plan;
+use kiln_operations::ports::Keys as _;
+use kiln_operations::rotate_key::{self, Former, Observed, Step, StoreUse};
+use kiln_operations::{Code, Error, Kind};
 use zeroize::Zeroizing;
 
 use crate::cloud;

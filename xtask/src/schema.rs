@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             continue;
         }
         let (committed, text) = match of {
-            Of::Config => ("kiln.schema.json", kiln_fleet::config::json_schema()),
+            Of::Config => ("kiln.schema.json", kiln_config::config::json_schema()),
             Of::Reference => ("docs/src/kiln-toml.md", reference()?),
             Of::Output => ("docs/output.schema.json", crate::ui::schema()),
         };
@@ -48,6 +48,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn reference() -> anyhow::Result<String> {
-    let schema = serde_json::from_str(&kiln_fleet::config::json_schema()).context("read the schema")?;
+    let schema = serde_json::from_str(&kiln_config::config::json_schema()).context("read the schema")?;
     Ok(crate::reference::page(&schema))
 }

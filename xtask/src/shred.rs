@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use kiln_release::{Error, Kind};
+use kiln_operations::{Error, Kind};
 
 /// A file of one's own, for certain: not a link, a pipe or a device.
 #[derive(Debug)]

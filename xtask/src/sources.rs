@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use kiln_fleet::model::{Architecture, Sha256};
-use kiln_release::payload;
+use kiln_config::model::{Architecture, Sha256};
+use kiln_image::payload;
 use xshell::Shell;
 
 use crate::musl;
@@ -81,12 +81,12 @@ mod tests {
     fn what_is_linked_into_the_binary_is_among_its_sources_and_nothing_else() {
         let files = files(workspace_root()).unwrap();
         for path in
-            ["Cargo.lock", "crates/bootstrap/src/main.rs", "crates/fleet/src/boot.rs", "crates/github/src/jwt.rs"]
+            ["Cargo.lock", "crates/bootstrap/src/main.rs", "crates/config/src/boot.rs", "crates/github/src/jwt.rs"]
         {
             assert!(files.contains_key(path), "{path}");
         }
         let others = files.keys().filter(|path| path.starts_with("crates/"));
-        let linked = ["crates/bootstrap/", "crates/fleet/", "crates/github/"];
+        let linked = ["crates/bootstrap/", "crates/config/", "crates/github/"];
         let others: Vec<_> = others.filter(|path| !linked.iter().any(|known| path.starts_with(known))).collect();
         assert!(others.is_empty(), "{others:?}");
     }
@@ -97,12 +97,12 @@ mod tests {
         for path in files(workspace_root()).unwrap().into_keys() {
             let path = root.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, "[dependencies]\nkiln-fleet.workspace = true\n").unwrap();
+            std::fs::write(path, "[dependencies]\nkiln-config.workspace = true\n").unwrap();
         }
         let digest = || digest(root.path(), Architecture::X86_64).unwrap();
         let first = digest();
         assert_eq!(first, digest());
-        std::fs::write(root.path().join("crates/fleet/src/boot.rs"), "// changed").unwrap();
+        std::fs::write(root.path().join("crates/config/src/boot.rs"), "// changed").unwrap();
         assert_ne!(first, digest());
     }
 }

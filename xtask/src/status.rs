@@ -6,13 +6,13 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use kiln_aws::Aws;
-use kiln_fleet::config::Config;
-use kiln_fleet::model::FleetName;
+use kiln_config::config::Config;
+use kiln_config::model::FleetName;
 use kiln_github::OrgClient;
-use kiln_release::orphans;
-use kiln_release::ports::{Group, GroupInstance, Refresh, RefreshStatus};
-use kiln_release::status::{self, FleetStatus, ImageStatus, Report, RunnerState, RunnerStatus};
-use kiln_release::{Error, Kind, when};
+use kiln_operations::orphans;
+use kiln_operations::ports::{Group, GroupInstance, Refresh, RefreshStatus};
+use kiln_operations::status::{self, FleetStatus, ImageStatus, Report, RunnerState, RunnerStatus};
+use kiln_operations::{Error, Kind, when};
 use serde_json::{Map, Value, json};
 
 use crate::cloud;

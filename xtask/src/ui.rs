@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
-use kiln_release::plan::Plan;
-use kiln_release::ports::Progress;
+use kiln_operations::plan::Plan;
+use kiln_operations::ports::Progress;
 use serde_json::Value;
 
 use self::actions::Actions;

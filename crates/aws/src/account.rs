@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ec2::types::{Filter, Route, RouteTable, Subnet};
 use aws_sdk_iam::types::PolicyEvaluationDecisionType;
-use kiln_release::ports::{Account, Caller, Identity as _, InstanceTypeFacts, Result, Right, SubnetFacts, WayOut};
+use kiln_operations::ports::{Account, Caller, Identity as _, InstanceTypeFacts, Result, Right, SubnetFacts, WayOut};
 
 use crate::Aws;
 

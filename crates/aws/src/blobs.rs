@@ -4,8 +4,8 @@ use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::primitives::ByteStream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_fleet::model::Sha256;
-use kiln_release::ports::{Blobs, Document, Result};
+use kiln_config::model::Sha256;
+use kiln_operations::ports::{Blobs, Document, Result};
 
 use crate::Aws;
 

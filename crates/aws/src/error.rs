@@ -1,7 +1,7 @@
 //! From the SDK's errors to the ports'.
 
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
-use kiln_release::ports::{CloudError, CloudErrorKind};
+use kiln_operations::ports::{CloudError, CloudErrorKind};
 
 use crate::Aws;
 

@@ -6,8 +6,8 @@ use aws_sdk_autoscaling::types::{
     LaunchTemplateSpecification, MixedInstancesPolicy, RefreshPreferences as SdkPreferences, RefreshStrategy,
     ScaleInProtectedInstances, StandbyInstances,
 };
-use kiln_fleet::model::GroupName;
-use kiln_release::ports::{
+use kiln_config::model::GroupName;
+use kiln_operations::ports::{
     Group, GroupInstance, Groups, LaunchTemplateVersion, Refresh, RefreshPreferences, RefreshStatus, RefreshStop,
     Result,
 };

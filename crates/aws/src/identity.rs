@@ -1,6 +1,6 @@
 //! Who the credentials belong to.
 
-use kiln_release::ports::{Caller, Identity, Result};
+use kiln_operations::ports::{Caller, Identity, Result};
 
 use crate::Aws;
 

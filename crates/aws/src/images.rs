@@ -11,12 +11,12 @@ use aws_sdk_imagebuilder::types::{
     InstanceBlockDeviceMapping, InstanceMetadataOptions, LaunchPermissionConfiguration, Logging, Platform, S3Logs,
 };
 use aws_sdk_ssm::types::ParameterType;
-use kiln_fleet::model::{AccountId, AmiId, Architecture, BaseImage, KmsKeyArn, Region};
-use kiln_release::ports::{
+use kiln_config::model::{AccountId, AmiId, Architecture, BaseImage, KmsKeyArn, Region};
+use kiln_operations::ports::{
     Ami, Build, BuildStatus, BuildStep, CloudError, Component, Distribution, Identity as _, Images, Infrastructure,
     Recipe, Result, Versioned,
 };
-use kiln_release::wait::Pace;
+use kiln_operations::wait::Pace;
 
 use crate::Aws;
 

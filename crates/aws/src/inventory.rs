@@ -6,9 +6,9 @@ use std::time::SystemTime;
 use aws_sdk_cloudformation::error::ProvideErrorMetadata as _;
 use aws_sdk_cloudformation::types::StackStatus;
 use aws_sdk_ec2::types::{Filter, Image, Instance, LaunchTemplateVersion, Tag};
-use kiln_fleet::model::{AmiId, InstanceId, SnapshotId};
-use kiln_release::ports::{Inventory, Machine, OwnImage, OwnSnapshot, Result, TemplateVersion};
-use kiln_release::when;
+use kiln_config::model::{AmiId, InstanceId, SnapshotId};
+use kiln_operations::ports::{Inventory, Machine, OwnImage, OwnSnapshot, Result, TemplateVersion};
+use kiln_operations::when;
 
 use crate::Aws;
 

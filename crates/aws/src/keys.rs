@@ -4,9 +4,9 @@
 mod kms;
 mod secret;
 
-use kiln_fleet::model::KeyStore;
+use kiln_config::model::KeyStore;
 use kiln_github::{AppKey, AppSigner};
-use kiln_release::ports::{HeldKey, KeyNames, KeyRecord, Keys, Result, StoreContents, StoredKey};
+use kiln_operations::ports::{HeldKey, KeyNames, KeyRecord, Keys, Result, StoreContents, StoredKey};
 
 use crate::Aws;
 use kms::KmsSigner;

@@ -18,8 +18,8 @@ use std::time::Duration;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{AppName, BehaviorVersion, SdkConfig};
-use kiln_fleet::model::Region;
-use kiln_release::ports::Caller;
+use kiln_config::model::Region;
+use kiln_operations::ports::Caller;
 use tokio::sync::OnceCell;
 
 use crate::calls::CallLog;

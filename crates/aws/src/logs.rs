@@ -1,7 +1,7 @@
 //! CloudWatch Logs.
 
 use aws_sdk_cloudwatchlogs::error::SdkError;
-use kiln_release::ports::{Logs, Result};
+use kiln_operations::ports::{Logs, Result};
 
 use crate::Aws;
 

@@ -7,8 +7,8 @@ use aws_sdk_cloudformation::operation::describe_change_set::DescribeChangeSetOut
 use aws_sdk_cloudformation::types::{
     Capability, Change, ChangeSetStatus, ChangeSetType, Parameter, Replacement, Tag, TemplateStage,
 };
-use kiln_release::ports::{ChangeSet, ResourceChange, Result, Stack, StackEvent, StackRequest, Stacks};
-use kiln_release::wait::Pace;
+use kiln_operations::ports::{ChangeSet, ResourceChange, Result, Stack, StackEvent, StackRequest, Stacks};
+use kiln_operations::wait::Pace;
 
 use crate::Aws;
 

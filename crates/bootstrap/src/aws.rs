@@ -17,8 +17,8 @@ use aws_sdk_autoscaling::operation::record_lifecycle_action_heartbeat::{
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{MessageType, SigningAlgorithmSpec};
-use kiln_fleet::boot::{KeySource, Lifecycle, RUNNER_DEPRECATED, STATE_TAG, previous_alias};
-use kiln_fleet::model::InstanceId;
+use kiln_config::boot::{KeySource, Lifecycle, RUNNER_DEPRECATED, STATE_TAG, previous_alias};
+use kiln_config::model::InstanceId;
 use kiln_github::{AppKey, AppSigner, BoxFuture, SignError};
 
 use crate::identify::Metadata;

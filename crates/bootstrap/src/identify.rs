@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use aws_config::imds;
 use aws_config::imds::client::error::ImdsError;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use kiln_fleet::boot::BootConfig;
-use kiln_fleet::model::InstanceId;
+use kiln_config::boot::BootConfig;
+use kiln_config::model::InstanceId;
 
 use crate::guard;
 use crate::life::Notice;

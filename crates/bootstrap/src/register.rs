@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use kiln_fleet::boot::BootConfig;
-use kiln_fleet::model::Registration;
+use kiln_config::boot::BootConfig;
+use kiln_config::model::Registration;
 use kiln_github::{Deleted, Error, ErrorKind, JitConfig, JitRequest, OrgClient};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::AsyncReadExt as _;
@@ -106,7 +106,7 @@ async fn persistent(
         }
     }
     let name = format!("{}-{}", config.fleet, identity.instance);
-    let labels: Vec<&str> = config.labels.iter().map(kiln_fleet::model::Label::as_str).collect();
+    let labels: Vec<&str> = config.labels.iter().map(kiln_config::model::Label::as_str).collect();
     let url = format!("{}/{}", config.github.url.as_str().trim_end_matches('/'), config.organization);
     let mut command = machine.command_as(user, &directory.join("config.sh"), directory)?;
     // By environment: arguments can be read by every process of the machine.

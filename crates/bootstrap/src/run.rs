@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use kiln_fleet::boot::{BootConfig, DockerAccess, MetadataAccess};
-use kiln_fleet::model::Registration;
+use kiln_config::boot::{BootConfig, DockerAccess, MetadataAccess};
+use kiln_config::model::Registration;
 use kiln_github::{Deleted, OrgClient, Usage};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument as _;

@@ -1,7 +1,7 @@
 //! An instance's user data.
 #![no_main]
 
-use kiln_fleet::boot::BootConfig;
+use kiln_config::boot::BootConfig;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     if let Ok(config) = BootConfig::from_json(text)

@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|yaml: &str| {
-    let _ = kiln_release::components::Document::parse(yaml);
+    let _ = kiln_image::components::Document::parse(yaml);
 });

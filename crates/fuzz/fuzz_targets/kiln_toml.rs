@@ -1,7 +1,7 @@
 //! kiln.toml, and the picture of what is wrong with it.
 #![no_main]
 
-use kiln_fleet::config::Config;
+use kiln_config::config::Config;
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     match Config::from_toml("kiln.toml", text) {

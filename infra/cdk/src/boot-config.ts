@@ -1,4 +1,4 @@
-// What an instance is told at boot: the JSON that `crates/fleet/src/boot.rs` defines, letter by letter. The test compares
+// What an instance is told at boot: the JSON that `crates/config/src/boot.rs` defines, letter by letter. The test compares
 // it with a document that the Rust side wrote.
 
 /** Where the App's private key is kept. */

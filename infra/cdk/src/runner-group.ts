@@ -66,7 +66,7 @@ export interface RunnerGroupProps extends BootConfigProps {
   readonly instanceTags?: Readonly<Record<string, string>>;
 }
 
-/** How long an instance may take to register, as in `crates/release/src/fleet_stack.rs`. */
+/** How long an instance may take to register, as in `crates/operations/src/fleet_stack.rs`. */
 const LAUNCH_TIMEOUT_SECS = 600;
 
 /** A fleet's template, included whole. One a stack: its names are made of the stack's. */
@@ -119,7 +119,7 @@ function numbered(name: string, count: number, values: readonly string[]): Recor
   return Object.fromEntries(names.map((parameter, index) => [parameter, values[index] ?? '']));
 }
 
-/** The template's parameters: what `crates/release/src/fleet_stack.rs` supplies, for CDK. */
+/** The template's parameters: what `crates/operations/src/fleet_stack.rs` supplies, for CDK. */
 export function runnerGroupParameters(props: RunnerGroupProps, group: string): Record<string, unknown> {
   const { spot, volume = {}, instanceTags = {} } = props;
   if (props.minSize > props.maxSize) {

@@ -3,8 +3,8 @@
 use std::time::SystemTime;
 
 use comfy_table::{ContentArrangement, Table, presets};
-use kiln_release::status::{FleetStatus, ImageStatus, Report, RunnerState};
-use kiln_release::when;
+use kiln_operations::status::{FleetStatus, ImageStatus, Report, RunnerState};
+use kiln_operations::when;
 
 use super::state_of;
 

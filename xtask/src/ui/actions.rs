@@ -7,7 +7,7 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use kiln_fleet::config::ConfigError;
+use kiln_config::config::ConfigError;
 use serde_json::Value;
 
 use super::document::Document;
@@ -97,7 +97,7 @@ pub(crate) fn errors(command: &str, account: &Account, config: Option<&ConfigErr
         }
         return vec![format!("::error title={title}::{}", data(&text))];
     };
-    let one = |problem: kiln_fleet::config::Problem| {
+    let one = |problem: kiln_config::config::Problem| {
         let more = problem.expected.iter().chain(&problem.hint);
         let text = more.fold(problem.message.clone(), |text, more| format!("{text}\n{more}"));
         let (line, column) = (problem.line, problem.column);

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kiln_fleet::config::ConfigError;
-use kiln_release::plan::Plan;
+use kiln_config::config::ConfigError;
+use kiln_operations::plan::Plan;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;

@@ -1,7 +1,7 @@
 //! How a command ends when it does not succeed, in words.
 
-use kiln_fleet::config::ConfigError;
-use kiln_release::{Code, Error, Kind};
+use kiln_config::config::ConfigError;
+use kiln_operations::{Code, Error, Kind};
 
 /// How a command ends when it does not succeed.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! What a person gets wrong: each is one paragraph with a hint and its documented exit code, and nothing is half done.
 
 use crate::support::{quiet, refused, world};
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use kiln_e2e::story::{FLEETS, VERSIONS};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_are_none_of_this_apps_are_refused_before_anything_changes() {

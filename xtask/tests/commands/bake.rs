@@ -1,9 +1,9 @@
 //! The bake: a failure in any step of any document, what an image holds and where it goes.
 
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
-use kiln_rehearsal::world::NODES;
-use kiln_release::components::{COMPONENTS, Document, OnFailure};
-use kiln_release::sbom;
+use kiln_e2e::story::{FLEETS, VERSIONS};
+use kiln_e2e::world::NODES;
+use kiln_image::components::{COMPONENTS, Document, OnFailure};
+use kiln_image::sbom;
 
 use crate::models::assert_modelled;
 use crate::support::{World, bootstrap, quiet, refused, world};
@@ -79,7 +79,7 @@ async fn an_image_of_amazon_linux_2_has_the_pinned_builds_of_node_and_says_what_
     let tags = world.aws.image_tags(ami).await.unwrap();
     assert_eq!(tags["kiln:node-24"], NODES[1]);
     assert_eq!(tags["kiln:runner-version"], VERSIONS[0]);
-    let digest = kiln_release::payload::sha256(&std::fs::read(bootstrap()).unwrap());
+    let digest = kiln_image::payload::sha256(&std::fs::read(bootstrap()).unwrap());
     assert_eq!(tags["kiln:bootstrap-sha256"], digest.as_str());
     for name in ["manifest.json", "bootstrap.cdx.json", "packages.cdx.json"] {
         let kept = world.aws.object(&format!("{}/{name}", tags["kiln:sbom"])).await.unwrap();
@@ -122,7 +122,7 @@ async fn an_image_is_copied_and_shared() {
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
     let baked = world.aws.images().remove(0);
     assert_eq!(baked.shared_with, ["123456789012"]);
-    let parameter = "/kiln-rehearsal/image/al2023-x86_64";
+    let parameter = "/kiln-stand-ins/image/al2023-x86_64";
     let recorded = world.aws.parameter("eu-west-1", parameter).await.unwrap();
     assert_eq!(recorded.as_deref(), Some(baked.copies["eu-west-1"].as_str()));
     assert_ne!(recorded.as_deref(), Some(baked.ami.as_str()));

@@ -1,6 +1,6 @@
 //! What `deploy` does beside rolling out: a canary's check, the way back, the lock. The library's own tests have the rest.
 
-use kiln_rehearsal::story::VERSIONS;
+use kiln_e2e::story::VERSIONS;
 
 use crate::models::assert_modelled;
 use crate::support::{World, quiet, refused, world};
@@ -80,11 +80,11 @@ async fn peak_kib(instances: u32) -> u64 {
     let pem = world.download_key("key.pem").unwrap();
     well(&world, &["rotate-key", "--pem", pem.to_str().unwrap()]).await;
     world.aws.simulate_instances(&world.github);
-    world.aws.make_bucket("kiln-rehearsal-000000000000-eu-central-1").await.unwrap();
+    world.aws.make_bucket("kiln-stand-ins-000000000000-eu-central-1").await.unwrap();
     let mut peak = 0;
     for version in VERSIONS {
         let ami = world.aws.add_image(&format!("kiln-{version}"), version).await.unwrap();
-        world.aws.put_parameter("/kiln-rehearsal/image/al2023-x86_64", &ami).await.unwrap();
+        world.aws.put_parameter("/kiln-stand-ins/image/al2023-x86_64", &ami).await.unwrap();
         let mut running = world.spawn(&["deploy"], quiet).unwrap();
         let status = format!("/proc/{}/status", running.id().unwrap());
         let mut look = tokio::time::interval(std::time::Duration::from_millis(20));

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use kiln_fleet::config::Config;
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
-use kiln_release::doctor::rights::needed;
-use kiln_release::ports::Caller;
+use kiln_config::config::Config;
+use kiln_e2e::story::{FLEETS, VERSIONS};
+use kiln_operations::doctor::rights::needed;
+use kiln_operations::ports::Caller;
 use serde_json::Value;
 
 use crate::models::assert_modelled;

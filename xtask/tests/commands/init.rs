@@ -1,6 +1,6 @@
 //! `init` writes a kiln.toml that the other commands read, asks AWS about its subnets, and replaces nobody's work.
 
-use kiln_fleet::config::Config;
+use kiln_config::config::Config;
 
 use crate::support::{World, on_a_terminal, quiet, refused, world};
 

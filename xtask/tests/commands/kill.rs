@@ -2,8 +2,8 @@
 //! again each time, until a run gets through: it must resume or start cleanly, and end right.
 
 use crate::support::{World, quiet, world};
-use kiln_rehearsal::aws::When;
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use kiln_e2e::story::{FLEETS, VERSIONS};
+use kiln_stand_ins::aws::When;
 
 /// More than any command's mutating calls, twice over: one that makes no progress is found out.
 const MOST_RUNS: usize = 150;

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use kiln_rehearsal::aws::Request;
-use kiln_rehearsal::iam::{Call, Policies};
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
-use kiln_rehearsal::template::Template;
+use kiln_e2e::story::{FLEETS, VERSIONS};
+use kiln_stand_ins::aws::Request;
+use kiln_stand_ins::iam::{Call, Policies};
+use kiln_stand_ins::template::Template;
 
 use crate::models::assert_modelled;
 use crate::support::{World, quiet, world};
 
-const PREFIX: &str = "kiln-rehearsal";
+const PREFIX: &str = "kiln-stand-ins";
 
 fn arn(service: &str, resource: &str) -> String {
     format!("arn:aws:{service}:eu-central-1:000000000000:{resource}")
@@ -112,7 +112,7 @@ async fn permitted(world: &World, role: &str, arguments: &[&str]) {
     let parameters = [("Prefix", PREFIX), ("Subject", "repo:rehearsal/runners:ref:refs/heads/main")];
     let parameters: BTreeMap<_, _> =
         parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
-    let template = Template::new("kiln-rehearsal-pipeline", &text, parameters).unwrap();
+    let template = Template::new("kiln-stand-ins-pipeline", &text, parameters).unwrap();
     let policies = Policies::new(template.policies(role).unwrap());
     let calls: Vec<Call> = calls.into_iter().collect();
     let checked = policies.check(&root.join("target/tools/venv/bin/python"), &calls, &[]);

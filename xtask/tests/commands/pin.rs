@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use kiln_e2e::story::{FLEETS, VERSIONS};
 use serde_json::Value;
 
 use crate::models::assert_modelled;

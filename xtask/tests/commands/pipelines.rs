@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use kiln_e2e::story::{FLEETS, VERSIONS};
 use serde_yaml_ng::Value;
 use tokio::process::Command;
 
@@ -129,7 +129,7 @@ async fn the_monthly_pipeline_removes_what_nothing_uses() {
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     for days in 1..=4 {
         let age = Duration::from_secs(days * 24 * 3600);
-        world.aws.plant_image(world.aws.region(), "kiln-rehearsal-al2023-x86_64", age).await.unwrap();
+        world.aws.plant_image(world.aws.region(), "kiln-stand-ins-al2023-x86_64", age).await.unwrap();
     }
     let prune = workflow("prune.yml");
     let pruned = run(&world, &prune, "prune").await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use kiln_e2e::story::{FLEETS, VERSIONS};
 use serde_json::Value;
 
 use crate::kill::die_all_the_way;
@@ -10,7 +10,7 @@ use crate::models::assert_modelled;
 use crate::support::{World, quiet, world};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-const KIND: &str = "kiln-rehearsal-al2023-x86_64";
+const KIND: &str = "kiln-stand-ins-al2023-x86_64";
 const HOME: &str = "eu-central-1";
 const AWAY: &str = "eu-west-1";
 
@@ -69,7 +69,7 @@ async fn what_nothing_uses_goes_in_every_region_however_often_the_run_is_killed(
         format!("remove {old} ({KIND}, 40 days old, 30 GiB)"),
         format!("remove {recent} ({KIND}, 9 days old, 30 GiB)"),
         "this frees 60 GiB of snapshots at most".to_owned(),
-        format!("keep {served}: one of the newest, recorded in /kiln-rehearsal/fleet/linux/current, recorded in"),
+        format!("keep {served}: one of the newest, recorded in /kiln-stand-ins/fleet/linux/current, recorded in"),
         format!("images in {AWAY}:"),
     ] {
         assert!(outcome.stderr.contains(&part), "no `{part}` in:\n{}", outcome.stderr);
@@ -105,9 +105,9 @@ async fn a_superseded_launch_template_version_gives_its_image_up_when_told_to() 
     // The first is the way back.
     let kept = document(&world, &["prune", "--keep", "1", "--superseded", "--dry-run"]).await;
     assert_eq!(amis(&kept["result"]["removed"]), [""; 0]);
-    world.aws.forget_parameter("/kiln-rehearsal/fleet/linux/former").await.unwrap();
+    world.aws.forget_parameter("/kiln-stand-ins/fleet/linux/former").await.unwrap();
     let outcome = world.run(&["prune", "--keep", "1", "--dry-run"], quiet).await.unwrap().success().unwrap();
-    let told = format!("keep {first}: named by superseded launch template kiln-rehearsal-fleet-linux version 1");
+    let told = format!("keep {first}: named by superseded launch template kiln-stand-ins-fleet-linux version 1");
     assert!(outcome.stderr.contains(&told), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("1 more, 30 GiB, would go with --superseded"), "{}", outcome.stderr);
     let done = world.run(&["prune", "--keep", "1", "--superseded"], quiet).await.unwrap().success().unwrap();

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kiln_rehearsal::aws::{Imds, ImdsOptions};
-use kiln_rehearsal::machine::MachineFolder;
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use kiln_e2e::story::{FLEETS, VERSIONS};
+use kiln_stand_ins::aws::{Imds, ImdsOptions};
+use kiln_stand_ins::machine::MachineFolder;
 use serde_json::{Value, json};
 
 use crate::models::assert_modelled;
@@ -28,7 +28,7 @@ async fn keys(world: &World) -> Vec<String> {
     let document: Value = serde_json::from_str(&outcome.stdout).unwrap();
     let status = &document["result"]["status"];
     assert!(
-        status["settings_url"].as_str().unwrap().ends_with("/organizations/rehearsal/settings/apps/kiln-rehearsal"),
+        status["settings_url"].as_str().unwrap().ends_with("/organizations/rehearsal/settings/apps/kiln-stand-ins"),
         "{status}"
     );
     let mut keys: Vec<String> = status["keys"]
@@ -216,8 +216,8 @@ impl<'a> Machine<'a> {
         let mut config = self.folder.boot_config(&self.world.github);
         config["registration"] = json!("ephemeral");
         config["key"] = match store {
-            "kms" => json!({ "kms": "alias/kiln-rehearsal-app-key" }),
-            _ => json!({ "secrets-manager": "kiln-rehearsal/app-key" }),
+            "kms" => json!({ "kms": "alias/kiln-stand-ins-app-key" }),
+            _ => json!({ "secrets-manager": "kiln-stand-ins/app-key" }),
         };
         let instance = format!("i-{}{index:016x}", if store == "kms" { "0" } else { "1" });
         let user_data = Some(config.to_string());

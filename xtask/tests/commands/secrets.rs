@@ -4,7 +4,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use kiln_e2e::story::{FLEETS, VERSIONS};
 
 use crate::models::assert_modelled;
 use crate::support::{quiet, world};

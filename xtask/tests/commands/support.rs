@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-pub(crate) use kiln_rehearsal::world::World;
-use kiln_rehearsal::world::{Outcome, Parts};
+pub(crate) use kiln_e2e::world::World;
+use kiln_e2e::world::{Outcome, Parts};
 use rexpect::session::PtySession;
 
 /// A test reads what a command says from its outcome.

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use kiln_rehearsal::aws::Refusal;
-use kiln_rehearsal::story::{FLEETS, VERSIONS};
+use kiln_e2e::story::{FLEETS, VERSIONS};
+use kiln_stand_ins::aws::Refusal;
 use serde_json::Value;
 
 use crate::support::{World, quiet, world};

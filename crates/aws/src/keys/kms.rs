@@ -12,11 +12,11 @@ use aws_sdk_kms::types::{
     AlgorithmSpec, ExpirationModelType, KeyMetadata, KeySpec, KeyState as State, KeyUsageType, MessageType, OriginType,
     SigningAlgorithmSpec, Tag, WrappingKeySpec,
 };
-use kiln_fleet::boot::previous_alias;
-use kiln_fleet::model::KeyStore;
+use kiln_config::boot::previous_alias;
+use kiln_config::model::KeyStore;
 use kiln_github::{AppKey, AppSigner, BoxFuture, Fingerprint, SignError};
-use kiln_release::keys::{KeyState, Timestamp};
-use kiln_release::ports::{CloudErrorKind, HeldKey, KeyRecord, Result, StoreContents, StoredKey};
+use kiln_operations::keys::{KeyState, Timestamp};
+use kiln_operations::ports::{CloudErrorKind, HeldKey, KeyRecord, Result, StoreContents, StoredKey};
 use zeroize::Zeroizing;
 
 use crate::Aws;

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use aws_sdk_secretsmanager::types::Tag;
-use kiln_fleet::model::KeyStore;
+use kiln_config::model::KeyStore;
 use kiln_github::{AppKey, AppSigner, BoxFuture, Fingerprint, SignError};
-use kiln_release::keys::{KeyState, Timestamp};
-use kiln_release::ports::{HeldKey, KeyRecord, Result, StoreContents, StoredKey};
+use kiln_operations::keys::{KeyState, Timestamp};
+use kiln_operations::ports::{HeldKey, KeyRecord, Result, StoreContents, StoredKey};
 use secrecy::ExposeSecret as _;
 use zeroize::Zeroizing;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::error::Error as _;
 
-use kiln_fleet::model::Region;
-use kiln_release::ports::{CloudErrorKind, Identity as _, StackRequest, Stacks as _};
+use kiln_config::model::Region;
+use kiln_operations::ports::{CloudErrorKind, Identity as _, StackRequest, Stacks as _};
 
 use crate::{config, there};
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kiln_fleet::model::{Architecture, BaseImage};
-use kiln_release::ports::{Component, Distribution, Identity as _, Images as _, Infrastructure, Versioned};
+use kiln_config::model::{Architecture, BaseImage};
+use kiln_operations::ports::{Component, Distribution, Identity as _, Images as _, Infrastructure, Versioned};
 
 use crate::there;
 

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kiln_fleet::config::Config;
-use kiln_fleet::model::KeyStore;
+use kiln_config::config::Config;
+use kiln_config::model::KeyStore;
 use kiln_github::{AppKey, AppSigner as _};
-use kiln_rehearsal::github::{GitHub, GitHubOptions};
-use kiln_release::Kind;
-use kiln_release::keys::{KeyRecord, KeyState, StoreContents, Timestamp};
-use kiln_release::ports::{KeyNames, Keys as _, Progress, StackRequest, Stacks as _};
-use kiln_release::rotate_key::{self, StoreUse};
-use kiln_release::stacks::{self, StackStep, difference};
+use kiln_operations::Kind;
+use kiln_operations::keys::{KeyRecord, KeyState, StoreContents, Timestamp};
+use kiln_operations::ports::{KeyNames, Keys as _, Progress, StackRequest, Stacks as _};
+use kiln_operations::rotate_key::{self, StoreUse};
+use kiln_operations::stacks::{self, StackStep, difference};
+use kiln_stand_ins::github::{GitHub, GitHubOptions};
 
 use crate::{There, there};
 

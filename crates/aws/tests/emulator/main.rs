@@ -12,8 +12,8 @@ use std::path::Path;
 
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_sts::config::Credentials;
-use kiln_fleet::model::Region;
-use kiln_rehearsal::aws::{Aws as Local, AwsOptions};
+use kiln_config::model::Region;
+use kiln_stand_ins::aws::{Aws as Local, AwsOptions};
 use tempfile::TempDir;
 
 /// A local AWS and the ports on it.

@@ -4,11 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::types::{BlockDeviceMapping, EbsBlockDevice, RequestLaunchTemplateData};
-use kiln_fleet::config::Config;
-use kiln_fleet::model::{AmiId, SnapshotId};
-use kiln_release::ports::{Images as _, Inventory as _, Progress};
-use kiln_release::prune::{self, Observed, Request, Step};
-use kiln_release::wait::Tempo;
+use kiln_config::config::Config;
+use kiln_config::model::{AmiId, SnapshotId};
+use kiln_operations::ports::{Images as _, Inventory as _, Progress};
+use kiln_operations::prune::{self, Observed, Request, Step};
+use kiln_operations::wait::Tempo;
 
 use crate::{There, config, there};
 
@@ -86,7 +86,7 @@ impl Place {
         prune::observe(&self.kiln, &self.there.cloud).await.unwrap()
     }
 
-    fn plan(&self, keep: usize, superseded: bool, observed: &Observed) -> kiln_release::plan::Plan<Step> {
+    fn plan(&self, keep: usize, superseded: bool, observed: &Observed) -> kiln_operations::plan::Plan<Step> {
         let (config, region) = (&self.kiln, &self.kiln.region);
         prune::plan(&Request { config, region, keep, superseded, now: SystemTime::now() }, observed)
     }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kiln_fleet::model::{GroupName, Sha256};
-use kiln_release::ports::{
+use kiln_config::model::{GroupName, Sha256};
+use kiln_operations::ports::{
     Blobs as _, CloudErrorKind, Groups as _, Inventory as _, Progress, StackRequest, Stacks as _,
 };
-use kiln_release::stacks::{self, StackStep, difference};
+use kiln_operations::stacks::{self, StackStep, difference};
 
 use crate::there;
 

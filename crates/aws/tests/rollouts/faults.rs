@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
-use kiln_rehearsal::aws::{ImageFault, Refusal, When};
-use kiln_rehearsal::github::{Answer, Conclusion, Fault as GitHubFault, JobId, JobState};
-use kiln_release::Kind;
-use kiln_release::deploy::{Canary, Goal, Request};
+use kiln_operations::Kind;
+use kiln_operations::deploy::{Canary, Goal, Request};
+use kiln_stand_ins::aws::{ImageFault, Refusal, When};
+use kiln_stand_ins::github::{Answer, Conclusion, Fault as GitHubFault, JobId, JobState};
 
 use crate::lane::{Lane, Said, kill, process};
 

@@ -9,15 +9,15 @@ use std::time::Duration;
 use aws_config::BehaviorVersion;
 use aws_config::retry::RetryConfig;
 use aws_sdk_sts::config::Credentials;
-use kiln_fleet::config::{Config, Fleet};
+use kiln_config::config::{Config, Fleet};
 use kiln_github::{AppKey, Bounds, OrgClient};
-use kiln_rehearsal::aws::{Aws as Local, AwsOptions};
-use kiln_rehearsal::github::{GitHub, GitHubOptions, KnownRunner};
-use kiln_release::Error;
-use kiln_release::deploy::{self, CanaryRunner, Check, Checking, Holder, Operator, Request, Step};
-use kiln_release::plan::Plan;
-use kiln_release::ports::{Consent, Consented, Images as _, Progress};
-use kiln_release::wait::Tempo;
+use kiln_operations::Error;
+use kiln_operations::deploy::{self, CanaryRunner, Check, Checking, Holder, Operator, Request, Step};
+use kiln_operations::plan::Plan;
+use kiln_operations::ports::{Consent, Consented, Images as _, Progress};
+use kiln_operations::wait::Tempo;
+use kiln_stand_ins::aws::{Aws as Local, AwsOptions};
+use kiln_stand_ins::github::{GitHub, GitHubOptions, KnownRunner};
 use tempfile::TempDir;
 
 /// Pauses of a quarter of a second to fifteen become five to three hundred milliseconds, ten minutes become six seconds.
@@ -90,7 +90,7 @@ impl Lane {
         let local = Local::start(options).await.unwrap();
         let github = GitHub::start(GitHubOptions::new("rehearsal")).await.unwrap();
         local.simulate_instances(&github);
-        local.make_bucket("kiln-rehearsal-000000000000-eu-central-1").await.unwrap();
+        local.make_bucket("kiln-stand-ins-000000000000-eu-central-1").await.unwrap();
         let config = Config::from_toml("kiln.toml", &kiln_toml(&github, instances)).unwrap();
         let key = AppKey::from_pem(github.generate_key().as_bytes()).unwrap();
         let client = OrgClient::new(

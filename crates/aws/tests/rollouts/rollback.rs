@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use kiln_rehearsal::aws::When;
-use kiln_release::Kind;
-use kiln_release::deploy::{Goal, Request};
+use kiln_operations::Kind;
+use kiln_operations::deploy::{Goal, Request};
+use kiln_stand_ins::aws::When;
 
 use crate::faults::converge;
 use crate::lane::{Lane, Said, kill, process};

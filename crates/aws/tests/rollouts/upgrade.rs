@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kiln_rehearsal::github::{Conclusion, JobState};
-use kiln_release::ami::BAKE_TEMPLATE;
-use kiln_release::fleet_stack::stack_request;
-use kiln_release::payload::sha256;
-use kiln_release::ports::{Blobs as _, StackRequest, Stacks as _};
-use kiln_release::stacks::{self, StackStep, difference, grave};
+use kiln_image::payload::sha256;
+use kiln_operations::ami::BAKE_TEMPLATE;
+use kiln_operations::fleet_stack::stack_request;
+use kiln_operations::ports::{Blobs as _, StackRequest, Stacks as _};
+use kiln_operations::stacks::{self, StackStep, difference, grave};
+use kiln_stand_ins::github::{Conclusion, JobState};
 use serde_json::json;
 
 use crate::faults::converge;
@@ -25,7 +25,7 @@ fn former(world: &Lane, ami: &str, version: &str) -> StackRequest {
         "fleet": "linux",
         "github": { "api_url": world.github.api_url(), "url": world.github.url() },
         "app": { "issuer": world.github.client_id(), "installation_id": world.github.installation_id() },
-        "key": { "kms": "alias/kiln-rehearsal-app-key" },
+        "key": { "kms": "alias/kiln-stand-ins-app-key" },
         "registration": "persistent",
         "labels": ["linux-x64"],
         "runner_group": "Default",
@@ -49,7 +49,7 @@ fn former(world: &Lane, ami: &str, version: &str) -> StackRequest {
         ("MaxSize", "2"),
         ("VpcId", "vpc-00000001"),
         ("SubnetIds", "subnet-00000001,subnet-00000002"),
-        ("KeyAlias", "alias/kiln-rehearsal-app-key"),
+        ("KeyAlias", "alias/kiln-stand-ins-app-key"),
         ("SecretName", ""),
         ("LaunchTimeoutSecs", "600"),
         ("TerminationHeartbeatSecs", "300"),

@@ -8,7 +8,7 @@ use aws_credential_types::provider::{ProvideCredentials as _, SharedCredentialsP
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4::SigningParams;
 use backon::{ExponentialBuilder, Retryable as _};
-use kiln_fleet::model::InstanceId;
+use kiln_config::model::InstanceId;
 use url::form_urlencoded::Serializer;
 
 /// The API's version, as every SDK names it.

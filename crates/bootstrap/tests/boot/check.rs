@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use kiln_rehearsal::github::{GitHub, GitHubOptions};
-use kiln_rehearsal::machine::MachineFolder;
+use kiln_stand_ins::github::{GitHub, GitHubOptions};
+use kiln_stand_ins::machine::MachineFolder;
 use serde_json::Value;
 
 use crate::support::VERSION;

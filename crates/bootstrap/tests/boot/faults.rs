@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use kiln_rehearsal::aws::ImdsFault;
-use kiln_rehearsal::github::{Answer, Fault};
+use kiln_stand_ins::aws::ImdsFault;
+use kiln_stand_ins::github::{Answer, Fault};
 use serde_json::json;
 
 use crate::support::{There, there};

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use kiln_rehearsal::github::{Conclusion, JobSpec, JobState, Step};
-use kiln_rehearsal::machine::runner_ids;
+use kiln_stand_ins::github::{Conclusion, JobSpec, JobState, Step};
+use kiln_stand_ins::machine::runner_ids;
 use serde_json::json;
 
 use crate::support::{SOON, there};

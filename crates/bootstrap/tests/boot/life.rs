@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use kiln_rehearsal::aws::Refusal;
-use kiln_rehearsal::github::{Answer, Conclusion, Fault, GitHub, JobSpec, JobState, Step};
+use kiln_stand_ins::aws::Refusal;
+use kiln_stand_ins::github::{Answer, Conclusion, Fault, GitHub, JobSpec, JobState, Step};
 
 use crate::support::{SOON, There, there, there_with};
 

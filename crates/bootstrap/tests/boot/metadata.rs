@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use kiln_rehearsal::aws::{IMDS_ADDRESS, InstanceAws, Refusal};
-use kiln_rehearsal::github::{Conclusion, JobSpec, JobState, Step};
+use kiln_stand_ins::aws::{IMDS_ADDRESS, InstanceAws, Refusal};
+use kiln_stand_ins::github::{Conclusion, JobSpec, JobState, Step};
 use serde_json::json;
 
 use crate::support::{Booted, SOON, There, there};

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kiln_rehearsal::aws::{Imds, ImdsOptions, InstanceAws, Place};
-use kiln_rehearsal::github::{GitHub, GitHubOptions, KnownRunner};
-use kiln_rehearsal::machine::MachineFolder;
+use kiln_stand_ins::aws::{Imds, ImdsOptions, InstanceAws, Place};
+use kiln_stand_ins::github::{GitHub, GitHubOptions, KnownRunner};
+use kiln_stand_ins::machine::MachineFolder;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStderr};

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::support::{ORGANIZATION, app, app_as, assert_secretless, fail, start};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use kiln_github::{AppKey, AppSigner, BoxFuture, ErrorKind, SignError, jwt};
-use kiln_rehearsal::github::Answer;
+use kiln_stand_ins::github::Answer;
 use secrecy::ExposeSecret as _;
 
 const AHEAD: &str = "'Expiration time' claim ('exp') is too far in the future";

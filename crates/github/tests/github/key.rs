@@ -7,7 +7,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_github::{AppKey, Fingerprint, KeyError};
-use kiln_rehearsal::github::{GitHub, GitHubOptions};
+use kiln_stand_ins::github::{GitHub, GitHubOptions};
 use secrecy::ExposeSecret as _;
 
 fn pem(tag: &str, der: &[u8]) -> String {

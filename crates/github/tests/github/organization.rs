@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::{ORGANIZATION, app, assert_secretless, fail, organization, start};
 use kiln_github::{Deleted, ErrorKind, JitRequest};
-use kiln_rehearsal::github::Answer;
+use kiln_stand_ins::github::Answer;
 use secrecy::ExposeSecret as _;
 
 fn jit(name: &str) -> JitRequest {

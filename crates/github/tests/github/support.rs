@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_github::{AppClient, AppKey, Bounds, Error, OrgClient};
-use kiln_rehearsal::github::{Answer, Fault, GitHub, GitHubOptions};
+use kiln_stand_ins::github::{Answer, Fault, GitHub, GitHubOptions};
 use url::Url;
 
 pub(crate) const ORGANIZATION: &str = "acme";

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support::{ORGANIZATION, QUICK, app, assert_secretless, fail, organization, organization_at, start};
 use kiln_github::{Bounds, ErrorKind};
-use kiln_rehearsal::github::{Answer, GitHub, GitHubOptions};
+use kiln_stand_ins::github::{Answer, GitHub, GitHubOptions};
 
 #[tokio::test]
 async fn a_failure_that_passes_is_not_noticed() {

@@ -1,0 +1,6 @@
+//! What goes into a machine image: Image Builder's component documents, the payload of files they lay down, and the
+//! bill of materials of the bootstrap binary.
+
+pub mod components;
+pub mod payload;
+pub mod sbom;

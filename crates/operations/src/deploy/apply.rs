@@ -1,0 +1,175 @@
+//! Carrying a plan out, under the fleet's lock.
+
+use kiln_config::model::{GroupName, RunnerVersion};
+use kiln_github::OrgClient;
+
+use super::lock::Lock;
+use super::observe::fleet_runners;
+use super::plan::missing;
+use super::roll::{self, ONLINE_BOUND};
+use super::{Observed, Operator, Request, Step, observe, plan, record};
+use crate::code::Code;
+use crate::error::{Error, Kind, Result};
+use crate::fleet_stack::resolved;
+use crate::orphans;
+use crate::plan::{Plan, Tally, first_line};
+use crate::ports::Cloud;
+use crate::stacks::{self, StackStep};
+use crate::wait::{Pace, human};
+
+/// Observes, plans, shows the plan and carries it out; `dry` stops after showing it.
+///
+/// # Errors
+/// What [`observe()`] and [`apply()`] fail with.
+pub async fn run(
+    request: &Request<'_>,
+    dry: bool,
+    cloud: &impl Cloud,
+    github: &OrgClient,
+    operator: Operator<'_>,
+) -> Result<Plan<Step>> {
+    let observed = observe(request, cloud, github, operator.progress).await?;
+    let planned = plan(request, &observed)?;
+    operator.progress.plan(&planned.texts());
+    if let Some(soon) = observed.ends_soon() {
+        operator.progress.warn(&soon);
+    }
+    if !dry && !planned.is_empty() {
+        apply(request, &planned, cloud, github, operator).await?;
+    }
+    Ok(planned)
+}
+
+async fn look(
+    request: &Request<'_>,
+    cloud: &impl Cloud,
+    github: &OrgClient,
+    operator: Operator<'_>,
+) -> Result<Plan<Step>> {
+    let observed: Observed = observe(request, cloud, github, operator.progress).await?;
+    plan(request, &observed)
+}
+
+/// Carries a plan out under the fleet's lock. Looks again once it has the lock: another run may have held it, and what it
+/// left is what there is to do then.
+///
+/// # Errors
+/// The first step that fails, with the steps done before it; [`Kind::Precondition`] when another run holds the lock.
+pub async fn apply(
+    request: &Request<'_>,
+    planned: &Plan<Step>,
+    cloud: &impl Cloud,
+    github: &OrgClient,
+    operator: Operator<'_>,
+) -> Result<()> {
+    let Request { config, fleet, lock_wait, .. } = request;
+    let lock = Lock::take(config, &fleet.name, operator.holder, *lock_wait, cloud, operator.progress).await?;
+    let work = async {
+        let now = look(request, cloud, github, operator).await?;
+        if !same_work(&now, planned) {
+            operator.progress.say(&format!("the world has changed since, and with it the plan:\n{now}"));
+        }
+        steps(request, &now, cloud, github, operator).await
+    };
+    lock.keep(cloud, work).await
+}
+
+/// Who is at work changes from moment to moment, and changes no step.
+fn same_work(one: &Plan<Step>, other: &Plan<Step>) -> bool {
+    let work = |plan: &Plan<Step>| -> Vec<Step> {
+        let mut steps = plan.steps.clone();
+        for step in &mut steps {
+            if let Step::Roll { briefing, .. } = step {
+                *briefing = super::Briefing::default();
+            }
+        }
+        steps
+    };
+    work(one) == work(other)
+}
+
+async fn steps(
+    request: &Request<'_>,
+    plan: &Plan<Step>,
+    cloud: &impl Cloud,
+    github: &OrgClient,
+    operator: Operator<'_>,
+) -> Result<()> {
+    let mut tally = Tally::new(plan, operator.progress);
+    for step in &plan.steps {
+        tally.begin(first_line(&step.to_string()));
+        apply_step(request, step, cloud, github, operator).await.map_err(|error| tally.failed(error))?;
+    }
+    Ok(())
+}
+
+async fn apply_step(
+    request: &Request<'_>,
+    step: &Step,
+    cloud: &impl Cloud,
+    github: &OrgClient,
+    operator: Operator<'_>,
+) -> Result<()> {
+    let Operator { progress, consent, .. } = operator;
+    let Request { config, fleet, .. } = request;
+    match step {
+        Step::Reject { ami } => record::reject(config, fleet, ami, cloud).await,
+        Step::Accept { .. } => record::accept(config, fleet, cloud).await,
+        Step::Clear(dead) => stacks::clear(cloud, dead, consent, progress).await,
+        Step::Stack(step) => {
+            let request = resolved(cloud, &step.request).await?;
+            let step = StackStep { request, difference: step.difference.clone() };
+            stacks::apply_agreed(cloud, &step, consent, progress).await
+        }
+        Step::Settle(wanted) => {
+            let stack = cloud.stack(&wanted.name).await?;
+            match stacks::difference(stack.as_ref(), wanted) {
+                Some(difference) => {
+                    let step = StackStep { request: wanted.clone(), difference };
+                    stacks::apply_agreed(cloud, &step, consent, progress).await
+                }
+                None => Ok(()),
+            }
+        }
+        Step::AwaitRefresh { group, id } => roll::go_on(request, group, id, cloud, github, operator).await,
+        Step::Roll { group, .. } => roll::roll(request, group, cloud, github, operator).await,
+        Step::Verify { group, version, back_to } => {
+            verify(request, group, version.as_ref(), back_to.as_deref(), cloud, github, operator).await
+        }
+        Step::Mark { ami, .. } => record::mark(config, fleet, ami, cloud).await,
+        Step::CleanUp { group, orphans } => {
+            let removed = orphans::remove(&fleet.name, orphans, group, cloud, github, progress).await?;
+            progress.say(&format!("{removed} runner(s) deleted"));
+            Ok(())
+        }
+    }
+}
+
+async fn verify(
+    request: &Request<'_>,
+    name: &GroupName,
+    wanted: Option<&RunnerVersion>,
+    back_to: Option<&str>,
+    cloud: &impl Cloud,
+    github: &OrgClient,
+    operator: Operator<'_>,
+) -> Result<()> {
+    let progress = operator.progress;
+    let mut pace = Pace::new(ONLINE_BOUND);
+    loop {
+        let (group, version) = roll::group_and_version(request, name, cloud).await?;
+        let runners = fleet_runners(request.fleet, github).await?;
+        let Some(what) = missing(&group, Some(&version), &runners, wanted) else {
+            progress.say(&format!("{} runner(s) of {name} online at GitHub", group.desired));
+            return Ok(());
+        };
+        progress.state(&what);
+        if pace.pause().await.is_err() {
+            let message = format!("{name} does not serve after {}: {what}", human(ONLINE_BOUND));
+            return match back_to.filter(|former| **former != version.version) {
+                Some(former) => Err(roll::take_back(request, name, former, message, cloud, operator).await?),
+                None => Err(Error::new(Kind::Failed, message).code(Code::RunnersOffline).hint(roll::WHERE_TO_LOOK)),
+            };
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What `deploy` looks at.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use kiln_config::config::{Config, Fleet, Network};
+use kiln_config::model::{AmiId, RunnerVersion};
+use kiln_github::{OrgClient, Runner};
+
+use super::record::{Aim, Record};
+use super::{Request, key_names};
+use crate::code::Code;
+use crate::error::{Error, Kind, Result};
+use crate::freshness::{self, Lifetime, Urgency};
+use crate::orphans;
+use crate::pin::RUNNER_VERSION_TAG;
+use crate::ports::{Ami, Cloud, Group, Images, Progress, Refresh, Stack};
+use crate::stacks::{self, DeadStack, Found};
+
+/// The world as `deploy` found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// Where to go. The image exists.
+    pub aim: Aim,
+    /// The image's tags.
+    pub tags: BTreeMap<String, String>,
+    /// The tags of the image the stack asks for now, where that is another one.
+    pub tags_now: BTreeMap<String, String>,
+    /// What is recorded of the fleet.
+    pub record: Record,
+    /// The network's stack, where the fleet asks for one and it is there.
+    pub network: Option<Stack>,
+    /// The stack, if there is one that holds anything.
+    pub stack: Option<Stack>,
+    /// Stacks of the fleet's that can only be deleted.
+    pub dead: Vec<DeadStack>,
+    /// The group, if there is one.
+    pub group: Option<Group>,
+    /// Its newest refresh.
+    pub refresh: Option<Refresh>,
+    /// The runners at GitHub whose names are the fleet's.
+    pub runners: Vec<Runner>,
+    /// How long GitHub serves the image's runner, where that could be learnt.
+    pub lifetime: Option<Lifetime>,
+    /// When it was looked.
+    pub at: SystemTime,
+}
+
+impl Observed {
+    /// The version of the runner in the image: the pin may have moved on since it was baked.
+    pub fn runner_version(&self) -> Option<RunnerVersion> {
+        version_in(&self.tags)
+    }
+
+    /// What to say of an image whose runner GitHub serves for two more weeks at most.
+    pub fn ends_soon(&self) -> Option<String> {
+        let lifetime = self.lifetime.as_ref().filter(|lifetime| lifetime.urgency(self.at) > Urgency::None)?;
+        let Lifetime { version, .. } = lifetime;
+        let ami = &self.aim.ami;
+        Some(format!(
+            "runner {version}, in {ami}, {}: `cargo xtask pin` and `cargo xtask ami` make an image that lasts longer",
+            lifetime.describe(self.at)
+        ))
+    }
+}
+
+/// Looks at the world. Makes no mutating call.
+///
+/// # Errors
+/// [`Kind::Precondition`] when the key or the image is missing, or a stack must be mended; what AWS and GitHub answer.
+pub async fn observe(
+    request: &Request<'_>,
+    cloud: &impl Cloud,
+    github: &OrgClient,
+    progress: &dyn Progress,
+) -> Result<Observed> {
+    let Request { config, fleet, .. } = request;
+    let baked = recorded_image(request, cloud).await?;
+    let mut dead = Vec::new();
+    let network = match &fleet.network {
+        Network::NewVpc => found(stacks::find(cloud, &config.network_stack(), progress).await?, &mut dead),
+        Network::Subnets { .. } => None,
+    };
+    let stack = found(stacks::find(cloud, &config.fleet_stack(&fleet.name), progress).await?, &mut dead);
+    let stack = stack.filter(|stack| stack.status != "REVIEW_IN_PROGRESS");
+    let record = Record::read(config, &fleet.name, cloud).await?;
+    let asked_for = stack.as_ref().and_then(|stack| stack.parameters.get("AmiId")?.parse::<AmiId>().ok());
+    let aim = record.aim(request.goal, &baked.id, asked_for.as_ref())?;
+    let tags = if aim.ami == baked.id { baked.tags } else { available(&aim.ami, cloud).await?.tags };
+    let tags_now = match asked_for {
+        Some(now) if now != aim.ami => cloud.ami(&now).await?.map(|ami| ami.tags).unwrap_or_default(),
+        _ => BTreeMap::new(),
+    };
+    // Before the group: see `orphans::among`.
+    let runners = fleet_runners(fleet, github).await?;
+    let name = config.group(&fleet.name);
+    let group = cloud.group(&name).await?;
+    require_up(request, group.as_ref())?;
+    let refresh = if group.is_some() { cloud.newest_refresh(&name).await? } else { None };
+    let lifetime = lifetime(version_in(&tags), github, progress).await;
+    let at = SystemTime::now();
+    Ok(Observed { aim, tags, tags_now, record, network, stack, dead, group, refresh, runners, lifetime, at })
+}
+
+fn version_in(tags: &BTreeMap<String, String>) -> Option<RunnerVersion> {
+    tags.get(RUNNER_VERSION_TAG).and_then(|version| version.parse().ok())
+}
+
+/// Good to know, and no reason to stop a roll-out where it can't be learnt.
+async fn lifetime(version: Option<RunnerVersion>, github: &OrgClient, progress: &dyn Progress) -> Option<Lifetime> {
+    let version = version?;
+    let asked = async { freshness::lifetime(&version, &freshness::releases(github).await?, github).await };
+    match asked.await {
+        Ok(lifetime) => Some(lifetime),
+        Err(error) => {
+            progress.say(&format!("how long GitHub serves runner {version} could not be learnt: {error}"));
+            None
+        }
+    }
+}
+
+fn found(found: Found, dead: &mut Vec<DeadStack>) -> Option<Stack> {
+    match found {
+        Found::Absent => None,
+        Found::Usable(stack) => Some(stack),
+        Found::Dead(stack) => {
+            dead.push(stack);
+            None
+        }
+    }
+}
+
+/// Refuses to go on without a key: instances could not register.
+///
+/// # Errors
+/// [`Kind::Precondition`] with the command that installs it.
+pub async fn require_key(config: &Config, fleet: &Fleet, cloud: &impl Cloud) -> Result<()> {
+    let names = key_names(config);
+    if cloud.current_key(&names, fleet.key_store).await?.is_none() {
+        return Err(Error::new(
+            Kind::Precondition,
+            format!("the GitHub App's key is not in {} yet, so no instance could register", fleet.key_store),
+        )
+        .code(Code::KeyNotInstalled)
+        .hint("run `cargo xtask rotate-key --pem FILE` first: its first run installs the key"));
+    }
+    Ok(())
+}
+
+async fn recorded_image(request: &Request<'_>, cloud: &impl Cloud) -> Result<Ami> {
+    let Request { config, fleet, .. } = request;
+    let parameter = config.image_parameter(fleet.image());
+    let Some(id) = cloud.recorded(&parameter).await? else {
+        return Err(Error::new(Kind::Precondition, format!("no image {} is recorded in {parameter}", fleet.image()))
+            .code(Code::ImageNotRecorded)
+            .hint("run `cargo xtask ami` first: it bakes, tests and records it"));
+    };
+    available(&id, cloud).await
+}
+
+/// An image that instances can be launched from.
+async fn available(id: &AmiId, cloud: &impl Images) -> Result<Ami> {
+    match cloud.ami(id).await? {
+        Some(ami) if ami.state == "available" => Ok(ami),
+        found => {
+            let state = found.map_or_else(|| "does not exist".to_owned(), |ami| format!("is {}", ami.state));
+            Err(Error::new(Kind::Precondition, format!("{id}, which is recorded as the image to serve, {state}"))
+                .code(Code::ImageGone)
+                .hint("run `cargo xtask ami`: it bakes the image anew and records it"))
+        }
+    }
+}
+
+/// Refuses a group that `destroy` has scaled to nothing: nobody would be served by it, and all its instances are new.
+fn require_up(request: &Request<'_>, group: Option<&Group>) -> Result<()> {
+    let name = &request.fleet.name;
+    if request.fleet.max > 0 && group.is_some_and(|group| group.max == 0) {
+        return Err(Error::new(
+            Kind::Precondition,
+            format!("fleet {name} is being taken down: its group has no capacity"),
+        )
+        .hint(format!(
+            "`cargo xtask destroy --fleet {name}` ends that, and after it `cargo xtask deploy` makes the fleet anew"
+        )));
+    }
+    Ok(())
+}
+
+/// Runners of this fleet's instances, by name.
+pub(super) async fn fleet_runners(fleet: &Fleet, github: &OrgClient) -> Result<Vec<Runner>> {
+    let prefix = orphans::name_prefix(&fleet.name);
+    let mut runners = github.runners(None).await?;
+    runners.retain(|runner| runner.name.starts_with(&prefix));
+    Ok(runners)
+}

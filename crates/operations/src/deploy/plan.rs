@@ -1,0 +1,312 @@
+//! From what was observed, the steps. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kiln_config::config::{Config, Network};
+use kiln_config::model::RunnerVersion;
+use kiln_github::Runner;
+
+use super::{Briefing, Canary, Observed, Request, Step};
+use crate::error::Result;
+use crate::fleet_stack::{LAUNCH_PARAMETERS, SERVING, network_request, stack_request};
+use crate::freshness::{Basis, Lifetime};
+use crate::orphans::{self, is_of};
+use crate::plan::Plan;
+use crate::ports::{Group, GroupInstance, LaunchTemplateVersion, Refresh, RefreshStatus, Stack, StackRequest};
+use crate::stacks::{self, Difference, StackStep};
+
+/// What has to be done; pure.
+///
+/// # Errors
+/// [`crate::Kind::Configuration`] when the fleet can't be described to its instances.
+pub fn plan(request: &Request<'_>, observed: &Observed) -> Result<Plan<Step>> {
+    let planner = Planner::new(request, observed)?;
+    let mut steps = planner.before();
+    steps.extend(match (&observed.stack, &observed.group) {
+        (Some(stack), Some(group)) => planner.there(stack, group)?,
+        _ => planner.new_fleet(),
+    });
+    steps.extend(planner.after(&steps));
+    let subject = format!("fleet {}", request.fleet.name);
+    Ok(Plan { subject, steps, settled: planner.settled_because() })
+}
+
+struct Planner<'a> {
+    request: &'a Request<'a>,
+    observed: &'a Observed,
+    /// The stack as it is to be in the end.
+    settled: StackRequest,
+}
+
+impl<'a> Planner<'a> {
+    fn new(request: &'a Request<'a>, observed: &'a Observed) -> Result<Self> {
+        // What instances are told of the runner is what the image holds.
+        let mut config: Config = request.config.clone();
+        if let Some(version) = observed.runner_version() {
+            config.runner.version = version;
+        }
+        let settled = stack_request(&config, request.fleet, &observed.aim.ami, observed.network.as_ref(), "")?;
+        Ok(Self { request, observed, settled })
+    }
+
+    /// What comes first, whatever the fleet is like.
+    fn before(&self) -> Vec<Step> {
+        let Observed { aim, dead, network, .. } = self.observed;
+        let mut steps = Vec::new();
+        if let Some(ami) = &aim.reject {
+            steps.push(Step::Reject { ami: ami.clone() });
+        }
+        if aim.accept {
+            steps.push(Step::Accept { ami: self.observed.record.rejected.clone() });
+        }
+        steps.extend(dead.iter().cloned().map(Step::Clear));
+        if self.request.fleet.network == Network::NewVpc {
+            let request = network_request(self.request.config);
+            if let Some(difference) = stacks::difference(network.as_ref(), &request) {
+                steps.push(Step::Stack(StackStep { request, difference }));
+            }
+        }
+        steps
+    }
+
+    /// There is no stack, or one without a group.
+    fn new_fleet(&self) -> Vec<Step> {
+        let request = self.settled.clone();
+        let difference = stacks::difference(self.observed.stack.as_ref(), &request);
+        let stack = difference.map(|difference| Step::Stack(StackStep { request, difference }));
+        stack.into_iter().chain([self.verify(None)]).collect()
+    }
+
+    fn there(&self, stack: &Stack, group: &Group) -> Result<Vec<Step>> {
+        let held_at = stack.parameters.get(SERVING).cloned().unwrap_or_default();
+        let live = group.launch_template.as_ref().map(|live| live.version.clone()).unwrap_or_default();
+        let newest = newest_version(stack);
+        let launches_anew = stacks::difference(Some(stack), &self.serving(&held_at))
+            .is_some_and(|difference| difference.touches(LAUNCH_PARAMETERS));
+        let running = self.observed.refresh.as_ref().filter(|refresh| is_running(refresh));
+        let mut steps = Vec::new();
+        if let Some(refresh) = running {
+            steps.push(Step::AwaitRefresh { group: group.name.clone(), id: refresh.id.clone() });
+        }
+        if launches_anew || running.is_some() || !all_on(group, newest.as_ref()) {
+            // Auto Scaling moves the group itself on only when a refresh has succeeded.
+            let request = self.serving(&live);
+            if let Some(difference) = stacks::difference(Some(stack), &request).filter(|_| launches_anew) {
+                steps.push(Step::Stack(StackStep { request, difference }));
+            }
+            steps.push(Step::Roll {
+                group: group.name.clone(),
+                canary: self.request.canary.clone().filter(|canary| canary.is_of_use(group.desired)),
+                briefing: self.briefing(stack, group),
+            });
+            steps.push(self.verify(Some(live)));
+            if launches_anew || !held_at.is_empty() {
+                steps.push(Step::Settle(self.settled.clone()));
+            }
+            return Ok(steps);
+        }
+        if let Some(difference) = stacks::difference(Some(stack), &self.settled) {
+            // Held at a version that nothing has any more: the roll is over, but was not yet seen to.
+            if only_serving(&difference) {
+                steps.extend([self.verify(Some(held_at)), Step::Settle(self.settled.clone())]);
+            } else {
+                steps.push(Step::Stack(StackStep { request: self.settled.clone(), difference }));
+                steps.push(self.verify(None));
+            }
+        } else if missing(group, newest.as_ref(), &self.observed.runners, self.version().as_ref()).is_some() {
+            steps.push(self.verify(None));
+        }
+        Ok(steps)
+    }
+
+    /// What comes last: the record, and what others left.
+    fn after(&self, steps: &[Step]) -> Vec<Step> {
+        let Observed { aim, record, runners, group, .. } = self.observed;
+        let mut after = Vec::new();
+        let marked = record.current.as_ref() == Some(&aim.ami);
+        if !marked {
+            if !steps.iter().any(|step| matches!(step, Step::Verify { .. })) {
+                after.push(self.verify(None));
+            }
+            after.push(Step::Mark { ami: aim.ami.clone(), former: record.current.clone() });
+        }
+        let orphans = orphans::among(&self.request.fleet.name, runners, group.as_ref());
+        if !orphans.is_empty() {
+            after.push(Step::CleanUp { group: self.request.config.group(&self.request.fleet.name), orphans });
+        }
+        after
+    }
+
+    fn verify(&self, back_to: Option<String>) -> Step {
+        Step::Verify {
+            group: self.request.config.group(&self.request.fleet.name),
+            version: self.version(),
+            // An empty one names no version.
+            back_to: back_to.filter(|version| !version.is_empty()),
+        }
+    }
+
+    fn version(&self) -> Option<RunnerVersion> {
+        self.observed.runner_version()
+    }
+
+    fn serving(&self, version: &str) -> StackRequest {
+        let mut request = self.settled.clone();
+        request.parameters.insert(SERVING.to_owned(), version.to_owned());
+        request
+    }
+
+    fn briefing(&self, stack: &Stack, group: &Group) -> Briefing {
+        let Observed { tags, tags_now, runners, .. } = self.observed;
+        let told =
+            |name: &&String| name.starts_with("kiln:") && !matches!(name.as_str(), "kiln:managed" | "kiln:image");
+        let names: BTreeSet<&String> = tags.keys().chain(tags_now.keys()).filter(told).collect();
+        let image = names
+            .into_iter()
+            .filter(|_| !tags_now.is_empty())
+            .map(|name| (name.clone(), tags_now.get(name).cloned(), tags.get(name).cloned()))
+            .filter(|(_, now, wanted)| now != wanted)
+            .collect();
+        let newest = newest_version(stack);
+        let to_drain: Vec<&GroupInstance> = staying(group)
+            .filter(|instance| self.launches_anew(stack) || instance.launch_template.as_ref() != newest.as_ref())
+            .collect();
+        let runs_a_job =
+            |instance: &GroupInstance| runners.iter().any(|runner| runner.busy && is_of(runner, instance.id.as_str()));
+        Briefing {
+            image,
+            instances: u32::try_from(to_drain.len()).unwrap_or(u32::MAX),
+            busy: u32::try_from(to_drain.iter().filter(|instance| runs_a_job(instance)).count()).unwrap_or(u32::MAX),
+            drain_limit_secs: self.request.fleet.drain_limit_secs,
+            served: self.observed.lifetime.as_ref().map(|lifetime| self.served(lifetime)),
+            capacity: self.capacity(stack, group),
+        }
+    }
+
+    fn served(&self, lifetime: &Lifetime) -> String {
+        let described = lifetime.describe(self.observed.at);
+        if lifetime.basis == Basis::Newest { format!("is {described}") } else { described }
+    }
+
+    fn launches_anew(&self, stack: &Stack) -> bool {
+        let held_at = stack.parameters.get(SERVING).cloned().unwrap_or_default();
+        stacks::difference(Some(stack), &self.serving(&held_at))
+            .is_some_and(|difference| difference.touches(LAUNCH_PARAMETERS))
+    }
+
+    /// What the fleet is made of, now and then, where that differs: what changes its cost.
+    fn capacity(&self, stack: &Stack, group: &Group) -> Option<(String, String)> {
+        let fleet = self.request.fleet;
+        let types = |parameters: &BTreeMap<String, String>| {
+            let types = parameters.iter().filter(|(name, value)| name.starts_with("InstanceType") && !value.is_empty());
+            types.map(|(_, value)| value.clone()).collect::<Vec<_>>().join(" or ")
+        };
+        let now = format!("{} x {}", group.desired, types(&stack.parameters));
+        let desired = group.desired.clamp(fleet.min, fleet.max);
+        let then = format!("{desired} x {}", types(&self.settled.parameters));
+        (now != then).then_some((now, then))
+    }
+
+    fn settled_because(&self) -> String {
+        let Observed { aim, group, .. } = self.observed;
+        let Some(group) = group else { return String::new() };
+        let kept = aim.kept_from.as_ref().map(|ami| {
+            format!("; {ami} was rolled back from: `--retry` rolls it out again, another image is rolled out as ever")
+        });
+        let kept = kept.unwrap_or_default();
+        format!("{} serves {} instance(s) with {}{kept}", group.name, group.desired, aim.ami)
+    }
+}
+
+impl Canary {
+    /// In a group of one the canary is the whole of it: to see it online is the next step's business.
+    pub(super) fn is_of_use(&self, desired: u32) -> bool {
+        desired > 1 || (desired == 1 && self.check.is_some())
+    }
+
+    /// How many percent of a group one instance is, at least; a stop there lets no second one through in a small group.
+    pub(super) fn percent(desired: u32) -> u32 {
+        100_u32.div_ceil(desired.max(1)).min(100)
+    }
+}
+
+pub(super) fn is_running(refresh: &Refresh) -> bool {
+    matches!(refresh.status, RefreshStatus::Running(_))
+}
+
+fn only_serving(difference: &Difference) -> bool {
+    matches!(difference, Difference::Changed { template: false, parameters }
+        if parameters.iter().all(|(name, _, _)| name == SERVING))
+}
+
+/// The launch template version the stack made last.
+pub(super) fn newest_version(stack: &Stack) -> Option<LaunchTemplateVersion> {
+    Some(LaunchTemplateVersion {
+        id: stack.outputs.get("LaunchTemplateId")?.clone(),
+        version: stack.outputs.get("LaunchTemplateVersion")?.clone(),
+    })
+}
+
+/// Do the group and all its instances that stay have this version?
+pub(super) fn all_on(group: &Group, version: Option<&LaunchTemplateVersion>) -> bool {
+    version.is_some()
+        && group.launch_template.as_ref() == version
+        && staying(group).all(|instance| instance.launch_template.as_ref() == version)
+}
+
+pub(super) fn staying(group: &Group) -> impl Iterator<Item = &GroupInstance> {
+    group.instances.iter().filter(|instance| !instance.state.starts_with("Terminat"))
+}
+
+/// Instances in service with this version.
+pub(super) fn in_service<'a>(
+    group: &'a Group,
+    version: Option<&LaunchTemplateVersion>,
+) -> impl Iterator<Item = &'a GroupInstance> {
+    staying(group).filter(move |instance| instance.state == "InService" && instance.launch_template.as_ref() == version)
+}
+
+/// What is still missing before the group serves as wanted, said as a state; `None` when it does.
+pub(super) fn missing(
+    group: &Group,
+    version: Option<&LaunchTemplateVersion>,
+    runners: &[Runner],
+    wanted: Option<&RunnerVersion>,
+) -> Option<String> {
+    let serving: Vec<&GroupInstance> = in_service(group, version).collect();
+    if serving.len() < group.desired as usize {
+        return Some(format!("{} of {} instances in service", serving.len(), group.desired));
+    }
+    let offline: Vec<&str> = serving
+        .iter()
+        .map(|instance| instance.id.as_str())
+        .filter(|id| !runners.iter().any(|runner| is_of(runner, id) && runner.is_online()))
+        .collect();
+    if !offline.is_empty() {
+        return Some(format!("no runner online at GitHub for {}", some_of(&offline)));
+    }
+    let old: Vec<&str> = serving
+        .iter()
+        .flat_map(|instance| runners.iter().filter(|runner| is_of(runner, instance.id.as_str())))
+        .filter(|runner| !has_version(runner, wanted))
+        .map(|runner| runner.name.as_str())
+        .collect();
+    (!old.is_empty()).then(|| format!("another runner version than the image's on {}", some_of(&old)))
+}
+
+/// GitHub does not tell every runner's version; one it does not tell can't be wrong.
+pub(super) fn has_version(runner: &Runner, wanted: Option<&RunnerVersion>) -> bool {
+    match (&runner.version, wanted) {
+        (Some(has), Some(wanted)) => has.is_empty() || has == wanted.as_str(),
+        _ => true,
+    }
+}
+
+/// A line does not list five hundred.
+pub(super) fn some_of(names: &[&str]) -> String {
+    const MOST: usize = 5;
+    match names.len().saturating_sub(MOST) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names[..MOST].join(", ")),
+    }
+}

@@ -1,0 +1,84 @@
+//! From what was observed, the steps. Pure.
+
+use std::time::Duration;
+
+use kiln_config::model::FleetName;
+
+use super::{Observed, ObservedFleet, ObservedStack, Request, Step};
+use crate::error::{Error, Kind, Result};
+use crate::orphans::{self, is_of};
+use crate::plan::Plan;
+use crate::ports::Group;
+
+/// What Auto Scaling gives an instance at most, for a fleet that kiln.toml says nothing of any more.
+const LONGEST_DRAIN: Duration = Duration::from_secs(48 * 3600);
+
+/// What has to be done; pure.
+pub fn plan(request: &Request<'_>, observed: &Observed) -> Plan<Step> {
+    let fleets = &observed.fleets;
+    // All fleets begin to drain before the first is waited for.
+    let mut steps: Vec<Step> = fleets.iter().filter_map(|fleet| empty(request, observed, fleet)).collect();
+    steps.extend(fleets.iter().filter_map(|fleet| await_empty(request, fleet)));
+    for fleet in fleets {
+        if leaves_runners(observed, fleet) {
+            steps.push(Step::RemoveRunners { fleet: fleet.name.clone() });
+        }
+        steps.extend(fleet.stack.as_ref().map(delete));
+        if fleet.record != crate::deploy::Record::default() {
+            steps.push(Step::Forget { fleet: fleet.name.clone() });
+        }
+    }
+    steps.extend(observed.network.as_ref().map(delete));
+    let names: Vec<&str> = request.fleets.iter().map(FleetName::as_str).collect();
+    let settled = format!(
+        "nothing of {} is there; the images, the App's key and the bucket {} stay",
+        if names.len() == 1 { "it" } else { "them" },
+        observed.bucket
+    );
+    Plan { subject: format!("destroy fleet {}", names.join(", ")), steps, settled }
+}
+
+/// Refuses to take the network away from under fleets that stay.
+///
+/// # Errors
+/// [`Kind::Precondition`] with the stacks that are in the way.
+pub fn require_alone(observed: &Observed) -> Result<()> {
+    if observed.network.is_none() || observed.others.is_empty() {
+        return Ok(());
+    }
+    let message = format!("the network is used by fleets that kiln.toml does not name: {}", observed.others.join(", "));
+    Err(Error::new(Kind::Precondition, message).hint("destroy them first, by `--fleet NAME`"))
+}
+
+fn empty(request: &Request<'_>, observed: &Observed, fleet: &ObservedFleet) -> Option<Step> {
+    let group = fleet.group.as_ref()?;
+    let (name, instances, busy) = (group.name.clone(), group.instances.len(), busy(observed, group));
+    if request.now {
+        return Some(Step::Abandon { group: name, instances, busy });
+    }
+    (group.max > 0 || group.desired > 0).then_some(Step::Drain { group: name, instances, busy })
+}
+
+fn await_empty(request: &Request<'_>, fleet: &ObservedFleet) -> Option<Step> {
+    let group = fleet.group.as_ref().filter(|group| !request.now && !group.instances.is_empty())?;
+    let known = request.config.fleets.get(&fleet.name);
+    let drain_limit = known.map_or(LONGEST_DRAIN, |fleet| Duration::from_secs(fleet.drain_limit_secs.into()));
+    Some(Step::AwaitDrained { group: group.name.clone(), drain_limit })
+}
+
+fn busy(observed: &Observed, group: &Group) -> Option<usize> {
+    let runners = observed.runners.as_ref()?;
+    let at_work = |id: &str| runners.iter().any(|runner| runner.busy && is_of(runner, id));
+    Some(group.instances.iter().filter(|instance| at_work(instance.id.as_str())).count())
+}
+
+/// Instances delete their runners themselves; there may be some of instances that could not.
+fn leaves_runners(observed: &Observed, fleet: &ObservedFleet) -> bool {
+    let Some(runners) = &observed.runners else { return false };
+    let instances = fleet.group.as_ref().is_some_and(|group| !group.instances.is_empty());
+    instances || !orphans::among(&fleet.name, runners, fleet.group.as_ref()).is_empty()
+}
+
+fn delete(stack: &ObservedStack) -> Step {
+    Step::DeleteStack { name: stack.name.clone(), begun: stack.status == "DELETE_IN_PROGRESS" }
+}

@@ -1,0 +1,246 @@
+//! The AWS account: rights, instance types, quotas, subnets, images.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kiln_config::config::{Config, Fleet, Network};
+
+use super::{Finding, Verdict, rights};
+use crate::ami;
+use crate::error::Error;
+use crate::ports::{Account, Caller, Cloud, InstanceTypeFacts, Right, SubnetFacts, WayOut};
+
+/// EC2's quota of "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances".
+///
+/// Source: `aws service-quotas list-service-quotas --service-code ec2`
+const STANDARD_QUOTA: &str = "L-1216C47A";
+
+/// The families which that quota is for.
+const STANDARD_FAMILIES: &str = "acdhimrtz";
+
+pub(super) async fn examine(config: &Config, caller: &Caller, cloud: &(impl Cloud + Account)) -> Vec<Finding> {
+    let mut findings = vec![permissions(config, caller, cloud).await];
+    let types = types(config, cloud, &mut findings).await;
+    findings.push(quota(config, &types, cloud).await);
+    findings.extend(networks(config, cloud).await);
+    for variant in config.images() {
+        findings.push(image(config, variant, cloud).await);
+    }
+    findings
+}
+
+async fn permissions(config: &Config, caller: &Caller, cloud: &impl Account) -> Finding {
+    let check = "permissions";
+    let needed = rights::needed(config, caller);
+    match cloud.lacking(&needed).await {
+        Ok(lacking) if lacking.is_empty() => {
+            Finding::good(check, format!("{} rights of the commands, by IAM's simulation", needed.len()))
+        }
+        Ok(lacking) => Finding::wrong(
+            check,
+            format!("{} may not {}", caller.arn, listed(&lacking)),
+            "grant these to the user or role that the commands run as",
+        ),
+        Err(error) => Finding {
+            hint: Some("grant iam:SimulatePrincipalPolicy and iam:GetRole to have this looked at".to_owned()),
+            ..Finding::failed(check, Verdict::Unknown, &error.into())
+        },
+    }
+}
+
+/// Each action once, with the first resource it is missing on; a handful is read, the number tells of the others.
+fn listed(lacking: &[Right]) -> String {
+    const SHOWN: usize = 8;
+    let mut actions: BTreeMap<&str, &str> = BTreeMap::new();
+    for right in lacking {
+        actions.entry(&right.action).or_insert(&right.resource);
+    }
+    let more = actions.len().saturating_sub(SHOWN);
+    let shown = actions.iter().take(SHOWN).map(|(action, resource)| match *resource {
+        "*" => (*action).to_owned(),
+        resource => format!("{action} on {resource}"),
+    });
+    let rest = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!("{}{rest}", shown.collect::<Vec<_>>().join(", "))
+}
+
+async fn types(
+    config: &Config,
+    cloud: &impl Account,
+    findings: &mut Vec<Finding>,
+) -> BTreeMap<String, InstanceTypeFacts> {
+    let check = "instance-types";
+    let wanted: BTreeSet<String> =
+        config.fleets.values().flat_map(|fleet| &fleet.instance_types).map(ToString::to_string).collect();
+    let names: Vec<String> = wanted.into_iter().collect();
+    let offered = match cloud.instance_types(&names).await {
+        Ok(offered) => offered,
+        Err(error) => {
+            findings.push(Finding::failed(check, Verdict::Unknown, &error.into()));
+            return BTreeMap::new();
+        }
+    };
+    let offered: BTreeMap<String, InstanceTypeFacts> =
+        offered.into_iter().map(|facts| (facts.name.clone(), facts)).collect();
+    for fleet in config.fleets.values() {
+        findings.push(types_of(config, fleet, &offered));
+    }
+    offered
+}
+
+fn types_of(config: &Config, fleet: &Fleet, offered: &BTreeMap<String, InstanceTypeFacts>) -> Finding {
+    let check = "instance-types";
+    let architecture = fleet.architecture.aws_name();
+    for name in &fleet.instance_types {
+        let Some(facts) = offered.get(name.as_str()) else {
+            return Finding::wrong(
+                check,
+                format!("fleet `{}`: {} does not offer {name}", fleet.name, config.region),
+                "choose another in `instance_types`; `aws ec2 describe-instance-type-offerings` lists them",
+            );
+        };
+        if !facts.architectures.iter().any(|has| has == architecture) {
+            return Finding::wrong(
+                check,
+                format!(
+                    "fleet `{}`: {name} is {}, its image {architecture}",
+                    fleet.name,
+                    facts.architectures.join(" or ")
+                ),
+                "change `instance_types` or `architecture`: a fleet has one architecture",
+            );
+        }
+    }
+    let names: Vec<&str> = fleet.instance_types.iter().map(|name| name.as_str()).collect();
+    Finding::good(check, format!("fleet `{}`: {}", fleet.name, names.join(", ")))
+}
+
+/// All fleets at their largest, each with its largest type, and the instance more that a roll-out launches first.
+async fn quota(config: &Config, types: &BTreeMap<String, InstanceTypeFacts>, cloud: &impl Account) -> Finding {
+    let check = "quota";
+    let is_standard =
+        |name: &str| name.chars().next().is_some_and(|family| STANDARD_FAMILIES.contains(family)) && !is_special(name);
+    let largest = |fleet: &Fleet| {
+        let facts = fleet.instance_types.iter().filter(|name| is_standard(name.as_str()));
+        facts.filter_map(|name| types.get(name.as_str())).map(|facts| facts.vcpus).max().unwrap_or_default()
+    };
+    let needed: u32 = config.fleets.values().map(|fleet| (fleet.max + fleet.max.div_ceil(10)) * largest(fleet)).sum();
+    if needed == 0 {
+        let what = "no fleet uses an instance type of the standard families, whose quota is the one looked at";
+        return Finding::notice(check, what, "look at the family's own quota in Service Quotas, service ec2");
+    }
+    let quota = match cloud.vcpu_quota(STANDARD_QUOTA).await {
+        Ok(quota) => quota,
+        Err(error) => return Finding::failed(check, Verdict::Unknown, &error.into()),
+    };
+    if needed <= quota {
+        return Finding::good(check, format!("{quota} vCPUs of standard instances; all fleets at `max` take {needed}"));
+    }
+    Finding::wrong(
+        check,
+        format!("{quota} vCPUs of standard instances are allowed; all fleets at `max`, while they roll, take {needed}"),
+        format!("ask for more in Service Quotas (ec2, {STANDARD_QUOTA}), or lower `max`"),
+    )
+}
+
+/// Families with a standard family's letter and a quota of their own: `inf`, `trn`, `dl`, `hpc`, `mac`, `u-`…
+fn is_special(name: &str) -> bool {
+    ["dl", "hpc", "inf", "mac", "trn"].iter().any(|family| name.starts_with(family))
+}
+
+async fn networks(config: &Config, cloud: &(impl Cloud + Account)) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for fleet in config.fleets.values() {
+        let Network::Subnets { vpc, subnets } = &fleet.network else {
+            findings.push(Finding::good("subnets", format!("fleet `{}`: Kiln makes its network", fleet.name)));
+            continue;
+        };
+        let ids: Vec<String> = subnets.iter().map(ToString::to_string).collect();
+        findings.push(match cloud.subnets(&ids).await {
+            Ok(found) => subnets_of(fleet, vpc, &ids, &found),
+            Err(error) => Finding::failed("subnets", Verdict::Unknown, &error.into()),
+        });
+    }
+    findings
+}
+
+fn subnets_of(fleet: &Fleet, vpc: &str, wanted: &[String], found: &[SubnetFacts]) -> Finding {
+    let check = "subnets";
+    let name = &fleet.name;
+    for id in wanted {
+        let Some(subnet) = found.iter().find(|subnet| subnet.id == *id) else {
+            return Finding::wrong(
+                check,
+                format!("fleet `{name}`: there is no subnet {id} in this region"),
+                "name subnets of this account and region in `network`, or let Kiln make them: \"create-vpc\"",
+            );
+        };
+        if subnet.vpc != vpc {
+            return Finding::wrong(
+                check,
+                format!("fleet `{name}`: subnet {id} is in {}, not in {vpc}", subnet.vpc),
+                format!("write `vpc = \"{}\"`, or name subnets of {vpc}", subnet.vpc),
+            );
+        }
+        match subnet.way_out {
+            WayOut::None => {
+                return Finding::wrong(
+                    check,
+                    format!("fleet `{name}`: subnet {id} has no route to 0.0.0.0/0: a runner could not reach GitHub"),
+                    "route it to a NAT gateway, or name other subnets",
+                );
+            }
+            WayOut::Gateway { public: false } => {
+                return Finding::wrong(
+                    check,
+                    format!(
+                        "fleet `{name}`: subnet {id} routes to an internet gateway, but its instances get no public \
+                         address"
+                    ),
+                    "route it to a NAT gateway, or let the subnet assign public addresses",
+                );
+            }
+            WayOut::Gateway { public: true } | WayOut::Through => {}
+        }
+    }
+    let zones: BTreeSet<&str> = found.iter().map(|subnet| subnet.zone.as_str()).collect();
+    if zones.len() < 2 {
+        return Finding::notice(
+            check,
+            format!("fleet `{name}`: all of its subnets are in one availability zone"),
+            "a second zone lets the fleet live through the first one's bad day",
+        );
+    }
+    Finding::good(check, format!("fleet `{name}`: {} subnets in {} zones, with a way out", wanted.len(), zones.len()))
+}
+
+async fn image(config: &Config, variant: kiln_config::config::ImageVariant, cloud: &impl Cloud) -> Finding {
+    let check = "image";
+    let parameter = config.image_parameter(variant);
+    let recorded = match cloud.recorded(&parameter).await {
+        Ok(recorded) => recorded,
+        Err(error) => return Finding::failed(check, Verdict::Unknown, &error.into()),
+    };
+    let Some(id) = recorded else {
+        return Finding::notice(
+            check,
+            format!("{variant}: none is recorded in {parameter} yet"),
+            "run `cargo xtask ami`",
+        );
+    };
+    match cloud.ami(&id).await {
+        Ok(Some(ami)) if ami.state == "available" => {
+            let version = ami.tags.get("kiln:runner-version").map(|version| format!(", runner {version}"));
+            match ami::notice(variant) {
+                Some(notice) => {
+                    Finding::notice(check, format!("{variant}: {id}{}", version.unwrap_or_default()), notice)
+                }
+                None => Finding::good(check, format!("{variant}: {id}{}", version.unwrap_or_default())),
+            }
+        }
+        Ok(found) => {
+            let state = found.map_or_else(|| "does not exist any more".to_owned(), |ami| format!("is {}", ami.state));
+            Finding::wrong(check, format!("{variant}: {id}, recorded in {parameter}, {state}"), "run `cargo xtask ami`")
+        }
+        Err(error) => Finding::failed(check, Verdict::Unknown, &Error::from(error)),
+    }
+}

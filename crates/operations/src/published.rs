@@ -1,0 +1,86 @@
+//! Is the pinned runner the one that GitHub publishes? Asked on the operator's side, where the App's key is at hand.
+
+use kiln_config::config::{Config, ImageVariant};
+use kiln_github::{OrgClient, RunnerDownload};
+
+use crate::error::{Error, Kind, Result};
+
+/// What a comparison came to, when it found nothing wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The pinned digest is the published one.
+    Same,
+    /// GitHub publishes digests of its newest release only, which the pinned one is not.
+    Newer(String),
+    /// It publishes none for this architecture.
+    Unpublished,
+}
+
+/// Compares the pin with what GitHub's API publishes.
+///
+/// # Errors
+/// [`Kind::Configuration`] when they differ; what GitHub answers.
+pub async fn verify(config: &Config, variant: ImageVariant, github: &OrgClient) -> Result<Verdict> {
+    compare(config, variant, &github.runner_downloads().await?)
+}
+
+/// The comparison itself; pure.
+///
+/// # Errors
+/// [`Kind::Configuration`] when the digests of one release differ.
+pub fn compare(config: &Config, variant: ImageVariant, published: &[RunnerDownload]) -> Result<Verdict> {
+    let (version, architecture) = (&config.runner.version, variant.architecture);
+    let name = architecture.runner_name();
+    let Some(download) = published.iter().find(|it| it.os == "linux" && it.architecture == name) else {
+        return Ok(Verdict::Unpublished);
+    };
+    let prefix = format!("actions-runner-linux-{name}-");
+    let newest = download.filename.trim_start_matches(&prefix).trim_end_matches(".tar.gz");
+    if newest != version.as_str() {
+        return Ok(Verdict::Newer(newest.to_owned()));
+    }
+    let (Some(published), Some(pinned)) = (&download.sha256_checksum, config.runner.sha256.get(&architecture)) else {
+        return Ok(Verdict::Unpublished);
+    };
+    if published.eq_ignore_ascii_case(pinned.as_str()) {
+        return Ok(Verdict::Same);
+    }
+    Err(Error::new(
+        Kind::Configuration,
+        format!("kiln.toml pins sha256 {pinned} of runner {version} for {architecture}, GitHub publishes {published}"),
+    )
+    .hint("`cargo xtask pin` writes the published digest; where the pinned one is from, something may be amiss"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOML: &str = include_str!("../../../kiln.toml");
+
+    fn verdict(version: &str, sha256: Option<&str>) -> Result<Verdict> {
+        let config = Config::from_toml("kiln.toml", TOML).unwrap();
+        let variant = *config.images().first().unwrap();
+        let download = RunnerDownload {
+            os: "linux".to_owned(),
+            architecture: "x64".to_owned(),
+            download_url: String::new(),
+            filename: format!("actions-runner-linux-x64-{version}.tar.gz"),
+            sha256_checksum: sha256.map(str::to_owned),
+        };
+        compare(&config, variant, &[download])
+    }
+
+    #[test]
+    fn the_pin_is_compared_with_what_is_published_for_that_release() {
+        let config = Config::from_toml("kiln.toml", TOML).unwrap();
+        let (version, pinned) =
+            (config.runner.version.as_str(), config.runner.sha256.values().next().unwrap().as_str());
+        assert_eq!(verdict(version, Some(pinned)).unwrap(), Verdict::Same);
+        assert_eq!(verdict(version, None).unwrap(), Verdict::Unpublished);
+        assert_eq!(verdict("9.9.9", Some("0")).unwrap(), Verdict::Newer("9.9.9".to_owned()));
+        let wrong = verdict(version, Some(&"0".repeat(64))).unwrap_err();
+        assert_eq!(wrong.kind, Kind::Configuration);
+        assert!(wrong.message.contains(pinned) && wrong.hint.unwrap().contains("cargo xtask pin"));
+    }
+}

@@ -1,0 +1,228 @@
+//! Carries a plan out. Until a store's promotion its former key serves, and it serves again where GitHub does not accept
+//! what was promoted.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_config::config::Config;
+use kiln_config::model::KeyStore;
+use kiln_github::{AppKey, Fingerprint, SignError};
+
+use super::plan::Step;
+use super::{Observed, prove};
+use crate::deploy::key_names;
+use crate::error::{Error, Kind, Result};
+use crate::keys::{StoredKey, Timestamp};
+use crate::plan::{Plan, Tally};
+use crate::ports::{KeyNames, Keys, Progress};
+use crate::wait::Pace;
+
+/// KMS moves an alias within seconds, and says itself that changes may take minutes to be seen everywhere.
+const SETTLE_BOUND: Duration = Duration::from_secs(300);
+
+/// What an alias is asked to sign, to tell which key is behind it. It is no JWT, so nobody can use its signature.
+const PROBE: &[u8] = b"kiln: which key is this?";
+
+/// Carries the plan out. `key` is the one to be staged, for a rotation.
+///
+/// # Errors
+/// The first step that fails, with the steps done before it and what serves now.
+pub async fn apply(
+    config: &Config,
+    key: Option<&Arc<AppKey>>,
+    observed: &Observed,
+    plan: &Plan<Step>,
+    cloud: &impl Keys,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let names = key_names(config);
+    let mut work = Work::new(config, &names, key, observed, cloud, progress);
+    let mut tally = Tally::new(plan, progress);
+    for step in &plan.steps {
+        tally.begin(&step.to_string());
+        if let Err(error) = Box::pin(work.step(step)).await {
+            let error = work.go_back(step, error).await;
+            return Err(tally.failed(work.telling_what_serves(error)));
+        }
+    }
+    Ok(())
+}
+
+struct Work<'a, C> {
+    config: &'a Config,
+    names: &'a KeyNames,
+    key: Option<&'a Arc<AppKey>>,
+    cloud: &'a C,
+    progress: &'a dyn Progress,
+    /// Keys in the stores, what this run staged among them.
+    stored: Vec<StoredKey>,
+    /// What instances sign with, by store.
+    serving: BTreeMap<KeyStore, Option<Fingerprint>>,
+    /// What this run took out of service, by store.
+    former: BTreeMap<KeyStore, StoredKey>,
+}
+
+impl<'a, C: Keys> Work<'a, C> {
+    fn new(
+        config: &'a Config,
+        names: &'a KeyNames,
+        key: Option<&'a Arc<AppKey>>,
+        observed: &Observed,
+        cloud: &'a C,
+        progress: &'a dyn Progress,
+    ) -> Self {
+        let stored = observed.stores.iter().flat_map(|store| store.contents.all());
+        let used = observed.stores.iter().filter(|store| store.is_used());
+        Self {
+            config,
+            names,
+            key,
+            cloud,
+            progress,
+            stored: stored.filter(|held| held.is_usable()).map(|held| held.key.clone()).collect(),
+            serving: used.map(|s| (s.store, s.contents.serving().map(|held| held.fingerprint().clone()))).collect(),
+            former: BTreeMap::new(),
+        }
+    }
+
+    fn find(&self, store: KeyStore, fingerprint: &Fingerprint) -> Result<StoredKey> {
+        let found = self.stored.iter().find(|key| key.store == store && key.fingerprint == *fingerprint);
+        found.cloned().ok_or_else(|| Error::new(Kind::Other, format!("key {fingerprint} is not in {store}")))
+    }
+
+    async fn step(&mut self, step: &Step) -> Result<()> {
+        let (config, names, cloud) = (self.config, self.names, self.cloud);
+        match step {
+            Step::Stage { store, fingerprint, record } => {
+                let key =
+                    self.key.ok_or_else(|| Error::new(Kind::Other, format!("key {fingerprint} is not at hand")))?;
+                self.stored.push(cloud.stage_key(names, *store, key, record).await?);
+            }
+            Step::ProveStored { store, fingerprint } => {
+                let key = self.find(*store, fingerprint)?;
+                prove(config, cloud.key_signer(names, &key).into()).await?;
+            }
+            Step::Promote { store, fingerprint, former } => {
+                let key = self.find(*store, fingerprint)?;
+                cloud.promote_key(names, &key, former.as_ref()).await?;
+                self.serves(*store, fingerprint, former.as_ref().map(|held| &held.key));
+            }
+            Step::RollBack { store, to, from } => {
+                cloud.roll_back_key(names, to, from).await?;
+                self.serves(*store, to.fingerprint(), Some(&from.key));
+            }
+            Step::ProveCurrent { store, fingerprint } => {
+                self.settle(&self.find(*store, fingerprint)?).await?;
+                prove(config, cloud.current_signer(names, *store).into()).await?;
+            }
+            Step::Record { store, fingerprint, record } => {
+                cloud.record_key(names, &self.find(*store, fingerprint)?, record).await?;
+            }
+            Step::Leave { held, .. } => cloud.record_key(names, &held.key, &held.record).await?,
+            Step::Retire { held, .. } => cloud.retire_key(names, &held.key).await?,
+            Step::RetireStore { store } => cloud.retire_store(names, *store).await?,
+        }
+        Ok(())
+    }
+
+    fn serves(&mut self, store: KeyStore, fingerprint: &Fingerprint, former: Option<&StoredKey>) {
+        self.serving.insert(store, Some(fingerprint.clone()));
+        if let Some(former) = former {
+            self.former.insert(store, former.clone());
+        }
+    }
+
+    /// Waits until the store signs with this key where an instance asks for the current one. PKCS#1 v1.5 is deterministic:
+    /// the same signature is the same key.
+    async fn settle(&self, key: &StoredKey) -> Result<()> {
+        let failed = |error: SignError| Error::new(Kind::Other, error.to_string()).caused_by(error);
+        let expected = self.cloud.key_signer(self.names, key).sign(PROBE).await.map_err(failed)?;
+        let current = self.cloud.current_signer(self.names, key.store);
+        let mut pace = Pace::new(SETTLE_BOUND);
+        loop {
+            match current.sign(PROBE).await {
+                Ok(signature) if signature == expected => return Ok(()),
+                Err(error) if !error.retryable => return Err(failed(error)),
+                // The key before, or none yet.
+                _ => self.progress.state(&format!("waiting for {} to sign with {}", key.store, key.fingerprint)),
+            }
+            pace.pause().await.map_err(|_| {
+                let secs = SETTLE_BOUND.as_secs();
+                Error::new(Kind::Timeout, format!("{} still signs with the key before, {secs} s later", key.store))
+                    .hint("run the same command again: it goes on from here")
+            })?;
+        }
+    }
+
+    /// GitHub does not accept what was promoted: the former key serves again.
+    async fn go_back(&mut self, step: &Step, error: Error) -> Error {
+        let Step::ProveCurrent { store, .. } = step else { return error };
+        let Some(former) = self.former.remove(store) else { return error };
+        self.progress.say(&format!("make {} the current key in {store} again", former.fingerprint));
+        match self.cloud.promote_key(self.names, &former, None).await {
+            Ok(()) => {
+                self.serving.insert(*store, Some(former.fingerprint));
+                error
+            }
+            Err(undo) => {
+                let message = format!("{}; and the former key does not serve again: {undo}", error.message);
+                let hint = "`cargo xtask rotate-key --rollback` tries once more".to_owned();
+                Error { message, hint: Some(hint), ..error }
+            }
+        }
+    }
+
+    fn telling_what_serves(&self, error: Error) -> Error {
+        let serving: Vec<String> = self
+            .serving
+            .iter()
+            .map(|(store, serving)| match serving {
+                Some(fingerprint) => format!("{fingerprint} serves in {store}"),
+                None => format!("no key serves in {store} yet"),
+            })
+            .collect();
+        Error { message: format!("{}; {}", error.message, serving.join(", ")), ..error }
+    }
+}
+
+/// A key that served once, and still is, or just was, in a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Former {
+    /// The key.
+    pub fingerprint: Fingerprint,
+    /// Until when it is kept.
+    pub keep_until: Option<Timestamp>,
+}
+
+/// The keys that have served and don't any more once the plan is carried out: those that a person deletes at GitHub.
+pub fn formers(observed: &Observed, plan: &Plan<Step>) -> Vec<Former> {
+    let mut serving: BTreeMap<KeyStore, Fingerprint> = observed
+        .stores
+        .iter()
+        .filter(|store| store.is_used())
+        .filter_map(|store| Some((store.store, store.contents.serving()?.fingerprint().clone())))
+        .collect();
+    let mut once: BTreeMap<Fingerprint, Option<Timestamp>> = BTreeMap::new();
+    for held in observed.stores.iter().flat_map(|store| store.contents.all()) {
+        if held.record.since.is_some() && held.is_usable() {
+            let until = once.entry(held.fingerprint().clone()).or_default();
+            *until = (*until).max(held.record.keep_until);
+        }
+    }
+    for step in &plan.steps {
+        let (store, now, before) = match step {
+            Step::Promote { store, fingerprint, former: Some(former) } => (store, fingerprint, former),
+            Step::RollBack { store, to, from } => (store, to.fingerprint(), from),
+            Step::Promote { store, fingerprint, former: None } => {
+                serving.insert(*store, fingerprint.clone());
+                continue;
+            }
+            _ => continue,
+        };
+        serving.insert(*store, now.clone());
+        once.insert(before.fingerprint().clone(), before.record.keep_until);
+    }
+    once.retain(|fingerprint, _| !serving.values().any(|serving| serving == fingerprint));
+    once.into_iter().map(|(fingerprint, keep_until)| Former { fingerprint, keep_until }).collect()
+}

@@ -1,0 +1,226 @@
+//! What `ami` would do.
+
+use std::collections::BTreeMap;
+
+use kiln_config::config::{Config, ImageVariant};
+use kiln_config::model::{AmiId, Sha256};
+use kiln_operations::ami::{self, INPUTS_TAG, Observed, Prepared, Request, Step, Wanted};
+use kiln_operations::plan::Plan;
+use kiln_operations::ports::{Ami, Build, BuildStatus, Caller};
+use kiln_operations::stacks::Difference;
+
+use crate::{KILN_TOML, assert_nothing_to_do, steps};
+
+const BASE: &str = "ami-00000000000000001";
+const BUILD: &str = "arn:aws:imagebuilder:eu-central-1:000000000000:image/kiln-acme-al2023-x86-64/1.2.3/1";
+
+fn variant(config: &Config) -> ImageVariant {
+    *config.images().first().unwrap()
+}
+
+fn wanted(toml: &str, payload: char, base: &str) -> Wanted {
+    let config = Config::from_toml("kiln.toml", toml).unwrap();
+    let payload_sha256: Sha256 = String::from(payload).repeat(64).parse().unwrap();
+    let request =
+        Request { config: &config, variant: variant(&config), payload: b"payload", payload_sha256, sources: None };
+    let caller = Caller { partition: "aws".into(), account: "000000000000".into(), arn: String::new() };
+    ami::wanted(&request, &caller, &base.parse().unwrap()).unwrap()
+}
+
+/// An account that has never seen Kiln.
+fn nothing(wanted: &Wanted) -> Observed {
+    Observed {
+        stack: Some(Difference::Absent),
+        payload: false,
+        components: vec![false; wanted.components.len()],
+        recipe: false,
+        infrastructure: None,
+        distribution: None,
+        build: None,
+        built: None,
+        recorded: None,
+    }
+}
+
+/// Everything is there but a build.
+fn ready(wanted: &Wanted) -> Observed {
+    Observed {
+        stack: None,
+        payload: true,
+        components: vec![true; wanted.components.len()],
+        recipe: true,
+        infrastructure: Some(wanted.infrastructure.clone()),
+        distribution: Some(wanted.distribution.clone()),
+        ..nothing(wanted)
+    }
+}
+
+fn build(status: BuildStatus) -> Option<Build> {
+    Some(Build { arn: BUILD.to_owned(), status, steps: Vec::new(), copies: BTreeMap::new() })
+}
+
+fn ami_of(wanted: &Wanted) -> Ami {
+    let tags = BTreeMap::from([(INPUTS_TAG.to_owned(), wanted.inputs.to_string())]);
+    Ami { id: "ami-000000000000000aa".parse::<AmiId>().unwrap(), tags, state: "available".to_owned() }
+}
+
+fn plan(wanted: &Wanted, observed: Observed) -> Plan<Step> {
+    let config = crate::config();
+    ami::plan(variant(&config), 7, &Prepared { wanted: wanted.clone(), observed })
+}
+
+fn token(plan: &Plan<Step>) -> &str {
+    let token = plan.steps.iter().find_map(|step| if let Step::Start { token } = step { Some(token) } else { None });
+    token.unwrap()
+}
+
+#[test]
+fn nothing_changed() {
+    let wanted = wanted(KILN_TOML, 'a', BASE);
+    let recorded = Some(ami_of(&wanted));
+    let plan = plan(&wanted, Observed { recorded, ..ready(&wanted) });
+    assert_nothing_to_do(&plan);
+    assert!(plan.settled.contains("ami-000000000000000aa"), "{}", plan.settled);
+}
+
+#[test]
+fn an_account_that_has_never_seen_kiln() {
+    let wanted = wanted(KILN_TOML, 'a', BASE);
+    let steps = steps(&plan(&wanted, nothing(&wanted)));
+    assert_eq!(steps[0], "create stack kiln-acme-bake");
+    assert!(steps[1].starts_with("upload the payload, 7 bytes, to s3://kiln-acme-000000000000-eu-central-1/"));
+    let components = &steps[2..2 + wanted.components.len()];
+    assert!(components.iter().all(|step| step.starts_with("create component kiln-")), "{components:?}");
+    let rest: Vec<&str> = steps[2 + wanted.components.len()..].iter().map(String::as_str).collect();
+    let recipe = format!("create recipe {} on {BASE}", wanted.recipe.id);
+    let expected = [
+        recipe.as_str(),
+        "put infrastructure configuration kiln-acme-al2023-x86_64",
+        "put distribution configuration kiln-acme-al2023-x86_64",
+        "start the build",
+        "wait until the AMI is built and tested",
+        "tag the AMI and record it in /kiln-acme/image/al2023-x86_64",
+    ];
+    assert_eq!(rest, expected);
+}
+
+#[test]
+fn each_input_makes_another_image() {
+    let mut versions = vec![wanted(KILN_TOML, 'a', BASE).recipe.id.version];
+    versions.push(wanted(KILN_TOML, 'b', BASE).recipe.id.version);
+    versions.push(wanted(KILN_TOML, 'a', "ami-00000000000000002").recipe.id.version);
+    versions.push(wanted(&KILN_TOML.replace("2.338.0", "2.339.0"), 'a', BASE).recipe.id.version);
+    versions.push(wanted(&KILN_TOML.replace("af4b794c", "bf4b794c"), 'a', BASE).recipe.id.version);
+    let distinct: std::collections::BTreeSet<&String> = versions.iter().collect();
+    assert_eq!(distinct.len(), versions.len(), "{versions:?}");
+    for version in &versions {
+        let nodes: Vec<u32> = version.split('.').map(|node| node.parse().unwrap()).collect();
+        assert!(nodes.len() == 3 && nodes.iter().all(|node| *node < 1 << 30), "{version}");
+    }
+    // What an image does not depend on makes no other.
+    assert_eq!(wanted(&KILN_TOML.replace("max = 4", "max = 5"), 'a', BASE).recipe.id.version, versions[0]);
+}
+
+#[test]
+fn what_an_image_writes_down_is_named_by_its_inputs() {
+    let wanted = wanted(KILN_TOML, 'a', BASE);
+    let manifest = wanted.recipe.components.iter().find(|used| used.id.name == "kiln-manifest").unwrap();
+    assert_eq!(manifest.parameters["Inputs"], wanted.inputs.as_str());
+    assert_eq!(manifest.parameters["RecordUri"], format!("s3://{}/{}", wanted.bucket, wanted.record));
+    assert!(wanted.record.ends_with(wanted.inputs.as_str()), "{}", wanted.record);
+}
+
+#[test]
+fn amazon_linux_2_gets_the_pinned_builds_of_node_and_the_other_keeps_the_runners() {
+    let builds = |toml: &str| {
+        let config = Config::from_toml("kiln.toml", toml).unwrap();
+        let payload_sha256 = "a".repeat(64).parse().unwrap();
+        let request =
+            Request { config: &config, variant: variant(&config), payload: b"", payload_sha256, sources: None };
+        let caller = Caller { partition: "aws".into(), account: "000000000000".into(), arn: String::new() };
+        let wanted = ami::wanted(&request, &caller, &BASE.parse().unwrap())?;
+        let runner = wanted.recipe.components.into_iter().find(|used| used.id.name == "kiln-runner").unwrap();
+        Ok::<_, kiln_operations::Error>(runner.parameters["NodeBuilds"].clone())
+    };
+    assert_eq!(builds(KILN_TOML).unwrap(), "none");
+    let old = KILN_TOML.replace("amazon-linux-2023", "amazon-linux-2");
+    let refused = builds(&old).unwrap_err();
+    assert_eq!(refused.kind, kiln_operations::Kind::Configuration);
+    assert!(refused.message.contains("glibc 2.28") && refused.hint.unwrap().contains("cargo xtask pin"));
+    let digest = "b".repeat(64);
+    let node =
+        |major: u32, version: &str| format!("[runner.node.{major}]\nversion = \"{version}\"\nsha256 = \"{digest}\"\n");
+    let pinned = format!("{old}{}{}", node(24, "24.19.0"), node(20, "20.20.0"));
+    let base = "https://unofficial-builds.nodejs.org/download/release";
+    assert_eq!(
+        builds(&pinned).unwrap(),
+        format!(
+            "20={digest}={base}/v20.20.0/node-v20.20.0-linux-x64-glibc-217.tar.gz,\
+             24={digest}={base}/v24.19.0/node-v24.19.0-linux-x64-glibc-217.tar.gz"
+        )
+    );
+}
+
+#[test]
+fn copies_are_recorded_before_the_image_itself() {
+    let toml = KILN_TOML.replace("[runner]", "[image]\ncopy_to = [\"eu-west-1\"]\n[runner]");
+    let wanted = wanted(&toml, 'a', BASE);
+    let ami = ami_of(&wanted);
+    let observed =
+        Observed { build: build(BuildStatus::Available(ami.id.clone())), built: Some(ami), ..ready(&wanted) };
+    let steps = steps(&plan(&wanted, observed));
+    assert_eq!(steps[0], "tag the copies in eu-west-1 and record them there in /kiln-acme/image/al2023-x86_64");
+    assert!(steps[1].starts_with("tag ami-000000000000000aa and record it"), "{steps:?}");
+}
+
+#[test]
+fn a_running_build_is_waited_for() {
+    let wanted = wanted(KILN_TOML, 'a', BASE);
+    let build = build(BuildStatus::Running("TESTING".to_owned()));
+    let steps = steps(&plan(&wanted, Observed { build, ..ready(&wanted) }));
+    assert_eq!(steps.len(), 2, "{steps:?}");
+    assert_eq!(steps[0], format!("wait until the running build {BUILD} is built and tested"));
+    assert!(steps[1].starts_with("tag the AMI and record it in "));
+}
+
+#[test]
+fn a_finished_build_is_only_recorded() {
+    let wanted = wanted(KILN_TOML, 'a', BASE);
+    let ami = ami_of(&wanted);
+    let observed = Observed {
+        build: build(BuildStatus::Available(ami.id.clone())),
+        built: Some(Ami { tags: BTreeMap::new(), ..ami }),
+        ..ready(&wanted)
+    };
+    let steps = steps(&plan(&wanted, observed));
+    assert_eq!(steps, ["tag ami-000000000000000aa and record it in /kiln-acme/image/al2023-x86_64"]);
+}
+
+#[test]
+fn a_failed_build_is_started_anew_and_a_lost_answer_is_not() {
+    let wanted = wanted(KILN_TOML, 'a', BASE);
+    let first = plan(&wanted, ready(&wanted));
+    assert_eq!(steps(&first)[0], "start the build");
+    let again = plan(&wanted, ready(&wanted));
+    assert_eq!(token(&first), token(&again), "a start whose answer was lost is the same build");
+    let failed = BuildStatus::Failed { state: "FAILED".to_owned(), reason: "disk full".to_owned() };
+    let after = plan(&wanted, Observed { build: build(failed), ..ready(&wanted) });
+    assert_ne!(token(&first), token(&after));
+}
+
+#[test]
+fn an_ami_that_was_removed_is_baked_anew() {
+    let wanted = wanted(KILN_TOML, 'a', BASE);
+    let gone = build(BuildStatus::Available(ami_of(&wanted).id));
+    let plan = plan(&wanted, Observed { build: gone, ..ready(&wanted) });
+    assert_eq!(steps(&plan)[0], "start the build");
+}
+
+#[test]
+fn what_someone_changed_by_hand_is_put_back_before_a_build() {
+    let wanted = wanted(KILN_TOML, 'a', BASE);
+    let mut infrastructure = wanted.infrastructure.clone();
+    infrastructure.instance_types = vec!["t2.nano".to_owned()];
+    let plan = plan(&wanted, Observed { infrastructure: Some(infrastructure), ..ready(&wanted) });
+    assert_eq!(steps(&plan)[..2], ["put infrastructure configuration kiln-acme-al2023-x86_64", "start the build"]);
+}
