@@ -6,7 +6,7 @@ use clap::Subcommand;
 use kiln_e2e::bench::{self, Boots, Storm};
 
 use crate::rehearse;
-use crate::ui::{Failure, Ui};
+use kiln_cli::ui::{Failure, Ui};
 
 /// Measure what a boot costs.
 #[derive(Debug, clap::Args)]

@@ -8,8 +8,8 @@ use anyhow::{Context as _, bail, ensure};
 use regex_lite::Regex;
 use xshell::{Shell, cmd};
 
-use crate::tools;
-use crate::ui::Ui;
+use kiln_cli::tools;
+use kiln_cli::ui::Ui;
 
 /// Make the handbook: draw its pictures, build its pages into target/book, and follow its links.
 ///
@@ -28,7 +28,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> anyhow::Result<()> {
-    let root = tools::workspace_root();
+    let root = tools::workspace_root()?;
     for (path, drawn) in pictures(&root.join("docs/src/pictures"))? {
         let committed = std::fs::read_to_string(&path).unwrap_or_default();
         if committed == drawn {

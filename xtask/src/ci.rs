@@ -10,9 +10,9 @@ use kiln_config::model::Architecture;
 use kiln_vm as vm;
 use xshell::{Shell, cmd};
 
-use crate::musl::{self, Fallback};
-use crate::tools;
-use crate::ui::{self, Ui};
+use kiln_cli::musl::{self, Fallback};
+use kiln_cli::tools;
+use kiln_cli::ui::{self, Ui};
 
 /// Run every check that the project has.
 #[derive(Debug, clap::Args)]
@@ -65,7 +65,7 @@ enum Check {
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let shell = Shell::new()?;
-    shell.change_dir(tools::workspace_root());
+    shell.change_dir(tools::workspace_root()?);
     let tools = tools::setup()?;
     // Asked for now: a check that builds the workspace puts another file in its place.
     let xtask = std::env::current_exe().context("find this executable")?;
@@ -133,7 +133,7 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
         Check::Fuzz => cmd!(shell, "{xtask} fuzz").run()?,
         Check::Musl => musl_builds(shell)?,
         Check::Rehearse => {
-            let report = tools::workspace_root().join("target/rehearsal/report.html");
+            let report = tools::workspace_root()?.join("target/rehearsal/report.html");
             cmd!(shell, "{xtask} rehearse --report {report}").run()?;
             cmd!(shell, "cargo test --locked --package kiln-e2e --test report").env("KILN_REPORT", report).run()?;
         }
@@ -145,7 +145,7 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
 /// Every template of `infra/`.
 fn templates() -> anyhow::Result<Vec<PathBuf>> {
     let mut templates = Vec::new();
-    for entry in std::fs::read_dir(tools::workspace_root().join("infra")).context("list the templates")? {
+    for entry in std::fs::read_dir(tools::workspace_root()?.join("infra")).context("list the templates")? {
         templates.extend(Some(entry?.path()).filter(|path| path.extension().is_some_and(|kind| kind == "yaml")));
     }
     templates.sort();

@@ -11,9 +11,9 @@ use kiln_image::{payload, sbom};
 use kiln_operations::{Error, Kind};
 use xshell::{Shell, cmd};
 
-use crate::musl::{self, Fallback};
-use crate::tools;
-use crate::ui::Ui;
+use kiln_cli::musl::{self, Fallback};
+use kiln_cli::tools;
+use kiln_cli::ui::Ui;
 
 /// Make what is published for a version of Kiln, under target/dist.
 ///
@@ -33,10 +33,10 @@ const UNKNOWN_OS: u8 = 255;
 
 pub(crate) fn run(ui: &Ui) -> anyhow::Result<()> {
     let shell = Shell::new()?;
-    shell.change_dir(tools::workspace_root());
+    shell.change_dir(tools::workspace_root()?);
     let version = env!("CARGO_PKG_VERSION");
     let Release { commit, notes } = check(&shell, version)?;
-    let folder = tools::workspace_root().join("target/dist").join(format!("kiln-{version}"));
+    let folder = tools::workspace_root()?.join("target/dist").join(format!("kiln-{version}"));
     // What an earlier run left would be in the sums.
     shell.remove_path(&folder)?;
     shell.create_dir(&folder)?;

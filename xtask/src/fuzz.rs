@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use xshell::{Shell, cmd};
 
-use crate::tools;
-use crate::ui::note;
+use kiln_cli::tools;
+use kiln_cli::ui::note;
 
 /// Fuzz every parser of outside data, side by side.
 #[derive(Debug, clap::Args)]
@@ -48,7 +48,7 @@ fn seed(target: &str, root: &Path, corpus: &Path) -> std::io::Result<()> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let shell = Shell::new()?;
-    let root = tools::workspace_root();
+    let root = tools::workspace_root()?;
     shell.change_dir(root);
     let version = cmd!(shell, "rustc --version --verbose").quiet().read()?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names its host")?;

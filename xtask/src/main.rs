@@ -1,39 +1,19 @@
-//! Kiln's commands. Flags and dispatch; what they do is in the crates.
+//! `cargo xtask`: the contributor's commands, with the operator's commands of `kiln-cli` among them.
 
-mod ami;
 mod bench;
 mod book;
 mod ci;
-mod cloud;
-mod completions;
-mod deploy;
-mod destroy;
 mod dist;
-mod doctor;
-mod explain;
 mod fuzz;
-mod init;
-mod musl;
-mod operator;
-mod pin;
-mod prune;
 mod reference;
 mod rehearse;
-mod rotate_key;
 mod schema;
-mod shred;
-mod sources;
-mod status;
-mod tools;
-mod ui;
 
-use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-
-use crate::ui::{Failure, Ui, Voice};
+use clap::{Parser, Subcommand};
+use kiln_cli::ui::{Failure, Ui};
+use kiln_cli::{Options, Program, tools};
 
 /// GitHub Actions self-hosted runners for an organization, on its own AWS account.
 ///
@@ -42,51 +22,27 @@ use crate::ui::{Failure, Ui, Voice};
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
-    /// The configuration file.
-    #[arg(long, global = true, default_value = "kiln.toml", value_name = "FILE", env = "KILN_CONFIG")]
-    config: PathBuf,
-
     #[command(flatten)]
-    voice: Voice,
+    options: Options,
 
     #[command(subcommand)]
     command: Command,
 }
 
-const AFTER_HELP: &str = "\
+const AFTER_HELP: &str = kiln_cli::after_help!(
+    "\
 Examples:
   cargo xtask rehearse
   cargo xtask deploy --dry-run
   cargo xtask ami --json
   cargo xtask explain image-not-recorded
-
-Exit codes:
-  0  done, or nothing to do
-  1  AWS or GitHub could not be reached, or anything unforeseen
-  2  wrong usage of the command line
-  3  kiln.toml, a flag's value or a file is wrong
-  4  AWS or GitHub refused the credentials, or they lack a permission
-  5  something has to be done first, named in the hint
-  6  the bake, the stack or the roll-out ended in failure; what served before still serves
-  7  a bound was reached; the same command again goes on from there
-  8  nothing failed, but something has to be renewed within 14 days, or is overdue
-  130  interrupted; the same command again goes on from there
-
-Data goes to stdout, talk to stderr. In a workflow of GitHub Actions there are groups,
-annotations, a summary, and outputs: each result that a command names, `outcome`, `changed`,
-`error-code`.";
+"
+);
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Ami(ami::Args),
-    Deploy(deploy::Args),
-    RotateKey(rotate_key::Args),
-    Status(status::Args),
-    Destroy(destroy::Args),
-    Init(init::Args),
-    Doctor(doctor::Args),
-    Pin(pin::Args),
-    Prune(prune::Args),
+    #[command(flatten)]
+    Operator(kiln_cli::Command),
     Rehearse(rehearse::Args),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
@@ -94,8 +50,6 @@ enum Command {
     Schema(schema::Args),
     Book(book::Args),
     Dist(dist::Args),
-    Explain(explain::Args),
-    Completions(completions::Args),
     /// Install the tools that `rehearse` and `ci` use, under target/tools.
     #[command(after_help = "Examples:\n  cargo xtask setup")]
     Setup,
@@ -108,105 +62,47 @@ Results: path")]
     Bootstrap,
 }
 
+impl Program for Cli {
+    fn options(&self) -> &Options {
+        &self.options
+    }
+
+    async fn run(&self, ui: &Ui) -> Result<(), Failure> {
+        match &self.command {
+            Command::Operator(command) => kiln_cli::run::<Self>(command, &self.options, ui).await,
+            Command::Rehearse(args) => Box::pin(rehearse::run(args, ui)).await,
+            Command::Bench(args) => Box::pin(bench::run(args, ui)).await,
+            Command::Fuzz(args) => Ok(fuzz::run(args)?),
+            Command::Ci(args) => Ok(ci::run(args, ui)?),
+            Command::Schema(args) => Ok(schema::run(args)?),
+            Command::Book(args) => Ok(book::run(args, ui)?),
+            Command::Dist(dist::Args {}) => Ok(dist::run(ui)?),
+            Command::Setup => Ok(tools::setup().map(drop)?),
+            Command::Bootstrap => {
+                let path = rehearse::bootstrap(ui)?.display().to_string();
+                ui.data(&path);
+                ui.record("path", path);
+                Ok(())
+            }
+        }
+    }
+
+    fn handles_interrupt(&self) -> bool {
+        matches!(self.command, Command::Rehearse(_))
+    }
+}
+
 fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
-    let Parsed { cli, command, dry_run } = match Parsed::new(&arguments) {
-        Ok(parsed) => parsed,
-        // Help and the version are asked for.
-        Err(error) if !error.use_stderr() => error.exit(),
-        Err(error) => return misunderstood(&arguments, error),
-    };
-    let ui = Ui::new(&cli.voice, &command, dry_run);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return ui.finish(&Err(anyhow::Error::new(error).context("start the async runtime").into())),
-    };
-    let result = runtime.block_on(async {
-        tokio::select! {
-            result = run(&cli, &ui) => result,
-            () = interrupted(&cli.command) => Err(Failure::Interrupted),
-        }
-    });
-    // A blocking read of a terminal must not hold up the exit.
-    runtime.shutdown_background();
-    ui.finish(&result)
-}
-
-/// The command line, understood.
-#[derive(Debug)]
-struct Parsed {
-    cli: Cli,
-    command: String,
-    dry_run: bool,
-}
-
-impl Parsed {
-    fn new(arguments: &[OsString]) -> Result<Self, clap::Error> {
-        let matches = Cli::command().try_get_matches_from(arguments)?;
-        let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))?;
-        let (command, matches) = matches.subcommand().map_or(("", None), |(name, matches)| (name, Some(matches)));
-        let dry_run = matches.and_then(|matches| matches.try_get_one("dry_run").ok().flatten().copied());
-        Ok(Self { cli, command: command.to_owned(), dry_run: dry_run.unwrap_or(false) })
-    }
-}
-
-/// A command line that is none is told to people and machines like any failure.
-fn misunderstood(arguments: &[OsString], error: clap::Error) -> ExitCode {
-    let known = Cli::command();
-    let named = arguments.iter().skip(1).filter_map(|argument| argument.to_str());
-    let command = named.into_iter().find(|name| known.find_subcommand(name).is_some()).unwrap_or("xtask");
-    Ui::new(&Voice::guessed(arguments), command, false).finish(&Err(Failure::Usage(error)))
-}
-
-async fn run(cli: &Cli, ui: &Ui) -> Result<(), Failure> {
-    match &cli.command {
-        Command::Ami(args) => Box::pin(ami::run(args, &cli.config, ui)).await,
-        Command::Deploy(args) => Box::pin(deploy::run(args, &cli.config, ui)).await,
-        Command::RotateKey(args) => Box::pin(rotate_key::run(args, &cli.config, ui)).await,
-        Command::Destroy(args) => Box::pin(destroy::run(args, &cli.config, ui)).await,
-        Command::Status(args) => Box::pin(status::run(args, &cli.config, ui)).await,
-        Command::Init(args) => Box::pin(init::run(args, &cli.config, ui)).await,
-        Command::Doctor(args) => Box::pin(doctor::run(args, &cli.config, ui)).await,
-        Command::Prune(args) => Box::pin(prune::run(args, &cli.config, ui)).await,
-        Command::Pin(args) => Box::pin(pin::run(args, &cli.config, ui)).await,
-        Command::Rehearse(args) => Box::pin(rehearse::run(args, ui)).await,
-        Command::Bench(args) => Box::pin(bench::run(args, ui)).await,
-        Command::Fuzz(args) => Ok(fuzz::run(args)?),
-        Command::Ci(args) => Ok(ci::run(args, ui)?),
-        Command::Schema(args) => Ok(schema::run(args)?),
-        Command::Book(args) => Ok(book::run(args, ui)?),
-        Command::Dist(dist::Args {}) => Ok(dist::run(ui)?),
-        Command::Explain(args) => {
-            explain::run(args, ui);
-            Ok(())
-        }
-        Command::Completions(args) => {
-            completions::run(args, Cli::command(), ui);
-            Ok(())
-        }
-        Command::Setup => Ok(tools::setup().map(drop)?),
-        Command::Bootstrap => {
-            let path = rehearse::bootstrap(ui)?.display().to_string();
-            ui.data(&path);
-            ui.record("path", path);
-            Ok(())
-        }
-    }
-}
-
-/// Ctrl-C and a pipeline's cancel. `rehearse` handles them itself, since it has processes to end.
-async fn interrupted(command: &Command) {
-    if matches!(command, Command::Rehearse(_)) {
-        return std::future::pending().await;
-    }
-    ui::interrupt().await;
+    kiln_cli::main::<Cli>()
 }
 
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
 
-    use super::{Cli, Parsed};
+    use kiln_cli::Parsed;
+
+    use super::Cli;
 
     /// The lines of a help text that are commands of ours, as they would be typed.
     fn examples(help: &str) -> Vec<&str> {
@@ -220,13 +116,13 @@ mod tests {
         let line = line.unwrap_or_default();
         let arguments = std::iter::once("xtask").chain(line.split_whitespace());
         let arguments: Vec<_> = arguments.map(Into::into).collect();
-        Parsed::new(&arguments).unwrap_or_else(|error| panic!("{place}: cargo xtask {line}: {error}"));
+        Parsed::<Cli>::new(&arguments).map(drop).unwrap_or_else(|error| panic!("{place}: cargo xtask {line}: {error}"));
     }
 
     /// What is to be typed or run, of the README's and the handbook's blocks and the workflows: not what is only spoken of.
     #[test]
     fn the_commands_of_the_readme_the_handbook_and_the_pipelines_are_understood() {
-        let root = crate::tools::workspace_root();
+        let root = kiln_cli::tools::workspace_root().expect("the tests run in a checkout");
         let folders = ["docs/pipelines", "docs/src"].map(|folder| std::fs::read_dir(root.join(folder)).expect(folder));
         let mut files: Vec<_> = folders.into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
         files.retain(|path| path.is_file());

@@ -9,8 +9,8 @@ use kiln_e2e::world::{Parts, World};
 use kiln_operations::{Error, Kind};
 use kiln_vm as vm;
 
-use crate::ui::{self, Failure, Ui};
-use crate::{musl, tools};
+use kiln_cli::ui::{self, Failure, Ui};
+use kiln_cli::{musl, tools};
 
 /// Run all of Kiln on this machine, against a local AWS and GitHub.
 ///
@@ -50,8 +50,10 @@ pub(crate) async fn run(args: &Args, ui: &Ui) -> Result<(), Failure> {
     };
     world.shutdown().await?;
     let Told { timeline, report, result } = told?;
-    let default = || tools::workspace_root().join("target/rehearsal/report.html");
-    let path = args.report.clone().unwrap_or_else(default);
+    let path = match &args.report {
+        Some(path) => path.clone(),
+        None => tools::workspace_root()?.join("target/rehearsal/report.html"),
+    };
     report.write(&path).with_context(|| format!("write the report to {}", path.display()))?;
     ui.talk(&format!("\nreport: {}", path.display()));
     ui.record("report", path.display().to_string());
@@ -64,7 +66,7 @@ async fn boot(ui: &Ui) -> Result<(), Failure> {
     vm::check_needs().map_err(precondition)?;
     let options = vm::Options {
         bootstrap: bootstrap(ui)?,
-        directory: tools::workspace_root().join("target/rehearsal"),
+        directory: tools::workspace_root()?.join("target/rehearsal"),
         say: ui::note,
     };
     let booted = vm::boot(&options, ui::interrupt()).await.map_err(|error| match error.downcast::<vm::Missing>() {
@@ -93,7 +95,7 @@ fn parts(ui: &Ui) -> anyhow::Result<Parts> {
 pub(crate) fn bootstrap(ui: &Ui) -> anyhow::Result<PathBuf> {
     ui.talk("building the bootstrap binary");
     let shell = xshell::Shell::new()?;
-    shell.change_dir(tools::workspace_root());
+    shell.change_dir(tools::workspace_root()?);
     let architecture = if cfg!(target_arch = "aarch64") { Architecture::Aarch64 } else { Architecture::X86_64 };
     Ok(musl::build_bootstrap(&shell, architecture, musl::Fallback::StaticGlibc)?.path)
 }

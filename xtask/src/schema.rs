@@ -31,7 +31,7 @@ enum Of {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let root = crate::tools::workspace_root();
+    let root = kiln_cli::tools::workspace_root()?;
     for of in Of::value_variants() {
         if args.of.is_some_and(|asked| asked != *of) {
             continue;
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let (committed, text) = match of {
             Of::Config => ("kiln.schema.json", kiln_config::config::json_schema()),
             Of::Reference => ("docs/src/kiln-toml.md", reference()?),
-            Of::Output => ("docs/output.schema.json", crate::ui::schema()),
+            Of::Output => ("docs/output.schema.json", kiln_cli::ui::schema()),
         };
         let path = args.output.clone().unwrap_or_else(|| root.join(committed));
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;

@@ -32,7 +32,7 @@ Examples:
 
 Results: changes and written; with --check urgency, newest_runner, runners, wrong_digests,
 base_images")]
-pub(crate) struct Args {
+pub struct Args {
     /// Write nothing; exit with 8 when something has to be renewed within 14 days.
     #[arg(long)]
     check: bool,

@@ -17,7 +17,7 @@ Examples:
   cargo xtask completions fish > ~/.config/fish/conf.d/kiln.fish
 
 Then `kiln de<TAB>` becomes `kiln deploy`. Results: script")]
-pub(crate) struct Args {
+pub struct Args {
     /// The shell.
     #[arg(value_name = "SHELL")]
     shell: Shell,

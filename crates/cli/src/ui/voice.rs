@@ -5,18 +5,18 @@ use clap::ColorChoice;
 /// The flags.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Voice")]
-pub(crate) struct Voice {
+pub struct Voice {
     /// Print one JSON document on stdout instead: plan, result, error (docs/output.schema.json).
     #[arg(long, global = true)]
-    pub(crate) json: bool,
+    pub json: bool,
 
     /// Say nothing but data, warnings, errors, and the plan of a dry run.
     #[arg(long, short, global = true, conflicts_with = "verbose")]
-    pub(crate) quiet: bool,
+    pub quiet: bool,
 
     /// Say each call to AWS and GitHub too: what, status, duration, request id; never a secret.
     #[arg(long, short, global = true)]
-    pub(crate) verbose: bool,
+    pub verbose: bool,
 
     /// Colours: `auto` heeds NO_COLOR and whether stderr is a terminal.
     #[arg(
@@ -27,18 +27,18 @@ pub(crate) struct Voice {
         hide_possible_values = true,
         value_name = "auto|always|never"
     )]
-    pub(crate) color: ColorChoice,
+    pub color: ColorChoice,
 }
 
 impl Voice {
     /// For what is said before the flags are known.
-    pub(crate) fn guessed(arguments: &[std::ffi::OsString]) -> Self {
+    pub fn guessed(arguments: &[std::ffi::OsString]) -> Self {
         let json = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
         Self { json, quiet: false, verbose: false, color: ColorChoice::Auto }
     }
 
     /// Makes the choice of colours everyone's.
-    pub(crate) fn paint(&self) {
+    pub fn paint(&self) {
         let choice = match self.color {
             ColorChoice::Auto => anstream::ColorChoice::Auto,
             ColorChoice::Always => anstream::ColorChoice::Always,

@@ -15,7 +15,7 @@ Examples:
   cargo xtask explain --json
 
 Results: codes")]
-pub(crate) struct Args {
+pub struct Args {
     /// The name.
     #[arg(value_name = "NAME")]
     code: Option<Code>,

@@ -198,7 +198,7 @@ impl<S: fmt::Display> From<&Plan<S>> for PlanReport {
 }
 
 /// The schema, as it is committed.
-pub(crate) fn schema() -> String {
+pub fn schema() -> String {
     let schema = schemars::schema_for!(Document);
     let mut text = serde_json::to_string_pretty(&schema).expect("a schema is JSON");
     text.push('\n');

@@ -59,7 +59,7 @@ Exit codes of --status, beside the common ones:
 
 Results: fingerprint (of the key given), keys-to-delete (fingerprints, at GitHub), status (of --status)"
 )]
-pub(crate) struct Args {
+pub struct Args {
     /// The private key's PEM file, or - for standard input.
     #[arg(long, value_name = "FILE")]
     pem: Option<PathBuf>,

@@ -22,11 +22,11 @@ use kiln_operations::ports::Progress;
 use serde_json::Value;
 
 use self::actions::Actions;
-pub(crate) use self::document::schema;
+pub use self::document::schema;
 use self::document::{Document, PlanReport};
 use self::failure::Account;
-pub(crate) use self::failure::Failure;
-pub(crate) use self::voice::Voice;
+pub use self::failure::Failure;
+pub use self::voice::Voice;
 
 const ADDED: Style = AnsiColor::Green.on_default();
 const CHANGED: Style = AnsiColor::Yellow.on_default();
@@ -47,7 +47,7 @@ struct Stage {
 }
 
 /// A line of what is going on, from where no [`Ui`] is at hand. Not said with `--quiet`.
-pub(crate) fn note(text: &str) {
+pub fn note(text: &str) {
     if !STAGE.get().is_some_and(|stage| stage.quiet) {
         aside(text);
     }
@@ -77,7 +77,7 @@ fn actions() -> Option<&'static Actions> {
 
 /// What a command talks through.
 #[derive(Debug)]
-pub(crate) struct Ui {
+pub struct Ui {
     quiet: bool,
     /// The real stdout, with `--json`.
     document_goes_to: Option<File>,
@@ -88,7 +88,7 @@ pub(crate) struct Ui {
 
 impl Ui {
     /// For a command by name. Called once.
-    pub(crate) fn new(voice: &Voice, command: &str, dry_run: bool) -> Self {
+    pub fn new(voice: &Voice, command: &str, dry_run: bool) -> Self {
         voice.paint();
         let live = std::io::stderr().is_terminal() && !voice.quiet;
         let spinner = live.then(|| {
@@ -109,14 +109,14 @@ impl Ui {
     }
 
     /// A line that is not a step's: a notice.
-    pub(crate) fn talk(&self, text: &str) {
+    pub fn talk(&self, text: &str) {
         if !self.quiet {
             aside(&painted(text));
         }
     }
 
     /// What will be done, or would be in a dry run.
-    pub(crate) fn plan<S: fmt::Display>(&self, plan: &Plan<S>) {
+    pub fn plan<S: fmt::Display>(&self, plan: &Plan<S>) {
         let mut document = lock(&self.document);
         if !self.quiet || document.dry_run {
             let text = plan.to_string();
@@ -128,7 +128,7 @@ impl Ui {
     }
 
     /// What a person should know though nothing failed.
-    pub(crate) fn warn(&self, text: &str) {
+    pub fn warn(&self, text: &str) {
         if actions().is_some() {
             raw(&actions::warning(&format!("kiln {}", lock(&self.document).command), text));
         } else {
@@ -138,7 +138,7 @@ impl Ui {
     }
 
     /// A line of data. With `--json` there is only the document: see [`Ui::record`].
-    pub(crate) fn data(&self, text: &str) {
+    pub fn data(&self, text: &str) {
         if self.document_goes_to.is_none() {
             self.clear();
             println!("{text}");
@@ -146,12 +146,12 @@ impl Ui {
     }
 
     /// A result by its name, for the document and for the outputs of a workflow's step.
-    pub(crate) fn record(&self, name: &str, value: impl Into<Value>) {
+    pub fn record(&self, name: &str, value: impl Into<Value>) {
         lock(&self.document).result.insert(name.to_owned(), value.into());
     }
 
     /// Ends the live state.
-    pub(crate) fn clear(&self) {
+    pub fn clear(&self) {
         if let Some(spinner) = STAGE.get().and_then(|stage| stage.spinner.as_ref()) {
             spinner.finish_and_clear();
         }
@@ -161,7 +161,7 @@ impl Ui {
     }
 
     /// Says how it ended, to people and machines, and gives the exit code.
-    pub(crate) fn finish(&self, result: &Result<(), Failure>) -> ExitCode {
+    pub fn finish(&self, result: &Result<(), Failure>) -> ExitCode {
         self.clear();
         let mut document = lock(&self.document);
         let account = result.as_ref().err().map(Failure::account);
@@ -314,7 +314,7 @@ impl Progress for Ui {
 }
 
 /// Resolves when the process is asked to end.
-pub(crate) async fn interrupt() {
+pub async fn interrupt() {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
     tokio::select! {

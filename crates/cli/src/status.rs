@@ -33,7 +33,7 @@ Examples:
   cargo xtask status --json | jq '.result.fleets[] | {name, runners: .counts}'
 
 Results: fleets, images, keys, unknown_stacks, github; with --fix removed (a number)")]
-pub(crate) struct Args {
+pub struct Args {
     /// Tell of this fleet only, and of each of its instances; may be repeated.
     #[arg(long, value_name = "NAME")]
     fleet: Vec<FleetName>,

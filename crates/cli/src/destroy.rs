@@ -32,7 +32,7 @@ Examples:
   cargo xtask destroy --all --yes               every fleet of kiln.toml, and their network
   cargo xtask destroy --fleet linux --now       does not wait: jobs that run fail"
 )]
-pub(crate) struct Args {
+pub struct Args {
     /// Take this fleet down; may be repeated. One that kiln.toml does not name any more can be named, too.
     #[arg(long, value_name = "NAME")]
     fleet: Vec<FleetName>,

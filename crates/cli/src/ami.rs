@@ -30,7 +30,7 @@ Examples:
   image=$(cargo xtask ami --fleet linux)
 
 Results: images (an AMI's id for each image), ami (where there is just one)")]
-pub(crate) struct Args {
+pub struct Args {
     /// Bake the image of this fleet only; may be repeated.
     #[arg(long, value_name = "NAME")]
     fleet: Vec<FleetName>,
@@ -94,7 +94,7 @@ async fn image(
 ) -> Result<Option<AmiId>, Failure> {
     let sources = match &args.bootstrap {
         Some(_) => None,
-        None => Some(sources::digest(tools::workspace_root(), variant.architecture)?),
+        None => Some(sources::digest(tools::workspace_root()?, variant.architecture)?),
     };
     if let Some(sources) = &sources
         && let Some(ami) = ami::unchanged(config, variant, sources, aws).await?
@@ -163,7 +163,7 @@ fn packed(args: &Args, architecture: Architecture, ui: &Ui) -> Result<Payload, F
         None => {
             ui.talk(&format!("building the bootstrap binary for {}", architecture.musl_target()));
             let shell = xshell::Shell::new().map_err(anyhow::Error::new)?;
-            shell.change_dir(tools::workspace_root());
+            shell.change_dir(tools::workspace_root()?);
             musl::build_bootstrap(&shell, architecture, musl::Fallback::Refuse)?.path
         }
     };

@@ -12,13 +12,13 @@ use crate::tools;
 use crate::ui::note;
 
 /// How it is built: a part of what the binary is made from.
-pub(crate) const RECIPE: &str = include_str!("musl.rs");
+pub const RECIPE: &str = include_str!("musl.rs");
 
 /// The compiler by which a target's binary is built, in its own words.
 ///
 /// # Errors
 /// There is none.
-pub(crate) fn compiler(shell: &Shell, architecture: Architecture) -> anyhow::Result<String> {
+pub fn compiler(shell: &Shell, architecture: Architecture) -> anyhow::Result<String> {
     let rustc = match installed(shell, architecture.musl_target()) {
         Some(_) => Path::new("rustc"),
         None => Path::new("/usr/bin/rustc"),
@@ -28,7 +28,7 @@ pub(crate) fn compiler(shell: &Shell, architecture: Architecture) -> anyhow::Res
 
 /// May a build for the machine at hand stand in where no musl build is possible?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fallback {
+pub enum Fallback {
     /// No: what goes into an image is built for musl.
     Refuse,
     /// Yes, statically linked with glibc, and said so: a rehearsal's instances run on this very machine.
@@ -37,9 +37,9 @@ pub(crate) enum Fallback {
 
 /// A binary, proved to be static.
 #[derive(Debug)]
-pub(crate) struct Built {
+pub struct Built {
     /// Where it is.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
 }
 
 /// A way to the standard library of a target.
@@ -58,7 +58,7 @@ enum Way {
 ///
 /// # Errors
 /// The target's standard library can be had in no way; the build fails; the result is not static.
-pub(crate) fn build_bootstrap(shell: &Shell, architecture: Architecture, fallback: Fallback) -> anyhow::Result<Built> {
+pub fn build_bootstrap(shell: &Shell, architecture: Architecture, fallback: Fallback) -> anyhow::Result<Built> {
     let root = shell.current_dir();
     let target = architecture.musl_target();
     let path = match way(shell, target) {
@@ -77,7 +77,7 @@ pub(crate) fn build_bootstrap(shell: &Shell, architecture: Architecture, fallbac
 }
 
 /// Can it be built for this target?
-pub(crate) fn is_possible(shell: &Shell, target: &str) -> bool {
+pub fn is_possible(shell: &Shell, target: &str) -> bool {
     way(shell, target).is_some()
 }
 

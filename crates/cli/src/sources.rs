@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn what_is_linked_into_the_binary_is_among_its_sources_and_nothing_else() {
-        let files = files(workspace_root()).unwrap();
+        let files = files(workspace_root().unwrap()).unwrap();
         for path in
             ["Cargo.lock", "crates/bootstrap/src/main.rs", "crates/config/src/boot.rs", "crates/github/src/jwt.rs"]
         {
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_changed_file_makes_another_digest() {
         let root = tempfile::tempdir().unwrap();
-        for path in files(workspace_root()).unwrap().into_keys() {
+        for path in files(workspace_root().unwrap()).unwrap().into_keys() {
             let path = root.path().join(path);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "[dependencies]\nkiln-config.workspace = true\n").unwrap();

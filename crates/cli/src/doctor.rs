@@ -21,7 +21,7 @@ Examples:
   cargo xtask doctor --json | jq '.result.findings[] | select(.verdict == \"wrong\")'
 
 Results: findings (each with check, verdict, what, hint)")]
-pub(crate) struct Args {
+pub struct Args {
     /// Leave out what only building the image needs: compilers, Python.
     #[arg(long)]
     skip_machine: bool,
@@ -77,7 +77,14 @@ fn machine() -> Vec<Finding> {
     let Ok(shell) = Shell::new() else {
         return vec![Finding::unknown(check, "this directory can't be read", "change into the checkout")];
     };
-    shell.change_dir(tools::workspace_root());
+    let Ok(root) = tools::workspace_root() else {
+        return vec![Finding::unknown(
+            check,
+            "`ami` needs Kiln's source, and this is no checkout",
+            "change into a checkout",
+        )];
+    };
+    shell.change_dir(root);
     let works = |program: &str, arguments: &[&str]| {
         cmd!(shell, "{program} {arguments...}").quiet().ignore_stdout().ignore_stderr().run().is_ok()
     };

@@ -5,7 +5,7 @@ use kiln_operations::{Code, Error, Kind};
 
 /// How a command ends when it does not succeed.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub enum Failure {
     /// A failure of the commands proper.
     Release(Error),
     /// Anything else.
@@ -33,25 +33,25 @@ impl From<anyhow::Error> for Failure {
 
 /// What is said of a failure, in parts that a terminal, an annotation and a document each put together in their own way.
 #[derive(Debug)]
-pub(crate) struct Account {
+pub struct Account {
     /// The stable name.
-    pub(crate) code: &'static str,
+    pub code: &'static str,
     /// What of the exit codes' list it is.
-    pub(crate) kind: &'static str,
+    pub kind: &'static str,
     /// The exit code.
-    pub(crate) exit_code: u8,
+    pub exit_code: u8,
     /// What happened.
-    pub(crate) message: String,
+    pub message: String,
     /// What lies below it, outermost first.
-    pub(crate) causes: Vec<String>,
+    pub causes: Vec<String>,
     /// Steps of the plan that were carried out before it.
-    pub(crate) done: Vec<String>,
+    pub done: Vec<String>,
     /// What a person can do.
-    pub(crate) hint: Option<String>,
+    pub hint: Option<String>,
 }
 
 impl Failure {
-    pub(crate) fn account(&self) -> Account {
+    pub fn account(&self) -> Account {
         match self {
             Self::Release(error) => Account {
                 code: error.code.name(),
@@ -93,7 +93,7 @@ impl Failure {
     }
 
     /// What is wrong with kiln.toml, where that is what is wrong.
-    pub(crate) fn config(&self) -> Option<&ConfigError> {
+    pub fn config(&self) -> Option<&ConfigError> {
         match self {
             Self::Release(Error { source: Some(source), .. }) => source.downcast_ref(),
             _ => None,

@@ -25,7 +25,7 @@ Examples:
   cargo xtask init
   cargo xtask init --organization acme --region eu-central-1 --client-id Iv23li… --network create-vpc
   cargo xtask init --network vpc-0123456789abcdef0:subnet-0123456789abcdef0,subnet-0123456789abcdef1")]
-pub(crate) struct Args {
+pub struct Args {
     /// The organization's login at GitHub.
     #[arg(long, value_name = "LOGIN")]
     organization: Option<Organization>,

@@ -33,7 +33,7 @@ Examples:
   cargo xtask prune --keep 5 --superseded
 
 Results: removed (with --dry-run: what would be), kept, snapshots_left, snapshots_held, gib")]
-pub(crate) struct Args {
+pub struct Args {
     /// Keep this many of the newest of each image in any case.
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     keep: u16,

@@ -34,7 +34,7 @@ What a run leaves when it fails:
 
 It asks before the group or what holds data is replaced; off a terminal it stops there, unless
 --yes is given.")]
-pub(crate) struct Args {
+pub struct Args {
     /// Deploy this fleet only; may be repeated.
     #[arg(long, value_name = "NAME")]
     fleet: Vec<FleetName>,
