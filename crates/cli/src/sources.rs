@@ -4,33 +4,42 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use kiln_config::model::{Architecture, Sha256};
 use kiln_image::payload;
-use xshell::Shell;
+use serde::Deserialize;
+use xshell::{Shell, cmd};
 
 use crate::musl;
 
 /// Beside the crates: what decides their dependencies, their profile and the compilers.
 const FILES: [&str; 3] = ["Cargo.lock", "Cargo.toml", "xtask/requirements.txt"];
 
+/// The package whose binary goes into an image.
+const BINARY: &str = "kiln-bootstrap";
+
 /// The digest of the binary's sources in a workspace, of the compiler, and of how it is called.
 pub(crate) fn digest(root: &Path, architecture: Architecture) -> anyhow::Result<Sha256> {
     let shell = Shell::new()?;
     shell.change_dir(root);
-    let mut text = format!("{architecture}\n{}\n{}\n", musl::compiler(&shell, architecture)?, musl::RECIPE);
-    for (path, digest) in files(root)? {
+    let recipe = format!("{architecture}\n{}\n{}\n", musl::compiler(&shell, architecture)?, musl::RECIPE);
+    digest_of(root, &recipe, &packages(&shell)?)
+}
+
+/// The digest of a recipe and of every file that the packages in these folders are built from.
+fn digest_of(root: &Path, recipe: &str, packages: &BTreeSet<PathBuf>) -> anyhow::Result<Sha256> {
+    let mut text = recipe.to_owned();
+    for (path, digest) in files(root, packages)? {
         text.push_str(&format!("{path} {digest}\n"));
     }
     Ok(payload::sha256(text.as_bytes()))
 }
 
-fn files(root: &Path) -> anyhow::Result<BTreeMap<String, Sha256>> {
+fn files(root: &Path, packages: &BTreeSet<PathBuf>) -> anyhow::Result<BTreeMap<String, Sha256>> {
     let mut paths: Vec<PathBuf> = FILES.iter().map(|file| root.join(file)).collect();
-    for name in crates(root)? {
-        let directory = root.join("crates").join(name);
-        paths.push(directory.join("Cargo.toml"));
-        visit(&directory.join("src"), &mut paths)?;
+    for folder in packages {
+        paths.push(folder.join("Cargo.toml"));
+        visit(&folder.join("src"), &mut paths)?;
     }
     let read = |path: PathBuf| {
         let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
@@ -40,23 +49,45 @@ fn files(root: &Path) -> anyhow::Result<BTreeMap<String, Sha256>> {
     paths.into_iter().map(read).collect()
 }
 
-/// The binary's crate and those of the workspace that it is linked with.
-fn crates(root: &Path) -> anyhow::Result<BTreeSet<String>> {
-    let mut found = BTreeSet::new();
-    let mut rest = vec!["bootstrap".to_owned()];
+/// What `cargo metadata` prints, as far as it is read here.
+#[derive(Debug, Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Package {
+    name: String,
+    manifest_path: PathBuf,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Dependency {
+    name: String,
+    /// `dev` or `build`; none for an ordinary dependency.
+    kind: Option<String>,
+}
+
+/// The folders of the binary's package and of the workspace's packages that it links.
+fn packages(shell: &Shell) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let text = cmd!(shell, "cargo metadata --no-deps --format-version 1").quiet().ignore_stderr().read();
+    let metadata: Metadata = serde_json::from_str(&text.context("ask cargo for the workspace's packages")?)
+        .context("read what cargo says of the workspace's packages")?;
+    let mut linked = BTreeSet::new();
+    let mut rest = vec![BINARY];
     while let Some(name) = rest.pop() {
-        let manifest = root.join("crates").join(&name).join("Cargo.toml");
-        let text = std::fs::read_to_string(&manifest).with_context(|| format!("read {}", manifest.display()))?;
-        if !found.insert(name) {
-            continue;
+        // A dependency that is no package of the workspace is pinned by Cargo.lock.
+        let Some(package) = metadata.packages.iter().find(|package| package.name == name) else { continue };
+        let folder = package.manifest_path.parent().context("a manifest is in a folder")?;
+        if linked.insert(folder.to_owned()) {
+            let dependencies =
+                package.dependencies.iter().filter(|dependency| dependency.kind.as_deref() != Some("dev"));
+            rest.extend(dependencies.map(|dependency| dependency.name.as_str()));
         }
-        let linked = text.split("[dev-dependencies]").next().unwrap_or_default();
-        rest.extend(linked.lines().filter_map(|line| {
-            let name = line.strip_prefix("kiln-")?;
-            Some(name.split(['.', ' ']).next()?.to_owned())
-        }));
     }
-    Ok(found)
+    ensure!(!linked.is_empty(), "the workspace has no package {BINARY}");
+    Ok(linked)
 }
 
 fn visit(directory: &Path, found: &mut Vec<PathBuf>) -> anyhow::Result<()> {
@@ -77,9 +108,17 @@ mod tests {
     use super::*;
     use crate::tools::workspace_root;
 
+    fn packages_here() -> (&'static Path, BTreeSet<PathBuf>) {
+        let root = workspace_root().unwrap();
+        let shell = Shell::new().unwrap();
+        shell.change_dir(root);
+        (root, packages(&shell).unwrap())
+    }
+
     #[test]
     fn what_is_linked_into_the_binary_is_among_its_sources_and_nothing_else() {
-        let files = files(workspace_root().unwrap()).unwrap();
+        let (root, packages) = packages_here();
+        let files = files(root, &packages).unwrap();
         for path in
             ["Cargo.lock", "crates/bootstrap/src/main.rs", "crates/config/src/boot.rs", "crates/github/src/jwt.rs"]
         {
@@ -93,16 +132,18 @@ mod tests {
 
     #[test]
     fn a_changed_file_makes_another_digest() {
-        let root = tempfile::tempdir().unwrap();
-        for path in files(workspace_root().unwrap()).unwrap().into_keys() {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, "[dependencies]\nkiln-config.workspace = true\n").unwrap();
+        let (root, packages) = packages_here();
+        let copy = tempfile::tempdir().unwrap();
+        for path in files(root, &packages).unwrap().into_keys() {
+            let to = copy.path().join(&path);
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::copy(root.join(&path), to).unwrap();
         }
-        let digest = || digest(root.path(), Architecture::X86_64).unwrap();
+        let moved = packages.iter().map(|folder| copy.path().join(folder.strip_prefix(root).unwrap())).collect();
+        let digest = || digest_of(copy.path(), "recipe", &moved).unwrap();
         let first = digest();
-        assert_eq!(first, digest());
-        std::fs::write(root.path().join("crates/config/src/boot.rs"), "// changed").unwrap();
+        assert_eq!(first, digest_of(root, "recipe", &packages).unwrap(), "the folder's own name counts");
+        std::fs::write(copy.path().join("crates/config/src/boot.rs"), "// changed").unwrap();
         assert_ne!(first, digest());
     }
 }
