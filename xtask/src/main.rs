@@ -63,6 +63,8 @@ Results: path")]
 }
 
 impl Program for Cli {
+    const NAME: &'static str = "cargo xtask";
+
     fn options(&self) -> &Options {
         &self.options
     }

@@ -8,7 +8,7 @@ use crate::ui::Ui;
 /// The word that the script defines: a shell completes a command's name, not cargo's first argument.
 const NAME: &str = "kiln";
 
-/// Print a shell's completions, and `kiln`, a short name for `cargo xtask` that they complete.
+/// Print a shell's completions of `kiln`; in a checkout also `kiln` itself, short for the whole command.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,6 +36,8 @@ pub(crate) fn run(args: &Args, mut commands: Command, ui: &Ui) {
         Shell::Fish => (Generator::Fish, "function kiln; cargo xtask $argv; end\n"),
         Shell::Zsh => (Generator::Zsh, "kiln() { cargo xtask \"$@\"; }\n"),
     };
+    // The binary `kiln` needs no function of its name.
+    let function = if commands.get_name() == NAME { "" } else { function };
     let mut script = Vec::new();
     clap_complete::generate(generator, &mut commands, NAME, &mut script);
     // After the completions: zsh knows a file of them by its first line.

@@ -21,9 +21,11 @@ mod status;
 pub mod tools;
 pub mod ui;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 
@@ -85,6 +87,9 @@ annotations, a summary, and outputs: each result that a command names, `outcome`
 /// A command line program of Kiln's.
 #[allow(async_fn_in_trait, reason = "the future is awaited in place, on one task")]
 pub trait Program: Parser {
+    /// What a person types to run the program: `kiln`, `cargo xtask`.
+    const NAME: &'static str;
+
     /// The flags that every command has.
     fn options(&self) -> &Options;
 
@@ -102,6 +107,7 @@ pub trait Program: Parser {
 
 /// Parses the command line, runs the command, and reports how it ended.
 pub fn main<P: Program>() -> ExitCode {
+    let _ = NAME.set(P::NAME);
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let Parsed { program, command, dry_run } = match Parsed::<P>::new(&arguments) {
         Ok(parsed) => parsed,
@@ -125,6 +131,32 @@ pub fn main<P: Program>() -> ExitCode {
     ui.finish(&result)
 }
 
+/// The name of the program that runs; see [`Program::NAME`].
+static NAME: OnceLock<&str> = OnceLock::new();
+
+/// How commands are written in help texts and messages.
+const WRITTEN: &str = "cargo xtask ";
+
+/// A text with its commands as a person types them for the running program.
+pub(crate) fn with_program_name(text: &str) -> Cow<'_, str> {
+    match NAME.get() {
+        Some(name) if !WRITTEN.starts_with(name) => Cow::Owned(text.replace(WRITTEN, &format!("{name} "))),
+        _ => Cow::Borrowed(text),
+    }
+}
+
+/// The program's command line, with its name in the examples.
+fn commands<P: Program>() -> clap::Command {
+    let named = |command: clap::Command| {
+        let help = command.get_after_help().map(|help| with_program_name(&help.to_string()).into_owned());
+        match help {
+            Some(help) => command.after_help(help),
+            None => command,
+        }
+    };
+    P::command().mut_subcommands(named)
+}
+
 /// A parsed command line.
 #[derive(Debug)]
 pub struct Parsed<P> {
@@ -139,8 +171,8 @@ impl<P: Program> Parsed<P> {
     /// # Errors
     /// clap's, ready to be printed; asking for help is one too.
     pub fn new(arguments: &[OsString]) -> Result<Self, clap::Error> {
-        let matches = P::command().try_get_matches_from(arguments)?;
-        let program = P::from_arg_matches(&matches).map_err(|error| error.format(&mut P::command()))?;
+        let matches = commands::<P>().try_get_matches_from(arguments)?;
+        let program = P::from_arg_matches(&matches).map_err(|error| error.format(&mut commands::<P>()))?;
         let (command, matches) = matches.subcommand().map_or(("", None), |(name, matches)| (name, Some(matches)));
         let dry_run = matches.and_then(|matches| matches.try_get_one("dry_run").ok().flatten().copied());
         Ok(Self { program, command: command.to_owned(), dry_run: dry_run.unwrap_or(false) })
@@ -149,7 +181,7 @@ impl<P: Program> Parsed<P> {
 
 /// Reports a wrong command line like any failure: to people and to machines.
 fn usage_error<P: Program>(arguments: &[OsString], error: clap::Error) -> ExitCode {
-    let known = P::command();
+    let known = commands::<P>();
     let mut named = arguments.iter().skip(1).filter_map(|argument| argument.to_str());
     let command = named.find(|name| known.find_subcommand(name).is_some()).unwrap_or("xtask");
     Ui::new(&Voice::guessed(arguments), command, false).finish(&Err(Failure::Usage(error)))
@@ -176,7 +208,7 @@ pub async fn run<P: Program>(command: &Command, options: &Options, ui: &Ui) -> R
             Ok(())
         }
         Command::Completions(args) => {
-            completions::run(args, P::command(), ui);
+            completions::run(args, commands::<P>(), ui);
             Ok(())
         }
     }

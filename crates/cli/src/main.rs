@@ -28,6 +28,8 @@ Examples:
 );
 
 impl kiln_cli::Program for Cli {
+    const NAME: &'static str = "kiln";
+
     fn options(&self) -> &Options {
         &self.options
     }

@@ -33,7 +33,7 @@ impl From<anyhow::Error> for Failure {
 
 /// What is said of a failure, in parts that a terminal, an annotation and a document each put together in their own way.
 #[derive(Debug)]
-pub struct Account {
+pub(crate) struct Account {
     /// The stable name.
     pub code: &'static str,
     /// What of the exit codes' list it is.
@@ -51,7 +51,17 @@ pub struct Account {
 }
 
 impl Failure {
-    pub fn account(&self) -> Account {
+    pub(crate) fn account(&self) -> Account {
+        let mut account = self.written();
+        let texts = account.causes.iter_mut().chain(&mut account.done).chain(&mut account.hint);
+        for text in texts.chain([&mut account.message]) {
+            *text = crate::with_program_name(text).into_owned();
+        }
+        account
+    }
+
+    /// With commands as the messages have them.
+    fn written(&self) -> Account {
         match self {
             Self::Release(error) => Account {
                 code: error.code.name(),
