@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use flate2::{Compression, GzBuilder};
 use kiln_config::model::Architecture;
 use kiln_image::{payload, sbom};
-use kiln_operations::{Error, Kind};
+use kiln_operations::{Code, Error};
 use xshell::{Shell, cmd};
 
 use kiln_cli::musl::{self, Fallback};
@@ -79,7 +79,7 @@ struct Release {
 
 /// Sees that the checkout is one that a version can be made of.
 fn check(shell: &Shell, version: &str) -> anyhow::Result<Release> {
-    let refuse = |message: String, hint: &str| Error::new(Kind::Precondition, message).hint(hint);
+    let refuse = |message: String, hint: &str| Error::new(Code::CheckoutUnfit, message).hint(hint);
     let git = cmd!(shell, "git status --porcelain").quiet().read();
     let changed = git.context("ask git what is changed; a version is made in a checkout, not in an archive")?;
     if !changed.is_empty() {

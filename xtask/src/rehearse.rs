@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use kiln_config::model::Architecture;
 use kiln_e2e::story::{Story, Told};
 use kiln_e2e::world::{Parts, World};
-use kiln_operations::{Error, Kind};
+use kiln_operations::{Code, Error};
 use kiln_vm as vm;
 
 use kiln_cli::ui::{self, Failure, Ui};
@@ -79,7 +79,7 @@ async fn boot(ui: &Ui) -> Result<(), Failure> {
 }
 
 fn precondition(missing: vm::Missing) -> Error {
-    Error::new(Kind::Precondition, missing.message).hint(missing.hint)
+    Error::new(Code::MachineUnfit, missing.message).hint(missing.hint)
 }
 
 fn parts(ui: &Ui) -> anyhow::Result<Parts> {

@@ -77,7 +77,7 @@ async fn require_served(config: &Config, aws: &kiln_aws::Aws, ui: &Ui) -> Result
     let github = cloud::github(config, aws, store)?;
     match freshness::require_served(&config.runner.version, &github, SystemTime::now()).await {
         Ok(_) => Ok(()),
-        Err(error) if error.kind == Kind::Precondition => Err(error),
+        Err(error) if error.kind() == Kind::Precondition => Err(error),
         Err(error) => {
             ui.warn(&format!("GitHub could not be asked whether it still serves this runner: {error}"));
             Ok(())
@@ -150,7 +150,7 @@ async fn verify(config: &Config, variant: ImageVariant, aws: &kiln_aws::Aws, ui:
         Ok(Verdict::Same) => ui.talk(&format!("the pin of runner {version} is what GitHub publishes")),
         Ok(Verdict::Newer(newest)) => unchecked(&format!("it publishes digests of its newest, {newest}, only")),
         Ok(Verdict::Unpublished) => unchecked("it publishes no digest of it"),
-        Err(error) if error.kind == Kind::Configuration => return Err(error.into()),
+        Err(error) if error.kind() == Kind::Configuration => return Err(error.into()),
         Err(error) => unchecked(&error.to_string()),
     }
     Ok(())
@@ -168,13 +168,11 @@ fn packed(args: &Args, architecture: Architecture, ui: &Ui) -> Result<Payload, F
         }
     };
     let binary = std::fs::read(&path).map_err(|error| {
-        Error::new(Kind::Configuration, format!("can't read the bootstrap binary `{}`", path.display()))
-            .code(Code::BootstrapUnfit)
+        Error::new(Code::BootstrapUnfit, format!("can't read the bootstrap binary `{}`", path.display()))
             .caused_by(error)
     })?;
     payload::prove_static(&binary, architecture).map_err(|error| {
-        Error::new(Kind::Configuration, format!("`{}` can't go into the image", path.display()))
-            .code(Code::BootstrapUnfit)
+        Error::new(Code::BootstrapUnfit, format!("`{}` can't go into the image", path.display()))
             .caused_by(error)
             .hint("leave out --bootstrap to have it built")
     })?;

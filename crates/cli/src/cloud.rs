@@ -12,19 +12,17 @@ use kiln_operations::deploy::key_names;
 use kiln_operations::pin::Web;
 use kiln_operations::ports::Keys as _;
 use kiln_operations::rotate_key::USER_AGENT;
-use kiln_operations::{Code, Error, Kind};
+use kiln_operations::{Code, Error};
 
 /// Reads and validates kiln.toml.
 pub(crate) fn read_config(path: &Path) -> Result<Config, Error> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| {
-        Error::new(Kind::Configuration, format!("can't read `{name}`"))
-            .code(Code::ConfigUnreadable)
+        Error::new(Code::ConfigUnreadable, format!("can't read `{name}`"))
             .caused_by(error)
             .hint("name the file with `--config FILE`; the kiln.toml in Kiln's repository is a commented example")
     })?;
-    Config::from_toml(&name, &text)
-        .map_err(|error| Error::new(Kind::Configuration, error.to_string()).code(Code::ConfigInvalid).caused_by(error))
+    Config::from_toml(&name, &text).map_err(|error| Error::new(Code::ConfigInvalid, error.to_string()).caused_by(error))
 }
 
 /// The fleets a command is about: the ones named, or all.
@@ -37,8 +35,7 @@ pub(crate) fn fleets<'a>(config: &'a Config, names: &[FleetName]) -> Result<Vec<
         .map(|name| {
             config.fleets.get(name).ok_or_else(|| {
                 let known: Vec<_> = config.fleets.keys().map(FleetName::as_str).collect();
-                Error::new(Kind::Configuration, format!("kiln.toml has no fleet `{name}`"))
-                    .code(Code::UnknownFleet)
+                Error::new(Code::UnknownFleet, format!("kiln.toml has no fleet `{name}`"))
                     .hint(format!("it has: {}", known.join(", ")))
             })
         })
@@ -66,12 +63,12 @@ pub(crate) fn github(config: &Config, aws: &Aws, store: KeyStore) -> Result<OrgC
 /// GitHub, as the App, by the first of the stores in use that has the key.
 ///
 /// # Errors
-/// [`Kind::Precondition`] with the command that installs the key.
+/// [`kiln_operations::Kind::Precondition`] with the command that installs the key.
 pub(crate) async fn github_by_any_key(config: &Config, aws: &Aws) -> Result<OrgClient, Error> {
     match stored_key(config, aws).await? {
         Some(store) => github(config, aws, store),
         None => {
-            Err(Error::new(Kind::Precondition, "the GitHub App's key is in none of the stores that kiln.toml names")
+            Err(Error::new(Code::KeyNotInstalled, "the GitHub App's key is in none of the stores that kiln.toml names")
                 .hint("run `cargo xtask rotate-key --pem FILE` first: its first run installs the key"))
         }
     }
@@ -100,14 +97,14 @@ pub(crate) struct Browser(reqwest::Client);
 impl Browser {
     pub(crate) fn new() -> Result<Self, Error> {
         let client = reqwest::Client::builder().user_agent(USER_AGENT).timeout(ANSWER_BOUND).build();
-        client.map(Self).map_err(|error| Error::new(Kind::Other, "HTTPS can't be set up").caused_by(error))
+        client.map(Self).map_err(|error| Error::new(Code::Unforeseen, "HTTPS can't be set up").caused_by(error))
     }
 }
 
 impl Web for Browser {
     async fn text(&self, url: &str) -> Result<String, Error> {
         let cannot = |error: reqwest::Error| {
-            Error::new(Kind::Other, format!("can't read {url}"))
+            Error::new(Code::DownloadFailed, format!("can't read {url}"))
                 .caused_by(error.without_url())
                 .hint("is there a way out from here, and does kiln.toml name the right mirror?")
         };
@@ -116,9 +113,10 @@ impl Web for Browser {
         while let Some(chunk) = answer.chunk().await.map_err(cannot)? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() > MOST_BYTES {
-                return Err(Error::new(Kind::Other, format!("{url} is longer than any list of releases")));
+                return Err(Error::new(Code::DownloadFailed, format!("{url} is longer than any list of releases")));
             }
         }
-        String::from_utf8(bytes).map_err(|error| Error::new(Kind::Other, format!("{url} is no text")).caused_by(error))
+        String::from_utf8(bytes)
+            .map_err(|error| Error::new(Code::DownloadFailed, format!("{url} is no text")).caused_by(error))
     }
 }

@@ -8,7 +8,7 @@ use kiln_config::config::Config;
 use kiln_config::model::FleetName;
 use kiln_operations::destroy::{self, Operator, Request};
 use kiln_operations::ports::Stacks as _;
-use kiln_operations::{Code, Error, Kind};
+use kiln_operations::{Code, Error};
 
 use crate::cloud;
 use crate::operator::{confirmed, holder};
@@ -97,10 +97,9 @@ async fn fleets(args: &Args, config: &Config, aws: &Aws) -> Result<Vec<FleetName
         let stack = config.fleet_stack(name);
         if aws.stack(&stack).await?.is_none() {
             return Err(Error::new(
-                Kind::Configuration,
+                Code::UnknownFleet,
                 format!("kiln.toml has no fleet `{name}`, and there is no stack {stack}"),
             )
-            .code(Code::UnknownFleet)
             .hint("`cargo xtask status` tells which there are"));
         }
     }

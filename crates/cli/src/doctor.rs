@@ -4,7 +4,7 @@ use std::path::Path;
 
 use kiln_config::model::Architecture;
 use kiln_operations::doctor::{self, Finding, Verdict};
-use kiln_operations::{Error, Kind};
+use kiln_operations::{Code, Error};
 use xshell::{Shell, cmd};
 
 use crate::ui::{Failure, Ui};
@@ -57,9 +57,12 @@ fn tell(findings: &[Finding], ui: &Ui) -> Result<(), Failure> {
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (wrong, unknown) = (count(Verdict::Wrong), count(Verdict::Unknown));
     if wrong > 0 {
-        return Err(Error::new(Kind::Precondition, format!("{wrong} of {} preconditions do not hold", findings.len()))
-            .hint("each one above says how it is mended; then look again")
-            .into());
+        return Err(Error::new(
+            Code::PreconditionsUnmet,
+            format!("{wrong} of {} preconditions do not hold", findings.len()),
+        )
+        .hint("each one above says how it is mended; then look again")
+        .into());
     }
     let rest = if unknown > 0 { format!("; {unknown} could not be looked at") } else { String::new() };
     ui.talk(&format!("\nnothing is wrong{rest}"));

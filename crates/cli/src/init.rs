@@ -9,7 +9,7 @@ use kiln_aws::Aws;
 use kiln_config::model::{Organization, Region};
 use kiln_operations::init::{self, Answers, NetworkAnswer};
 use kiln_operations::ports::{Account as _, Identity as _, WayOut};
-use kiln_operations::{Error, Kind};
+use kiln_operations::{Code, Error};
 use url::Url;
 
 use crate::ui::{Failure, Ui};
@@ -91,7 +91,7 @@ pub(crate) async fn run(args: &Args, path: &Path, ui: &Ui) -> Result<(), Failure
         look(&answers, ui).await?;
     }
     std::fs::write(path, text).map_err(|error| {
-        Error::new(Kind::Configuration, format!("can't write `{}`", path.display())).caused_by(error)
+        Error::new(Code::FileUnwritable, format!("can't write `{}`", path.display())).caused_by(error)
     })?;
     ui.talk(&format!("wrote {}; next:\n{NEXT}", path.display()));
     Ok(())
@@ -109,7 +109,7 @@ const NEXT: &str = "  \
 fn refuse_to_replace(args: &Args, path: &Path) -> Result<(), Error> {
     match std::fs::read_to_string(path) {
         Ok(text) if text != init::EXAMPLE && !args.force => Err(Error::new(
-            Kind::Configuration,
+            Code::FileExists,
             format!("`{}` is there already, and it is not the example", path.display()),
         )
         .hint("edit it; or replace it with --force; or write another with --config FILE")),
@@ -127,7 +127,7 @@ where
         return Ok(given.clone());
     }
     if !std::io::stdin().is_terminal() {
-        return Err(Error::new(Kind::Configuration, format!("there is no terminal to ask for the {question}"))
+        return Err(Error::new(Code::NoTerminal, format!("there is no terminal to ask for the {question}"))
             .hint(format!("give {flag}; `cargo xtask init --help` has examples")));
     }
     let mut input = Input::<String>::new().with_prompt(question);
@@ -137,9 +137,9 @@ where
     let is_one = |text: &String| text.trim().parse::<T>().map(drop).map_err(|error| error.to_string());
     let answer = input.validate_with(is_one).interact_text();
     let answer = answer.map_err(|error| {
-        Error::new(Kind::Other, "the terminal gave no answer").caused_by(std::io::Error::other(error))
+        Error::new(Code::NoTerminal, "the terminal gave no answer").caused_by(std::io::Error::other(error))
     })?;
-    answer.trim().parse().map_err(|error: T::Err| Error::new(Kind::Configuration, error.to_string()))
+    answer.trim().parse().map_err(|error: T::Err| Error::new(Code::AnswerInvalid, error.to_string()))
 }
 
 /// Looks at what can be looked at before there is a key.
@@ -165,7 +165,7 @@ async fn look(answers: &Answers, ui: &Ui) -> Result<(), Failure> {
             Some(_) => None,
         };
         if let Some(what) = refused {
-            return Err(Error::new(Kind::Configuration, what)
+            return Err(Error::new(Code::SubnetUnfit, what)
                 .hint("name other subnets in --network, or `create-vpc`; --offline takes them unseen")
                 .into());
         }

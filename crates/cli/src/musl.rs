@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use kiln_config::model::Architecture;
 use kiln_image::payload;
-use kiln_operations::{Error, Kind};
+use kiln_operations::{Code, Error};
 use xshell::{Cmd, Shell, cmd};
 
 use crate::tools;
@@ -89,7 +89,7 @@ fn installed(shell: &Shell, target: &str) -> Option<Way> {
 
 fn no_standard_library(target: &str) -> Error {
     let message = format!("no standard library for {target}, and rustup could not add it");
-    Error::new(Kind::Precondition, message).hint(format!(
+    Error::new(Code::ToolchainMissing, message).hint(format!(
         "`rustup target add {target}`; where rustup can't, install a rustc with its source (Debian: apt install \
          rustc-web cargo-web rust-web-src), from which it is built"
     ))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kiln_operations::deploy::{CanaryRunner, Check, Checking, Holder};
 use kiln_operations::ports::{Consent, Consented};
-use kiln_operations::{Error, Kind};
+use kiln_operations::{Code, Error};
 
 /// A canary check that takes longer hangs: a workflow on a fresh runner takes minutes.
 const CHECK_BOUND: Duration = Duration::from_secs(1800);
@@ -67,20 +67,24 @@ impl Check for Person {
 /// Has somebody type a name before what it names is destroyed.
 ///
 /// # Errors
-/// [`Kind::Precondition`] where nobody is there, or something else was typed.
+/// [`kiln_operations::Kind::Precondition`] where nobody is there, or something else was typed.
 pub(crate) fn confirmed(name: &str) -> Result<(), Error> {
-    let refused = |message: &str| {
-        Error::new(Kind::Precondition, message)
+    let refused = |code: Code, message: &str| {
+        Error::new(code, message)
             .hint("nothing was changed; `--yes` goes ahead without asking, `--dry-run` shows the plan only")
     };
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Err(refused("nobody is there to confirm this"));
+        return Err(refused(Code::ConsentMissing, "nobody is there to confirm this"));
     }
     eprint!("type `{name}` to go ahead: ");
     let _ = std::io::stderr().flush();
     let mut answer = String::new();
     let read = tokio::task::block_in_place(|| std::io::stdin().read_line(&mut answer));
-    if read.is_ok() && answer.trim() == name { Ok(()) } else { Err(refused("it was not confirmed")) }
+    if read.is_ok() && answer.trim() == name {
+        Ok(())
+    } else {
+        Err(refused(Code::ConsentRefused, "it was not confirmed"))
+    }
 }
 
 /// This process, for the lock.

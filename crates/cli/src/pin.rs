@@ -8,7 +8,7 @@ use kiln_config::config::Config;
 use kiln_operations::freshness::Lifetime;
 use kiln_operations::pin::{self, Checkup, Finding, Place, Step};
 use kiln_operations::plan::Plan;
-use kiln_operations::{Error, Kind, when};
+use kiln_operations::{Code, Error, when};
 use serde_json::{Value, json};
 
 use crate::cloud;
@@ -79,11 +79,11 @@ fn planned(plan: &Plan<Step>, dry_run: bool) -> Value {
 fn write(path: &Path, plan: &Plan<Step>) -> Result<(), Error> {
     let name = path.display().to_string();
     let cannot = |error: std::io::Error| {
-        Error::new(Kind::Configuration, format!("can't write `{name}`")).caused_by(error).hint("nothing was changed")
+        Error::new(Code::FileUnwritable, format!("can't write `{name}`")).caused_by(error).hint("nothing was changed")
     };
     let text = std::fs::read_to_string(path).map_err(cannot)?;
     let text = pin::rewritten(&text, plan)?;
-    Config::from_toml(&name, &text).map_err(|error| Error::new(Kind::Configuration, error.to_string()))?;
+    Config::from_toml(&name, &text).map_err(|error| Error::new(Code::ConfigInvalid, error.to_string()))?;
     // A link stays one: what it leads to is replaced.
     let path = path.canonicalize().map_err(cannot)?;
     let folder = path.parent().unwrap_or(Path::new("."));

@@ -13,7 +13,7 @@ use kiln_operations::keys::Timestamp;
 use kiln_operations::plan::Plan;
 use kiln_operations::ports::Keys as _;
 use kiln_operations::rotate_key::{self, Former, Observed, Step, StoreUse};
-use kiln_operations::{Code, Error, Kind};
+use kiln_operations::{Code, Error};
 use zeroize::Zeroizing;
 
 use crate::cloud;
@@ -210,14 +210,12 @@ async fn settings_url(config: &Config, aws: &Aws, observed: &Observed) -> String
 fn read_key(path: &Path) -> Result<AppKey, Error> {
     let named = if path == Path::new("-") { "standard input".to_owned() } else { format!("`{}`", path.display()) };
     let pem = read_pem(path).map_err(|error| {
-        Error::new(Kind::Configuration, format!("can't read the key from {named}"))
-            .code(Code::KeyFileUnreadable)
+        Error::new(Code::KeyFileUnreadable, format!("can't read the key from {named}"))
             .caused_by(error)
             .hint("give the .pem file that GitHub downloaded when the key was made, or - for standard input")
     })?;
     AppKey::from_pem(&pem).map_err(|error| {
-        Error::new(Kind::Configuration, format!("{named} holds no key of a GitHub App"))
-            .code(Code::KeyFileInvalid)
+        Error::new(Code::KeyFileInvalid, format!("{named} holds no key of a GitHub App"))
             .caused_by(error)
             .hint("make one in the App's settings, \"Generate a private key\", and give the .pem file it downloads")
     })

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use kiln_operations::{Error, Kind};
+use kiln_operations::{Code, Error};
 
 /// A file of one's own, for certain: not a link, a pipe or a device.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ impl Shreddable {
     /// Sees that the file can be overwritten, before anything depends on it.
     pub(crate) fn check(path: &Path) -> Result<Self, Error> {
         let refuse = |why: &str| {
-            Error::new(Kind::Configuration, format!("can't shred `{}`: {why}", path.display()))
+            Error::new(Code::ShredImpossible, format!("can't shred `{}`: {why}", path.display()))
                 .hint("leave --shred out, and see yourself that no copy of the key stays behind")
         };
         if path == Path::new("-") {
@@ -31,9 +31,12 @@ impl Shreddable {
     /// Overwrites the file where it lies, waits until that is on the disk, and removes it.
     pub(crate) fn shred(self) -> Result<(), Error> {
         overwrite_and_remove(&self.0).map_err(|error| {
-            Error::new(Kind::Other, format!("the key is installed, but `{}` could not be shredded", self.0.display()))
-                .caused_by(error)
-                .hint("remove the file yourself")
+            Error::new(
+                Code::ShredFailed,
+                format!("the key is installed, but `{}` could not be shredded", self.0.display()),
+            )
+            .caused_by(error)
+            .hint("remove the file yourself")
         })
     }
 
@@ -72,6 +75,8 @@ fn overwrite_and_remove(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use kiln_operations::Kind;
+
     use super::*;
 
     /// Another name of the file shows what lies there once the first one is gone.
@@ -95,7 +100,7 @@ mod tests {
         std::os::unix::fs::symlink(&file, &link).unwrap();
         for path in [&link, &folder.path().to_owned(), &PathBuf::from("-"), &folder.path().join("none")] {
             let error = Shreddable::check(path).unwrap_err();
-            assert_eq!(error.kind, Kind::Configuration, "{}", path.display());
+            assert_eq!(error.kind(), Kind::Configuration, "{}", path.display());
         }
     }
 }

@@ -12,7 +12,7 @@ use kiln_github::OrgClient;
 use kiln_operations::orphans;
 use kiln_operations::ports::{Group, GroupInstance, Refresh, RefreshStatus};
 use kiln_operations::status::{self, FleetStatus, ImageStatus, Report, RunnerState, RunnerStatus};
-use kiln_operations::{Error, Kind, when};
+use kiln_operations::{Code, Error, when};
 use serde_json::{Map, Value, json};
 
 use crate::cloud;
@@ -66,7 +66,7 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
 async fn fix(config: &Config, report: &Report, aws: &Aws, github: Option<&OrgClient>, ui: &Ui) -> Result<(), Error> {
     let (Some(github), None) = (github, &report.github) else {
         let why = report.github.clone().unwrap_or_default();
-        return Err(Error::new(Kind::Precondition, format!("GitHub could not be asked for runners: {why}"))
+        return Err(Error::new(Code::GitHubNotAsked, format!("GitHub could not be asked for runners: {why}"))
             .hint("`cargo xtask doctor` looks at what keeps GitHub from answering"));
     };
     let mut removed = 0;

@@ -12,7 +12,7 @@ use kiln_config::model::{AmiId, Architecture, BaseImage, Region, Sha256};
 use sha2::{Digest, Sha256 as Hasher};
 
 use crate::code::Code;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::fleet_stack::stack_tags;
 use crate::plan::{Plan, Tally};
 use crate::ports::{
@@ -214,7 +214,7 @@ pub(crate) fn bucket_name(config: &Config, caller: &Caller) -> String {
 /// Derives all that has to exist.
 ///
 /// # Errors
-/// [`Kind::Configuration`] when kiln.toml has no digest for the architecture.
+/// [`crate::Kind::Configuration`] when kiln.toml has no digest for the architecture.
 pub fn wanted(request: &Request<'_>, caller: &Caller, base: &AmiId) -> Result<Wanted> {
     let Request { config, variant, payload_sha256, .. } = request;
     let bucket = bucket_name(config, caller);
@@ -338,10 +338,9 @@ fn component_values(
     let pin = &config.runner;
     let Some(runner_sha256) = pin.sha256.get(&variant.architecture) else {
         return Err(Error::new(
-            Kind::Configuration,
+            Code::RunnerDigestMissing,
             format!("kiln.toml pins no sha256 of runner {} for {}", pin.version, variant.architecture),
         )
-        .code(Code::RunnerDigestMissing)
         .hint(format!("add `{} = \"…\"` to [runner.sha256]", variant.architecture)));
     };
     let file = format!("actions-runner-linux-{}-{}.tar.gz", variant.architecture.runner_name(), pin.version);
@@ -367,7 +366,7 @@ fn node_builds(config: &Config, variant: ImageVariant) -> Result<String> {
     let pin = &config.runner;
     if pin.node.is_empty() {
         return Err(Error::new(
-            Kind::Configuration,
+            Code::NodePinMissing,
             "kiln.toml pins no Node for amazon-linux-2: the runner's own needs glibc 2.28, Amazon Linux 2 has 2.26, and no \
              JavaScript action would run",
         )
@@ -589,8 +588,11 @@ impl Run<'_> {
         let tags = self.tags(cloud).await?;
         for region in regions {
             let Some(ami) = self.copies.get(region.as_str()) else {
-                return Err(Error::new(Kind::Other, format!("the build names no copy of the AMI in {region}"))
-                    .hint("Image Builder's console shows what became of the distribution"));
+                return Err(Error::new(
+                    Code::ImageCopyMissing,
+                    format!("the build names no copy of the AMI in {region}"),
+                )
+                .hint("Image Builder's console shows what became of the distribution"));
             };
             cloud.record_copy(region, parameter, ami, &tags).await?;
         }
@@ -659,7 +661,7 @@ async fn wait(arn: &str, cloud: &impl Cloud, progress: &dyn Progress) -> Result<
             BuildStatus::Available(ami) => return Ok((ami, build.copies)),
             BuildStatus::Failed { state, reason } => {
                 tell_log(arn, cloud, progress).await;
-                return Err(Error::new(Kind::Failed, format!("build {arn} ended in {state}: {reason}")).code(Code::BuildFailed).hint(
+                return Err(Error::new(Code::BuildFailed, format!("build {arn} ended in {state}: {reason}")).hint(
                     "no AMI was recorded, the one before still serves; mend what is named and run this again: it starts \
                      a new build",
                 ));
@@ -668,8 +670,7 @@ async fn wait(arn: &str, cloud: &impl Cloud, progress: &dyn Progress) -> Result<
                 progress.state(&format!("build is {state}"));
                 if pace.pause().await.is_err() {
                     let bound = human(BAKE_BOUND);
-                    return Err(Error::new(Kind::Timeout, format!("build {arn} was still {state} after {bound}"))
-                        .code(Code::BuildSlow)
+                    return Err(Error::new(Code::BuildSlow, format!("build {arn} was still {state} after {bound}"))
                         .hint("run the same command again: it waits for this very build"));
                 }
             }

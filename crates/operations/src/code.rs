@@ -28,7 +28,7 @@ macro_rules! codes {
                 match self { $(Self::$variant => $name),* }
             }
 
-            /// The kind, and with it the exit code, that it usually comes with.
+            /// The kind, and with it the exit code.
             pub const fn kind(self) -> Kind {
                 match self { $(Self::$variant => Kind::$kind),* }
             }
@@ -52,13 +52,19 @@ codes! {
         "Give its path with `--config FILE` or `KILN_CONFIG`. The kiln.toml in Kiln's repository is a commented example."
     ConfigInvalid "config-invalid" Configuration
         "kiln.toml has problems; all of them are listed, each with line and column."
-        "Mend what is marked. An editor that reads `kiln.schema.json` shows the same while you type."
+        "Fix what is marked. An editor that reads `kiln.schema.json` shows the same while you type."
     UnknownFleet "unknown-fleet" Configuration
         "`--fleet` names a fleet that kiln.toml does not have."
         "Take one of the names in the hint, or add a `[fleet.NAME]` table."
     RunnerDigestMissing "runner-digest-missing" Configuration
         "A fleet uses an architecture for which `[runner.sha256]` has no digest."
         "Add the digest of that architecture's archive; it is on the release's page at GitHub."
+    RunnerDigestMismatch "runner-digest-mismatch" Configuration
+        "The digest that kiln.toml pins for the runner is not the one that GitHub publishes."
+        "`cargo xtask pin` writes the published one. Find out first where the pinned one came from."
+    NodePinMissing "node-pin-missing" Configuration
+        "An Amazon Linux 2 image needs a build of Node that kiln.toml does not pin."
+        "`cargo xtask pin` writes `[runner.node]`; or use another base image."
     BootConfigTooLarge "boot-config-too-large" Configuration
         "What an instance is told at boot does not fit into a stack's parameter."
         "Use fewer or shorter labels and variables."
@@ -71,6 +77,27 @@ codes! {
     WrongApp "wrong-app" Configuration
         "The key is good, but another App's."
         "Compare `[app]` in kiln.toml with the App whose settings the key was made in."
+    WrongInstallation "wrong-installation" Configuration
+        "`installation_id` in kiln.toml is not the App's installation in the organization."
+        "Correct it, or leave it out: Kiln then looks it up."
+    SubnetUnfit "subnet-unfit" Configuration
+        "A subnet does not exist, is in another VPC, or has no route to the internet."
+        "Name other subnets, or let Kiln make the network."
+    AnswerInvalid "answer-invalid" Configuration
+        "A flag or an answer has a value that does not fit."
+        "The message says what fits."
+    NoTerminal "no-terminal" Configuration
+        "A question has to be answered, and there is no terminal to ask on."
+        "Give the flag that the hint names."
+    FileExists "file-exists" Configuration
+        "A file that would be replaced is there already."
+        "Edit it, replace it with `--force`, or write another one."
+    FileUnwritable "file-unwritable" Configuration
+        "A file could not be written; nothing was changed."
+        "The cause is below the error: check the path, its permissions and the disk."
+    ShredImpossible "shred-impossible" Configuration
+        "`--shred` names a file that can't be overwritten where it lies."
+        "Leave `--shred` out, and make sure yourself that no copy of the key stays."
     BootstrapUnfit "bootstrap-unfit" Configuration
         "The file given with `--bootstrap` is unreadable, not static, or for another architecture."
         "Leave `--bootstrap` out, and the binary is built."
@@ -82,7 +109,7 @@ codes! {
         "Grant it to the role that the command runs as."
     AwsUnreachable "aws-unreachable" Other
         "No connection to AWS."
-        "Is `region` in kiln.toml a region of yours, and is there a way out from here (proxy, firewall)?"
+        "Is `region` in kiln.toml a region of yours, and does this machine reach AWS (proxy, firewall)?"
     AwsThrottled "aws-throttled" Other
         "AWS asked to slow down, and still did after eight attempts."
         "Run the same command again: it goes on from where it stopped."
@@ -94,7 +121,10 @@ codes! {
         "Wait until that has ended, then run the command again."
     AwsRefused "aws-refused" Other
         "AWS refused a request; its own words are below the error."
-        "If the words do not tell what to mend, run the command again with `--verbose` and look at the call that failed."
+        "If the words do not say what to fix, run the command again with `--verbose` and look at the call that failed."
+    AwsListTooLong "aws-list-too-long" Other
+        "AWS's list has more pages than Kiln reads. A list that is cut off is never taken for the whole, so nothing was changed."
+        "The error names the list. Remove what is no longer used from it, or report it."
     GitHubBadKey "github-bad-key" Access
         "GitHub does not accept the App's key: it was deleted there, or never was this App's."
         "Compare its fingerprint with those in the App's settings, and install a listed one with `cargo xtask rotate-key`."
@@ -121,84 +151,140 @@ codes! {
         "Wait for as long as the hint says, then run the command again."
     GitHubUnreachable "github-unreachable" Other
         "No connection to GitHub, no trusted one, or no answer in time."
-        "Is there a way out to GitHub from here, and does `[github]` in kiln.toml name the host?"
+        "Does this machine reach GitHub, and does `[github]` in kiln.toml name the host?"
     GitHubRefused "github-refused" Other
         "GitHub refused a request or answered with what its API does not promise."
-        "The message is GitHub's; its status page tells of incidents. Give the request's id to GitHub's support."
+        "The message is GitHub's; its status page reports incidents. Give the request's id to GitHub's support."
     KeyNotInstalled "key-not-installed" Precondition
         "The App's private key is not in the store from which instances use it."
         "Run `cargo xtask rotate-key --pem FILE` first: its first run installs the key."
+    KeyUnproved "key-unproved" Other
+        "The key in use could not be checked with GitHub."
+        "The message says why GitHub gave no answer; run the command again."
+    KeyNotSettled "key-not-settled" Timeout
+        "The store still signs with the key before, minutes after it was told to use another."
+        "Run the same command again: it continues from there."
+    SignFailed "sign-failed" Other
+        "The store did not sign with the App's key."
+        "The cause is below the error. With KMS: may this role call `kms:Sign` for the key's alias, and is the key enabled?"
+    NoPreviousKey "no-previous-key" Precondition
+        "No former key of the App is kept, so there is none to go back to."
+        "Generate a new key in the App's settings and give it with `--pem`: that always works."
+    ShredFailed "shred-failed" Other
+        "The key is installed, but its file could not be overwritten and removed."
+        "Remove the file yourself."
     ImageNotRecorded "image-not-recorded" Precondition
         "No image has been baked for this fleet."
         "Run `cargo xtask ami` first: it bakes, tests and records it."
     ImageGone "image-gone" Precondition
         "The recorded image was removed, or can't be launched."
-        "Run `cargo xtask ami`: it bakes the image anew and records it."
+        "Run `cargo xtask ami`: it bakes the image again and records it."
+    NoPreviousImage "no-previous-image" Precondition
+        "No image is recorded that served this fleet before, so there is none to roll back to."
+        "Change kiln.toml to what is wanted, then run `cargo xtask ami` and `cargo xtask deploy`."
+    RunnerUnsupported "runner-unsupported" Precondition
+        "The pinned runner could not register, or would get no jobs: GitHub no longer serves that version."
+        "`cargo xtask pin` moves kiln.toml to the newest release."
+    RunnerReleaseMissing "runner-release-missing" Other
+        "GitHub offers the organization no release of the runner for Linux."
+        "GitHub's status page reports incidents. On GitHub Enterprise Server: does it reach github.com for its runner releases?"
+    DigestNotPublished "digest-not-published" Other
+        "No digest is published of a release that `pin` would take."
+        "A release is complete some time after it appears: try again later."
+    NodeBuildMissing "node-build-missing" Other
+        "The mirror of Node's unofficial builds has no build of a major version that the runner needs."
+        "Does `node_url` in `[runner]` lead to the builds, or to a complete mirror of them?"
+    DownloadFailed "download-failed" Other
+        "A public list of releases could not be read."
+        "Does this machine reach the address, and does kiln.toml name the right mirror?"
+    FleetLocked "fleet-locked" Precondition
+        "Another run is working on this fleet; it is named in the error."
+        "Wait until it has ended, or give `--lock-wait SECS`. The lock of a run that died ends by itself within 90 seconds."
+    LockLost "lock-lost" Precondition
+        "Another run took this fleet's lock, because this one could not renew it in time. AWS continues with the step that was under way."
+        "See how the other run ends, then run this one again."
+    ConsentMissing "consent-missing" Precondition
+        "Something that can't be undone needs somebody's agreement, and nobody is there to be asked."
+        "Read what the error names. `--yes` agrees to it beforehand."
+    ConsentRefused "consent-refused" Precondition
+        "Somebody was asked and did not agree. Nothing was changed by that step."
+        "Run the command again and agree, or change kiln.toml."
+    FleetDraining "fleet-draining" Precondition
+        "The fleet is being taken down by `destroy`: its group has no capacity."
+        "`cargo xtask destroy --fleet NAME` finishes that; after it, `cargo xtask deploy` creates the fleet."
+    GroupSuspended "group-suspended" Precondition
+        "Processes of the Auto Scaling group are suspended, by AWS after a day of failed launches or by somebody. Instances can't be replaced."
+        "Fix the cause of the failed launches, then run the `aws autoscaling resume-processes` command in the hint, then the same command again."
+    GroupMissing "group-missing" Precondition
+        "The fleet's stack is there, its Auto Scaling group is not: somebody deleted it."
+        "`cargo xtask destroy --fleet NAME`, then `cargo xtask deploy`: no runner of the fleet is left that it would cost."
+    NetworkInUse "network-in-use" Precondition
+        "The network can't be removed: fleets that kiln.toml does not name use it."
+        "Destroy those fleets first, with `--fleet NAME`."
+    GitHubNotAsked "github-not-asked" Precondition
+        "GitHub could not be asked for its runners, so none was removed."
+        "`cargo xtask doctor` shows what keeps GitHub from answering."
+    PreconditionsUnmet "preconditions-unmet" Precondition
+        "`doctor` found something that keeps the other commands from working."
+        "Each finding says how to fix it; run `doctor` again after that."
+    MachineUnfit "machine-unfit" Precondition
+        "This machine lacks something that booting a machine in it needs."
+        "The hint names what to install."
+    ToolchainMissing "toolchain-missing" Precondition
+        "Rust's standard library for the target is not installed, and rustup could not add it."
+        "`rustup target add TARGET`; where rustup can't, install a rustc with its source, from which it is built."
+    CheckoutUnfit "checkout-unfit" Precondition
+        "No version can be published from this checkout."
+        "The hint names what to commit or change."
     StackBroken "stack-broken" Precondition
         "A stack is in a state in which CloudFormation takes no update."
-        "The hint has the command that mends it; the reason of the first resource that failed is in the error."
+        "The hint has the command that fixes it; the reason of the first resource that failed is in the error."
     StackFailed "stack-failed" Failed
         "A stack's change failed, and CloudFormation went back to the state before, which still serves."
-        "Mend the reason that the error names (of the first resource that failed; the rest is consequence), then run the command again."
+        "Fix the reason that the error names (of the first resource that failed; the rest is consequence), then run the command again."
     StackDrifted "stack-drifted" Failed
         "What a stack should hold is not there: something was removed or changed without it."
-        "`aws cloudformation detect-stack-drift` shows what; put it back, or delete the stack and deploy anew."
+        "`aws cloudformation detect-stack-drift` shows what; put it back, or delete the stack and deploy again."
     BuildFailed "build-failed" Failed
         "The bake ended without an AMI. Nothing was recorded; the image before still serves."
         "The error names the phase and step; its log is in CloudWatch under `/aws/imagebuilder/`. The next run starts a new build."
+    ImageCopyMissing "image-copy-missing" Failed
+        "The build ended well, but names no copy of the image in a region of `copy_to`."
+        "Image Builder's console shows what became of the distribution; run the command again."
     RefreshFailed "refresh-failed" Failed
         "The instance refresh ended in failure, and Auto Scaling went back to the version before, which still serves."
         "Look at a new instance's journal, or at its system log in the EC2 console: why did it not register?"
+    RefreshCancelled "refresh-cancelled" Failed
+        "Somebody cancelled the instance refresh. Whatever was in service then still serves."
+        "The same command again continues; `cargo xtask deploy --rollback` goes back."
+    LaunchesFail "launches-fail" Failed
+        "New instances can't be launched, or end before their runner is registered: two in a row, for the reason in the error."
+        "Fix that reason and run the same command again. The instance's own last lines are in the error where EC2 has them."
     RunnersOffline "runners-offline" Failed
-        "The roll-out is done, but not every instance has a runner online at GitHub."
+        "The rollout is done, but not every instance has a runner online at GitHub."
         "Look at the named instances' journals, or at their system logs in the EC2 console."
     StackBusy "stack-busy" Timeout
-        "A stack's change took longer than the bound."
-        "Run the same command again: it waits on, and goes on from there."
+        "A stack's change took longer than the timeout."
+        "Run the same command again: it waits on, and continues from there."
     BuildSlow "build-slow" Timeout
-        "The bake took longer than the bound."
+        "The bake took longer than the timeout."
         "Run the same command again: it waits for this very build."
     RefreshSlow "refresh-slow" Timeout
         "The instance refresh took longer than the longest drain and an hour."
         "Run the same command again: it waits for this very refresh. A job that does not end is the usual cause."
+    DrainSlow "drain-slow" Timeout
+        "Instances were still there after the longest job and a margin."
+        "Run the same command again: it waits on. `--now` does not wait, and jobs fail. An instance that is protected from scale-in does not leave by itself."
     Due "due" Due
         "Nothing failed: something that is pinned or in use has to be renewed within 14 days, or is overdue."
         "What the hint names: for a runner `cargo xtask pin`, then `cargo xtask ami` and `cargo xtask deploy`; for the App's key \
          `cargo xtask rotate-key --pem FILE` with a new one."
-    Configuration "configuration" Configuration
-        "kiln.toml, a flag's value or a file is wrong, in a way that has no name of its own."
-        "The message tells what."
-    Access "access" Access
-        "Credentials were refused, or lack a permission, in a way that has no name of its own."
-        "The message tells whose."
-    Precondition "precondition" Precondition
-        "Something has to be done first."
-        "The hint tells what."
-    Failed "failed" Failed
-        "What was begun ended in failure; what served before still serves."
-        "The message tells why."
-    Timeout "timeout" Timeout
-        "A bound was reached."
-        "Run the same command again: it goes on from there."
     Unforeseen "unforeseen" Other
         "Anything that is not expected to happen."
         "Run the command again; if it stays, run it with `--verbose` and report what is said."
 }
 
 impl Code {
-    /// The code of a failure that has none of its own.
-    pub const fn of_kind(kind: Kind) -> Self {
-        match kind {
-            Kind::Configuration => Self::Configuration,
-            Kind::Access => Self::Access,
-            Kind::Precondition => Self::Precondition,
-            Kind::Failed => Self::Failed,
-            Kind::Timeout => Self::Timeout,
-            Kind::Due => Self::Due,
-            Kind::Other => Self::Unforeseen,
-        }
-    }
-
     /// The code of a call to AWS that failed.
     pub const fn of_cloud(kind: CloudErrorKind) -> Self {
         match kind {
@@ -208,6 +294,7 @@ impl Code {
             CloudErrorKind::Throttled => Self::AwsThrottled,
             CloudErrorKind::Quota => Self::AwsQuota,
             CloudErrorKind::Conflict => Self::AwsConflict,
+            CloudErrorKind::TooLong => Self::AwsListTooLong,
             CloudErrorKind::NotFound | CloudErrorKind::Invalid | CloudErrorKind::Other => Self::AwsRefused,
         }
     }

@@ -12,9 +12,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Error {
     /// A lower-case fragment with the id of what it is about.
     pub message: String,
-    /// How it is to be mended, by kind; decides the exit code.
-    pub kind: Kind,
-    /// Which failure it is, by its stable name.
+    /// Which failure it is, by its stable name; decides the kind and the exit code.
     pub code: Code,
     /// What a person can do.
     pub hint: Option<String>,
@@ -25,18 +23,18 @@ pub struct Error {
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// Kinds of failure, each with an exit code of its own.
+/// Kinds of failure, each with an exit code of its own. A failure's kind is its code's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// kiln.toml, a flag or a file is wrong.
     Configuration,
     /// AWS or GitHub did not accept the credentials, or they lack a permission.
     Access,
-    /// Something has to be done first, or is in a state that must be mended by hand.
+    /// Something has to be done first, or is in a state that a person must fix.
     Precondition,
-    /// The bake, the stack or the roll-out ended in failure.
+    /// The bake, the stack or the rollout ended in failure.
     Failed,
-    /// A bound was reached; the same command again goes on from there.
+    /// A timeout was reached; the same command again continues from there.
     Timeout,
     /// Nothing has failed: something has to be renewed soon, or should have been.
     Due,
@@ -61,15 +59,13 @@ impl Kind {
 
 impl Error {
     /// An error without a cause below it.
-    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { message: message.into(), kind, code: Code::of_kind(kind), hint: None, done: Vec::new(), source: None }
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { message: message.into(), code, hint: None, done: Vec::new(), source: None }
     }
 
-    /// The same by its own name.
-    #[must_use]
-    pub fn code(mut self, code: Code) -> Self {
-        self.code = code;
-        self
+    /// Its code's kind.
+    pub const fn kind(&self) -> Kind {
+        self.code.kind()
     }
 
     /// The same with a hint.
@@ -96,40 +92,31 @@ impl Error {
 
 impl From<CloudError> for Error {
     fn from(error: CloudError) -> Self {
-        let (kind, hint) = match error.kind {
-            CloudErrorKind::Credentials => (
-                Kind::Access,
-                Some(
-                    "give AWS credentials the usual way (AWS_PROFILE, AWS_ACCESS_KEY_ID, `aws sso login`, or the \
-                     pipeline's role) and check them with `aws sts get-caller-identity`"
-                        .to_owned(),
-                ),
+        let hint = match error.kind {
+            CloudErrorKind::Credentials => Some(
+                "give AWS credentials the usual way (AWS_PROFILE, AWS_ACCESS_KEY_ID, `aws sso login`, or the pipeline's \
+                 role) and check them with `aws sts get-caller-identity`"
+                    .to_owned(),
             ),
-            CloudErrorKind::AccessDenied => {
-                (Kind::Access, Some("grant the action named below to the role this runs as".to_owned()))
-            }
-            CloudErrorKind::Unreachable => (
-                Kind::Other,
-                Some(format!(
-                    "is `{}` a region of yours, as `region` in kiln.toml says, and is there a way out to AWS from here?",
-                    error.region
-                )),
-            ),
+            CloudErrorKind::AccessDenied => Some("grant the action named below to the role this runs as".to_owned()),
+            CloudErrorKind::Unreachable => Some(format!(
+                "is `{}` a region of yours, as `region` in kiln.toml says, and does this machine reach AWS (proxy, firewall)?",
+                error.region
+            )),
             CloudErrorKind::Throttled => {
-                (Kind::Other, Some("run the same command again: it goes on from where it stopped".to_owned()))
+                Some("run the same command again: it continues from where it stopped".to_owned())
             }
-            CloudErrorKind::Quota => {
-                (Kind::Precondition, Some("raise the quota named below, then run it again".to_owned()))
+            CloudErrorKind::Quota => Some("raise the quota named below, then run it again".to_owned()),
+            CloudErrorKind::Conflict => {
+                Some("something else is changing it: wait until that has ended, then run it again".to_owned())
             }
-            CloudErrorKind::Conflict => (
-                Kind::Precondition,
-                Some("something else is changing it: wait until that has ended, then run it again".to_owned()),
-            ),
-            CloudErrorKind::NotFound | CloudErrorKind::Invalid | CloudErrorKind::Other => (Kind::Other, None),
+            CloudErrorKind::TooLong => {
+                Some("a list that is cut off is not taken for the whole: remove what is no longer used from it".to_owned())
+            }
+            CloudErrorKind::NotFound | CloudErrorKind::Invalid | CloudErrorKind::Other => None,
         };
         Self {
             message: error.to_string(),
-            kind,
             code: Code::of_cloud(error.kind),
             hint,
             done: Vec::new(),
@@ -140,19 +127,7 @@ impl From<CloudError> for Error {
 
 impl From<kiln_github::Error> for Error {
     fn from(error: kiln_github::Error) -> Self {
-        use kiln_github::ErrorKind as GitHub;
-        let kind = match error.kind {
-            GitHub::BadKey
-            | GitHub::BadToken
-            | GitHub::UnknownApp
-            | GitHub::NotInstalled
-            | GitHub::Suspended
-            | GitHub::MissingPermission { .. } => Kind::Access,
-            _ => Kind::Other,
-        };
-        let hint = error.hint();
-        let message = error.to_string();
-        let code = Code::of_github(&error.kind);
-        Self { message, kind, code, hint, done: Vec::new(), source: error.source }
+        let (hint, message) = (error.hint(), error.to_string());
+        Self { message, code: Code::of_github(&error.kind), hint, done: Vec::new(), source: error.source }
     }
 }

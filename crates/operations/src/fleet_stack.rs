@@ -7,7 +7,7 @@ use kiln_config::config::{Config, Fleet, MOST_EGRESS_PORTS, MOST_TAGS, Network, 
 use kiln_config::model::{AmiId, KeyStore, SpotStrategy};
 
 use crate::code::Code;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::ports::{Cloud, Stack, StackRequest};
 
 /// The fleet stack's template, as it stands in `infra/`.
@@ -35,7 +35,7 @@ pub const LAUNCH_PARAMETERS: &[&str] = &[
 /// The stack's wanted state, with the group held at a version or (`""`) following the newest.
 ///
 /// # Errors
-/// [`Kind::Configuration`] when the fleet can't be described to its instances.
+/// [`crate::Kind::Configuration`] when the fleet can't be described to its instances.
 pub fn stack_request(
     config: &Config,
     fleet: &Fleet,
@@ -44,8 +44,7 @@ pub fn stack_request(
     serving: &str,
 ) -> Result<StackRequest> {
     let boot_config = config.boot_config(fleet).to_json().map_err(|error| {
-        Error::new(Kind::Configuration, format!("fleet `{}` can't be described to its instances", fleet.name))
-            .code(Code::BootConfigTooLarge)
+        Error::new(Code::BootConfigTooLarge, format!("fleet `{}` can't be described to its instances", fleet.name))
             .caused_by(error)
             .hint("fewer or shorter labels make it fit")
     })?;
@@ -153,9 +152,8 @@ pub(crate) async fn resolved(cloud: &impl Cloud, request: &StackRequest) -> Resu
     for value in request.parameters.values_mut() {
         let Some((stack, key)) = value.strip_prefix(OUTPUT).and_then(|rest| rest.split_once(':')) else { continue };
         let found = cloud.stack(stack).await?.and_then(|stack| stack.outputs.get(key).cloned());
-        *value = found.ok_or_else(|| {
-            Error::new(Kind::Failed, format!("stack `{stack}` has no output `{key}`")).code(Code::StackDrifted)
-        })?;
+        *value =
+            found.ok_or_else(|| Error::new(Code::StackDrifted, format!("stack `{stack}` has no output `{key}`")))?;
     }
     Ok(request)
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 use kiln_config::model::RunnerVersion;
 use kiln_github::{OrgClient, RunnerDeprecation, RunnerDownload};
 
-use crate::error::{Error, Kind, Result};
+use crate::code::Code;
+use crate::error::{Error, Result};
 use crate::when;
 
 /// Older ones can't register since then.
@@ -141,7 +142,7 @@ impl fmt::Display for Urgency {
 /// What GitHub offers, and when it was released: two requests.
 ///
 /// # Errors
-/// What GitHub answers; [`Kind::Other`] when it offers no release of the runner for Linux.
+/// What GitHub answers; [`crate::Kind::Other`] when it offers no release of the runner for Linux.
 pub async fn releases(github: &OrgClient) -> Result<Releases> {
     let downloads = github.runner_downloads().await?;
     releases_with(&downloads, github).await
@@ -164,13 +165,13 @@ pub async fn releases_with(downloads: &[RunnerDownload], github: &OrgClient) -> 
 /// The newest release for Linux among the downloads.
 ///
 /// # Errors
-/// [`Kind::Other`] when there is none.
+/// [`crate::Kind::Other`] when there is none.
 pub fn newest(downloads: &[RunnerDownload]) -> Result<RunnerVersion> {
     let of_linux = downloads.iter().filter(|download| download.os == "linux");
     let versions = of_linux.filter_map(|download| version_of(&download.filename));
-    versions
-        .max_by_key(RunnerVersion::numbers)
-        .ok_or_else(|| Error::new(Kind::Other, "GitHub offers the organization no release of the runner for Linux"))
+    versions.max_by_key(RunnerVersion::numbers).ok_or_else(|| {
+        Error::new(Code::RunnerReleaseMissing, "GitHub offers the organization no release of the runner for Linux")
+    })
 }
 
 /// The version in an asset's name: `actions-runner-linux-x64-2.338.0.tar.gz`.
@@ -214,7 +215,7 @@ pub fn judge(version: &RunnerVersion, releases: &Releases, announced: Option<&Ru
 /// Refuses a version that could not register, or would get no jobs, once it is baked.
 ///
 /// # Errors
-/// [`Kind::Precondition`] with the command that pins a newer one; what GitHub answers.
+/// [`crate::Kind::Precondition`] with the command that pins a newer one; what GitHub answers.
 pub async fn require_served(version: &RunnerVersion, github: &OrgClient, now: SystemTime) -> Result<Lifetime> {
     let releases = releases(github).await?;
     let lifetime = lifetime(version, &releases, github).await?;
@@ -222,7 +223,7 @@ pub async fn require_served(version: &RunnerVersion, github: &OrgClient, now: Sy
         return Ok(lifetime);
     }
     let described = lifetime.describe(now);
-    Err(Error::new(Kind::Precondition, format!("runner {version} is no use in an image: it {described}"))
+    Err(Error::new(Code::RunnerUnsupported, format!("runner {version} is no use in an image: it {described}"))
         .hint(format!("`cargo xtask pin` moves kiln.toml to the newest release, {}", releases.newest)))
 }
 

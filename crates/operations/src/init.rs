@@ -7,7 +7,8 @@ use kiln_config::model::{Organization, Region};
 use toml_edit::{Array, DocumentMut, InlineTable, Item, Value};
 use url::Url;
 
-use crate::error::{Error, Kind, Result};
+use crate::code::Code;
+use crate::error::{Error, Result};
 
 /// The committed kiln.toml: a commented, tested example, whose comments go into everyone's own.
 pub const EXAMPLE: &str = include_str!("../../../kiln.toml");
@@ -74,17 +75,17 @@ impl std::str::FromStr for NetworkAnswer {
 /// The example with the answers in it, and all of its comments.
 ///
 /// # Errors
-/// [`Kind::Configuration`] when the answers make no valid kiln.toml.
+/// [`crate::Kind::Configuration`] when the answers make no valid kiln.toml.
 pub fn kiln_toml(answers: &Answers) -> Result<String> {
     let mut document: DocumentMut = EXAMPLE
         .parse()
-        .map_err(|error: toml_edit::TomlError| Error::new(Kind::Configuration, error.message().to_owned()))?;
+        .map_err(|error: toml_edit::TomlError| Error::new(Code::ConfigInvalid, error.message().to_owned()))?;
     put(&mut document["organization"], answers.organization.as_str());
     put(&mut document["region"], answers.region.as_str());
     put(&mut document["app"]["client_id"], answers.client_id.as_str());
     if let Some(id) = answers.installation_id {
         let id = i64::try_from(id)
-            .map_err(|error| Error::new(Kind::Configuration, "installation id out of range").caused_by(error))?;
+            .map_err(|error| Error::new(Code::AnswerInvalid, "installation id out of range").caused_by(error))?;
         document["app"]["installation_id"] = toml_edit::value(id);
     }
     if let Some(url) = &answers.github_url {
@@ -99,7 +100,7 @@ pub fn kiln_toml(answers: &Answers) -> Result<String> {
         put(&mut document["fleet"]["linux"]["network"], network);
     }
     let text = document.to_string();
-    Config::from_toml("kiln.toml", &text).map_err(|error| Error::new(Kind::Configuration, error.to_string()))?;
+    Config::from_toml("kiln.toml", &text).map_err(|error| Error::new(Code::AnswerInvalid, error.to_string()))?;
     Ok(text)
 }
 

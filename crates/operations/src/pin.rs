@@ -13,7 +13,8 @@ use kiln_config::model::{AmiId, Architecture, BaseImage, FleetName, NodeVersion,
 use kiln_github::{OrgClient, RunnerDownload};
 use toml_edit::{DocumentMut, Item, Table, Value};
 
-use crate::error::{Error, Kind, Result};
+use crate::code::Code;
+use crate::error::{Error, Result};
 use crate::freshness::{self, Lifetime, Releases, Urgency};
 use crate::plan::Plan;
 use crate::ports::{Cloud, Images};
@@ -72,7 +73,7 @@ impl fmt::Display for Step {
 /// What GitHub and, where Amazon Linux 2 is in use, the Node project offer now.
 ///
 /// # Errors
-/// What they answer; [`Kind::Other`] when there is no release, or one without a digest.
+/// What they answer; [`crate::Kind::Other`] when there is no release, or one without a digest.
 pub async fn offer(config: &Config, github: &OrgClient, web: &impl Web) -> Result<Offer> {
     let downloads = github.runner_downloads().await?;
     let offer = newest_offer(&architectures(config), &downloads)?;
@@ -91,7 +92,7 @@ fn node_majors(config: &Config) -> BTreeSet<NodeMajor> {
 /// The newest build of each major: the index once, and the digests of each release.
 ///
 /// # Errors
-/// What the address answers; [`Kind::Other`] when it has no such build.
+/// What the address answers; [`crate::Kind::Other`] when it has no such build.
 pub async fn newest_nodes(config: &Config, web: &impl Web) -> Result<BTreeMap<NodeMajor, NodePin>> {
     let majors = node_majors(config);
     let mut pins = BTreeMap::new();
@@ -102,13 +103,14 @@ pub async fn newest_nodes(config: &Config, web: &impl Web) -> Result<BTreeMap<No
     let index = web.text(&format!("{base}/index.json")).await?;
     for major in majors {
         let version = newest_node(&index, major).ok_or_else(|| {
-            Error::new(Kind::Other, format!("{base}/index.json names no build {NODE_BUILD} of Node {major}")).hint(
-                "does `node_url` in [runner] lead to the Node project's unofficial builds, or to a mirror of them?",
-            )
+            Error::new(Code::NodeBuildMissing, format!("{base}/index.json names no build {NODE_BUILD} of Node {major}"))
+                .hint(
+                    "does `node_url` in [runner] lead to the Node project's unofficial builds, or to a mirror of them?",
+                )
         })?;
         let url = format!("{base}/v{version}/SHASUMS256.txt");
         let sha256 = published(&web.text(&url).await?, &version).ok_or_else(|| {
-            Error::new(Kind::Other, format!("{url} has no digest of the build {NODE_BUILD}"))
+            Error::new(Code::DigestNotPublished, format!("{url} has no digest of the build {NODE_BUILD}"))
                 .hint("a release is complete some hours after it appears: try again later")
         })?;
         pins.insert(major, NodePin { version, sha256 });
@@ -148,7 +150,7 @@ fn architectures(config: &Config) -> BTreeSet<Architecture> {
 /// The newest offered release, with the digests of these architectures; pure.
 ///
 /// # Errors
-/// [`Kind::Other`] when there is none, or GitHub publishes no digest of one.
+/// [`crate::Kind::Other`] when there is none, or GitHub publishes no digest of one.
 pub fn newest_offer(architectures: &BTreeSet<Architecture>, downloads: &[RunnerDownload]) -> Result<Offer> {
     let of_linux = || downloads.iter().filter(|download| download.os == "linux");
     let version = freshness::newest(downloads)?;
@@ -160,8 +162,11 @@ pub fn newest_offer(architectures: &BTreeSet<Architecture>, downloads: &[RunnerD
         });
         let published = found.and_then(|download| download.sha256_checksum.as_ref()).and_then(|it| it.parse().ok());
         let digest = published.ok_or_else(|| {
-            Error::new(Kind::Other, format!("GitHub publishes no digest of runner {version} for {architecture}"))
-                .hint("a release is complete some minutes after it appears: try again later")
+            Error::new(
+                Code::DigestNotPublished,
+                format!("GitHub publishes no digest of runner {version} for {architecture}"),
+            )
+            .hint("a release is complete some minutes after it appears: try again later")
         })?;
         sha256.insert(*architecture, digest);
     }
@@ -202,14 +207,14 @@ pub fn plan(config: &Config, offer: &Offer) -> Plan<Step> {
 /// The file's text with the plan carried out: values change, comments, order and blank lines stay.
 ///
 /// # Errors
-/// [`Kind::Configuration`] when the text is no TOML, or has something else where a table belongs.
+/// [`crate::Kind::Configuration`] when the text is no TOML, or has something else where a table belongs.
 pub fn rewritten(text: &str, plan: &Plan<Step>) -> Result<String> {
     let mut document: DocumentMut = text
         .parse()
-        .map_err(|error: toml_edit::TomlError| Error::new(Kind::Configuration, error.message().to_owned()))?;
+        .map_err(|error: toml_edit::TomlError| Error::new(Code::ConfigInvalid, error.message().to_owned()))?;
     for step in &plan.steps {
         set(document.as_table_mut(), &step.key, &step.to).ok_or_else(|| {
-            Error::new(Kind::Configuration, format!("`{}` can't be set in kiln.toml", step.key.join(".")))
+            Error::new(Code::ConfigInvalid, format!("`{}` can't be set in kiln.toml", step.key.join(".")))
                 .hint(format!("write {step} by hand"))
         })?;
     }
@@ -409,7 +414,7 @@ async fn of_image(
 /// Fails when something has to be renewed, so that a pipeline sees it by the exit code.
 ///
 /// # Errors
-/// [`Kind::Due`] with what to run.
+/// [`crate::Kind::Due`] with what to run.
 pub fn require_fresh(checkup: &Checkup, now: SystemTime) -> Result<()> {
     let urgency = checkup.urgency(now);
     if urgency == Urgency::None {
@@ -431,5 +436,5 @@ pub fn require_fresh(checkup: &Checkup, now: SystemTime) -> Result<()> {
         Urgency::Over => "GitHub serves something in use no more".to_owned(),
         _ => format!("something in use has to be renewed within {} days", freshness::WARN_BEFORE.as_secs() / 86_400),
     };
-    Err(Error::new(Kind::Due, message).hint(hint))
+    Err(Error::new(Code::Due, message).hint(hint))
 }

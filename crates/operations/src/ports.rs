@@ -54,6 +54,8 @@ pub enum CloudErrorKind {
     Quota,
     /// The request was refused as invalid.
     Invalid,
+    /// A list has more pages than are read. What was read is never given as the whole.
+    TooLong,
     /// Anything else.
     Other,
 }

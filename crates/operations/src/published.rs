@@ -3,7 +3,8 @@
 use kiln_config::config::{Config, ImageVariant};
 use kiln_github::{OrgClient, RunnerDownload};
 
-use crate::error::{Error, Kind, Result};
+use crate::code::Code;
+use crate::error::{Error, Result};
 
 /// What a comparison came to, when it found nothing wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub enum Verdict {
 /// Compares the pin with what GitHub's API publishes.
 ///
 /// # Errors
-/// [`Kind::Configuration`] when they differ; what GitHub answers.
+/// [`crate::Kind::Configuration`] when they differ; what GitHub answers.
 pub async fn verify(config: &Config, variant: ImageVariant, github: &OrgClient) -> Result<Verdict> {
     compare(config, variant, &github.runner_downloads().await?)
 }
@@ -27,7 +28,7 @@ pub async fn verify(config: &Config, variant: ImageVariant, github: &OrgClient) 
 /// The comparison itself; pure.
 ///
 /// # Errors
-/// [`Kind::Configuration`] when the digests of one release differ.
+/// [`crate::Kind::Configuration`] when the digests of one release differ.
 pub fn compare(config: &Config, variant: ImageVariant, published: &[RunnerDownload]) -> Result<Verdict> {
     let (version, architecture) = (&config.runner.version, variant.architecture);
     let name = architecture.runner_name();
@@ -46,7 +47,7 @@ pub fn compare(config: &Config, variant: ImageVariant, published: &[RunnerDownlo
         return Ok(Verdict::Same);
     }
     Err(Error::new(
-        Kind::Configuration,
+        Code::RunnerDigestMismatch,
         format!("kiln.toml pins sha256 {pinned} of runner {version} for {architecture}, GitHub publishes {published}"),
     )
     .hint("`cargo xtask pin` writes the published digest; where the pinned one is from, something may be amiss"))
@@ -55,6 +56,7 @@ pub fn compare(config: &Config, variant: ImageVariant, published: &[RunnerDownlo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     const TOML: &str = include_str!("../../../kiln.toml");
 
@@ -80,7 +82,7 @@ mod tests {
         assert_eq!(verdict(version, None).unwrap(), Verdict::Unpublished);
         assert_eq!(verdict("9.9.9", Some("0")).unwrap(), Verdict::Newer("9.9.9".to_owned()));
         let wrong = verdict(version, Some(&"0".repeat(64))).unwrap_err();
-        assert_eq!(wrong.kind, Kind::Configuration);
+        assert_eq!(wrong.kind(), Kind::Configuration);
         assert!(wrong.message.contains(pinned) && wrong.hint.unwrap().contains("cargo xtask pin"));
     }
 }

@@ -19,7 +19,7 @@ use kiln_github::{App, AppClient, AppKey, AppSigner, ErrorKind, Fingerprint, Ins
 
 use crate::code::Code;
 use crate::deploy::key_names;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::keys::{StoreContents, Timestamp};
 use crate::ports::{Cloud, CloudErrorKind};
 
@@ -121,7 +121,7 @@ fn client(config: &Config, signer: Arc<dyn AppSigner>) -> Result<AppClient> {
 /// Proves that a signer signs for the configured App: `GET /app` answers with it.
 ///
 /// # Errors
-/// [`Kind::Configuration`] when it is another App's key; what GitHub answers.
+/// [`crate::Kind::Configuration`] when it is another App's key; what GitHub answers.
 pub async fn prove(config: &Config, signer: Arc<dyn AppSigner>) -> Result<App> {
     let app = client(config, signer)?.app().await?;
     check_app(config, &app)?;
@@ -137,10 +137,9 @@ fn check_app(config: &Config, app: &App) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(
-        Kind::Configuration,
+        Code::WrongApp,
         format!("GitHub answers with App `{}` ({}), not {}", app.slug, app.id, config.app.id.issuer()),
     )
-    .code(Code::WrongApp)
     .hint("[app] in kiln.toml names the App; its keys are made in that App's settings"))
 }
 
@@ -192,19 +191,19 @@ fn check_installation(config: &Config, app: &App, installation: &Installation) -
         && wanted != id
     {
         let message = format!("the App's installation in `{organization}` is {id}, not {wanted}");
-        return Err(Error::new(Kind::Configuration, message)
+        return Err(Error::new(Code::WrongInstallation, message)
             .hint("correct `installation_id` in kiln.toml, or leave it out: it is looked up then"));
     }
     if let Some(since) = &installation.suspended_at {
         let message = format!("the App's installation {id} in `{organization}` is suspended since {since}");
-        return Err(Error::new(Kind::Access, message).hint(format!(
+        return Err(Error::new(Code::GitHubSuspended, message).hint(format!(
             "an owner of the organization lifts it at {}/organizations/{organization}/settings/installations/{id}",
             web(config)
         )));
     }
     if !installation.manages_runners() {
         let message = format!("the App's installation {id} in `{organization}` lacks `{PERMISSION}: write`");
-        return Err(Error::new(Kind::Access, message).hint(format!(
+        return Err(Error::new(Code::GitHubPermission, message).hint(format!(
             "give the App \"Self-hosted runners: read and write\" (organization) at {}/permissions, and accept it in \
              the organization, at {}/organizations/{organization}/settings/installations/{id}",
             app.settings_url(&config.github.url),

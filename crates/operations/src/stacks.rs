@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::code::Code;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::json_diff::{Change, changes};
 use crate::ports::{ChangeSet, Consent, Consented, Progress, ResourceChange, Stack, StackEvent, StackRequest, Stacks};
 use crate::wait::{Pace, human};
@@ -138,7 +138,7 @@ pub struct DeadStack {
 /// Looks for a stack, waiting for an operation that is under way on it.
 ///
 /// # Errors
-/// [`Kind::Precondition`] for a stack that must be mended by hand, [`Kind::Timeout`] for one that stays in progress.
+/// [`crate::Kind::Precondition`] for a stack that must be mended by hand, [`crate::Kind::Timeout`] for one that stays in progress.
 pub async fn find(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<Found> {
     let mut pace = Pace::new(STACK_BOUND);
     loop {
@@ -164,16 +164,15 @@ pub async fn find(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> R
 /// Reads a stack, waiting for an operation that is under way on it, and refuses one that can't be updated.
 ///
 /// # Errors
-/// [`Kind::Precondition`] for a stack that must be mended by hand, [`Kind::Timeout`] for one that stays in progress.
+/// [`crate::Kind::Precondition`] for a stack that must be mended by hand, [`crate::Kind::Timeout`] for one that stays in progress.
 pub async fn settled_stack(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<Option<Stack>> {
     match find(cloud, name, progress).await? {
         Found::Absent => Ok(None),
         Found::Usable(stack) => Ok(Some(stack)),
         Found::Dead(dead) => Err(Error::new(
-            Kind::Precondition,
+            Code::StackBroken,
             format!("stack `{name}` is in {} and can't be updated: {}", dead.status, dead.reason),
         )
-        .code(Code::StackBroken)
         .hint(format!(
             "it holds nothing that serves: mend what is named, `aws cloudformation delete-stack --stack-name {name}`, \
              then run this again"
@@ -184,7 +183,7 @@ pub async fn settled_stack(cloud: &impl Stacks, name: &str, progress: &dyn Progr
 /// Deletes a stack that serves nobody, once somebody has agreed, and waits until it is gone.
 ///
 /// # Errors
-/// [`Kind::Precondition`] when nobody agreed; [`Kind::Failed`] when it can't be deleted; [`Kind::Timeout`].
+/// [`crate::Kind::Precondition`] when nobody agreed; [`crate::Kind::Failed`] when it can't be deleted; [`crate::Kind::Timeout`].
 pub async fn clear(
     cloud: &impl Stacks,
     dead: &DeadStack,
@@ -201,7 +200,7 @@ pub async fn clear(
 /// is waited for, and so is any other operation.
 ///
 /// # Errors
-/// [`Kind::Failed`] with the first resource that could not be deleted; [`Kind::Timeout`].
+/// [`crate::Kind::Failed`] with the first resource that could not be deleted; [`crate::Kind::Timeout`].
 pub async fn delete(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<()> {
     let mut seen: BTreeSet<String> = cloud.events(name).await?.into_iter().map(|event| event.id).collect();
     let mut pace = Pace::new(STACK_BOUND);
@@ -241,8 +240,7 @@ async fn not_deleted(cloud: &impl Stacks, stack: &Stack) -> Error {
             format!("{} ({}): {}", event.resource, event.kind, event.reason.as_deref().unwrap_or("no reason given"))
         },
     );
-    Error::new(Kind::Failed, format!("stack `{}` can't be deleted: {reason}", stack.name))
-        .code(Code::StackFailed)
+    Error::new(Code::StackFailed, format!("stack `{}` can't be deleted: {reason}", stack.name))
         .hint("mend what is named, something else may still use it, and run this again")
 }
 
@@ -251,9 +249,9 @@ fn agreed(consent: &dyn Consent, question: &str, stack: &str) -> Result<()> {
     let what = question.trim_end_matches('?');
     match consent.ask(question) {
         Consented::Yes => Ok(()),
-        Consented::No => Err(Error::new(Kind::Precondition, format!("you did not agree to {what}"))
+        Consented::No => Err(Error::new(Code::ConsentRefused, format!("you did not agree to {what}"))
             .hint(format!("stack `{stack}` is as it was"))),
-        Consented::NobodyThere => Err(Error::new(Kind::Precondition, format!("nobody is there to agree to {what}"))
+        Consented::NobodyThere => Err(Error::new(Code::ConsentMissing, format!("nobody is there to agree to {what}"))
             .hint(format!("stack `{stack}` is as it was; with `--yes` the same command does it"))),
     }
 }
@@ -273,8 +271,7 @@ fn can_be_updated(status: &str) -> bool {
 }
 
 fn still_busy(name: &str, status: &str) -> Error {
-    Error::new(Kind::Timeout, format!("stack `{name}` was still {status} after {}", human(STACK_BOUND)))
-        .code(Code::StackBusy)
+    Error::new(Code::StackBusy, format!("stack `{name}` was still {status} after {}", human(STACK_BOUND)))
         .hint("run the same command again: it waits on, and goes on from there")
 }
 
@@ -295,9 +292,7 @@ async fn broken(cloud: &impl Stacks, stack: &Stack) -> Error {
         ),
         _ => format!("`aws cloudformation describe-stack-events --stack-name {name}` tells more"),
     };
-    Error::new(Kind::Precondition, format!("stack `{name}` is in {status} and can't be updated: {reason}"))
-        .code(Code::StackBroken)
-        .hint(hint)
+    Error::new(Code::StackBroken, format!("stack `{name}` is in {status} and can't be updated: {reason}")).hint(hint)
 }
 
 /// The reason of the first resource that failed in the newest operation; what follows it is only consequence.
@@ -319,7 +314,7 @@ async fn first_failure(cloud: &impl Stacks, name: &str) -> Option<String> {
 /// Carries out a [`StackStep`]: change set, shown; executed; events streamed until the end.
 ///
 /// # Errors
-/// [`Kind::Failed`] with the first failed resource's reason; [`Kind::Timeout`].
+/// [`crate::Kind::Failed`] with the first failed resource's reason; [`crate::Kind::Timeout`].
 pub async fn apply(cloud: &impl Stacks, step: &StackStep, progress: &dyn Progress) -> Result<()> {
     apply_agreed(cloud, step, &Always, progress).await
 }
@@ -337,7 +332,7 @@ impl Consent for Always {
 /// The same, asking before a resource is replaced or removed that jobs or data are on.
 ///
 /// # Errors
-/// [`Kind::Precondition`] when nobody agreed, and the change set is discarded; the rest as [`apply`].
+/// [`crate::Kind::Precondition`] when nobody agreed, and the change set is discarded; the rest as [`apply`].
 pub async fn apply_agreed(
     cloud: &impl Stacks,
     step: &StackStep,
@@ -433,8 +428,10 @@ async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, pro
     loop {
         // The state is read before the events, so that the last round prints the last ones.
         let Some(stack) = cloud.stack(name).await? else {
-            return Err(Error::new(Kind::Failed, format!("stack `{name}` was deleted while it was being changed"))
-                .code(Code::StackDrifted));
+            return Err(Error::new(
+                Code::StackDrifted,
+                format!("stack `{name}` was deleted while it was being changed"),
+            ));
         };
         for event in tell_new(cloud, name, &mut seen, progress).await? {
             pace.quicken();
@@ -449,7 +446,7 @@ async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, pro
         }
         if ended {
             let reason = first_failure(cloud, name).await.or(stack.reason).unwrap_or_else(|| "no reason given".into());
-            return Err(Error::new(Kind::Failed, format!("stack `{name}` ended in {status}: {reason}")).code(Code::StackFailed).hint(
+            return Err(Error::new(Code::StackFailed, format!("stack `{name}` ended in {status}: {reason}")).hint(
                 "CloudFormation went back to the state before, which still serves; mend what is named and run this again",
             ));
         }

@@ -188,7 +188,7 @@ async fn a_key_that_github_refuses_once_it_serves_gives_way_to_the_former_one() 
                 continue;
             }
             let error = applied.unwrap_err();
-            assert_eq!(error.kind, Kind::Access, "{error}");
+            assert_eq!(error.kind(), Kind::Access, "{error}");
             assert!(error.message.contains(&format!("{} serves in {store}", first.fingerprint())), "{error}");
         }
         let current = cloud.current_key(&names, store).await.unwrap().unwrap();

@@ -206,7 +206,7 @@ async fn one_run(world: &Lane, fault: &Fault, ami: &str, rng: &mut Rng) -> Strin
             inject(world, fault, ami);
             let (result, ()) =
                 tokio::join!(world.run(&request, &pipeline, &said), meanwhile(world, fault, rng.u64(5..400)));
-            let kind = result.as_ref().err().map(|error| error.kind);
+            let kind = result.as_ref().err().map(kiln_operations::Error::kind);
             let expected: &[Option<Kind>] = match fault {
                 Fault::Expired(_) => &[None, Some(Kind::Access)],
                 Fault::Refused(..) => &[None, Some(Kind::Other)],
@@ -266,7 +266,7 @@ async fn meanwhile(world: &Lane, fault: &Fault, after_millis: u64) {
         Fault::Twice => {
             // It waits for nobody: the first one goes on, or has ended already.
             let result = world.run(&world.request(), &process(), &Said::default()).await;
-            let kind = result.as_ref().err().map(|error| error.kind);
+            let kind = result.as_ref().err().map(kiln_operations::Error::kind);
             assert!(matches!(kind, None | Some(Kind::Precondition)), "{result:?}");
         }
         _ => {}
@@ -287,7 +287,7 @@ pub(crate) async fn converge(world: &Lane, request: &Request<'_>, account: &impl
                 return;
             }
             Ok(_) => told.push(text),
-            Err(error) if error.kind == Kind::Failed => told.push(format!("{text}\nerror: {error}")),
+            Err(error) if error.kind() == Kind::Failed => told.push(format!("{text}\nerror: {error}")),
             Err(error) => panic!("{error:?}\n{text}\n{}", account()),
         }
     }

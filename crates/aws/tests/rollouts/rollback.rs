@@ -74,7 +74,7 @@ async fn a_second_pipeline_names_the_first_and_waits_only_as_long_as_it_is_told_
             .await
             .unwrap();
         let error = world.run(&world.request(), &process(), &Said::default()).await.unwrap_err();
-        assert_eq!(error.kind, Kind::Precondition);
+        assert_eq!(error.kind(), Kind::Precondition);
         assert!(error.to_string().contains(&name), "{error}");
         assert!(error.hint.as_ref().is_some_and(|hint| hint.contains("--lock-wait")), "{:?}", error.hint);
 

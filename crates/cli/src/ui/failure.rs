@@ -65,8 +65,8 @@ impl Failure {
         match self {
             Self::Release(error) => Account {
                 code: error.code.name(),
-                kind: kind_name(error.kind),
-                exit_code: error.kind.exit_code(),
+                kind: kind_name(error.kind()),
+                exit_code: error.kind().exit_code(),
                 message: error.to_string(),
                 causes: causes(error),
                 done: error.done.clone(),

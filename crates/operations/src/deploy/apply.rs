@@ -9,7 +9,7 @@ use super::plan::missing;
 use super::roll::{self, ONLINE_BOUND};
 use super::{Observed, Operator, Request, Step, observe, plan, record};
 use crate::code::Code;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::fleet_stack::resolved;
 use crate::orphans;
 use crate::plan::{Plan, Tally, first_line};
@@ -54,7 +54,7 @@ async fn look(
 /// left is what there is to do then.
 ///
 /// # Errors
-/// The first step that fails, with the steps done before it; [`Kind::Precondition`] when another run holds the lock.
+/// The first step that fails, with the steps done before it; [`crate::Kind::Precondition`] when another run holds the lock.
 pub async fn apply(
     request: &Request<'_>,
     planned: &Plan<Step>,
@@ -168,7 +168,7 @@ async fn verify(
             let message = format!("{name} does not serve after {}: {what}", human(ONLINE_BOUND));
             return match back_to.filter(|former| **former != version.version) {
                 Some(former) => Err(roll::take_back(request, name, former, message, cloud, operator).await?),
-                None => Err(Error::new(Kind::Failed, message).code(Code::RunnersOffline).hint(roll::WHERE_TO_LOOK)),
+                None => Err(Error::new(Code::RunnersOffline, message).hint(roll::WHERE_TO_LOOK)),
             };
         }
     }

@@ -11,7 +11,8 @@ use kiln_config::model::FleetName;
 use serde_json::{Value, json};
 
 use crate::ami::bucket_name;
-use crate::error::{Error, Kind, Result};
+use crate::code::Code;
+use crate::error::{Error, Result};
 use crate::ports::{Cloud, CloudError, CloudErrorKind, Document, Progress};
 use crate::wait::Pace;
 
@@ -114,7 +115,7 @@ impl Lock {
     /// Takes the lock, waiting at most so long for another's.
     ///
     /// # Errors
-    /// [`Kind::Precondition`] when another still holds it, naming it.
+    /// [`crate::Kind::Precondition`] when another still holds it, naming it.
     pub(crate) async fn take(
         config: &Config,
         fleet: &FleetName,
@@ -140,11 +141,12 @@ impl Lock {
             let Held { holder: name, left_secs: left } = other
                 .unwrap_or_else(|| Held { holder: "another run, which took it just now".to_owned(), left_secs: 0 });
             if pace.pause().await.is_err() {
-                return Err(Error::new(Kind::Precondition, format!("fleet {fleet} is being worked on by {name}"))
-                    .hint(format!(
+                return Err(Error::new(Code::FleetLocked, format!("fleet {fleet} is being worked on by {name}")).hint(
+                    format!(
                         "wait until that has ended, or give `--lock-wait SECS`; should it have died, its lock ends by \
                          itself within {left} s"
-                    )));
+                    ),
+                ));
             }
             progress.state(&format!("fleet {fleet} is being worked on by {name}: waiting for it"));
         }
@@ -153,7 +155,7 @@ impl Lock {
     /// Does work while the lock is kept; gives it back after it, however it ended.
     ///
     /// # Errors
-    /// What the work fails with; [`Kind::Precondition`] when the lock was lost, and the work is left where it is.
+    /// What the work fails with; [`crate::Kind::Precondition`] when the lock was lost, and the work is left where it is.
     pub(crate) async fn keep<T>(mut self, cloud: &impl Cloud, work: impl Future<Output = Result<T>>) -> Result<T> {
         let result = {
             let work = std::pin::pin!(work);
@@ -187,7 +189,7 @@ impl Lock {
 
     fn lost(&self) -> Error {
         let message = format!("another run took the lock of fleet {}, having heard nothing of this one", self.fleet);
-        Error::new(Kind::Precondition, message).hint("see how the other one ends; this one can be run again after it")
+        Error::new(Code::LockLost, message).hint("see how the other one ends; this one can be run again after it")
     }
 }
 

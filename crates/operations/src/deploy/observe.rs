@@ -10,7 +10,7 @@ use kiln_github::{OrgClient, Runner};
 use super::record::{Aim, Record};
 use super::{Request, key_names};
 use crate::code::Code;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::freshness::{self, Lifetime, Urgency};
 use crate::orphans;
 use crate::pin::RUNNER_VERSION_TAG;
@@ -67,7 +67,7 @@ impl Observed {
 /// Looks at the world. Makes no mutating call.
 ///
 /// # Errors
-/// [`Kind::Precondition`] when the key or the image is missing, or a stack must be mended; what AWS and GitHub answer.
+/// [`crate::Kind::Precondition`] when the key or the image is missing, or a stack must be mended; what AWS and GitHub answer.
 pub async fn observe(
     request: &Request<'_>,
     cloud: &impl Cloud,
@@ -133,15 +133,14 @@ fn found(found: Found, dead: &mut Vec<DeadStack>) -> Option<Stack> {
 /// Refuses to go on without a key: instances could not register.
 ///
 /// # Errors
-/// [`Kind::Precondition`] with the command that installs it.
+/// [`crate::Kind::Precondition`] with the command that installs it.
 pub async fn require_key(config: &Config, fleet: &Fleet, cloud: &impl Cloud) -> Result<()> {
     let names = key_names(config);
     if cloud.current_key(&names, fleet.key_store).await?.is_none() {
         return Err(Error::new(
-            Kind::Precondition,
+            Code::KeyNotInstalled,
             format!("the GitHub App's key is not in {} yet, so no instance could register", fleet.key_store),
         )
-        .code(Code::KeyNotInstalled)
         .hint("run `cargo xtask rotate-key --pem FILE` first: its first run installs the key"));
     }
     Ok(())
@@ -151,9 +150,11 @@ async fn recorded_image(request: &Request<'_>, cloud: &impl Cloud) -> Result<Ami
     let Request { config, fleet, .. } = request;
     let parameter = config.image_parameter(fleet.image());
     let Some(id) = cloud.recorded(&parameter).await? else {
-        return Err(Error::new(Kind::Precondition, format!("no image {} is recorded in {parameter}", fleet.image()))
-            .code(Code::ImageNotRecorded)
-            .hint("run `cargo xtask ami` first: it bakes, tests and records it"));
+        return Err(Error::new(
+            Code::ImageNotRecorded,
+            format!("no image {} is recorded in {parameter}", fleet.image()),
+        )
+        .hint("run `cargo xtask ami` first: it bakes, tests and records it"));
     };
     available(&id, cloud).await
 }
@@ -164,8 +165,7 @@ async fn available(id: &AmiId, cloud: &impl Images) -> Result<Ami> {
         Some(ami) if ami.state == "available" => Ok(ami),
         found => {
             let state = found.map_or_else(|| "does not exist".to_owned(), |ami| format!("is {}", ami.state));
-            Err(Error::new(Kind::Precondition, format!("{id}, which is recorded as the image to serve, {state}"))
-                .code(Code::ImageGone)
+            Err(Error::new(Code::ImageGone, format!("{id}, which is recorded as the image to serve, {state}"))
                 .hint("run `cargo xtask ami`: it bakes the image anew and records it"))
         }
     }
@@ -176,7 +176,7 @@ fn require_up(request: &Request<'_>, group: Option<&Group>) -> Result<()> {
     let name = &request.fleet.name;
     if request.fleet.max > 0 && group.is_some_and(|group| group.max == 0) {
         return Err(Error::new(
-            Kind::Precondition,
+            Code::FleetDraining,
             format!("fleet {name} is being taken down: its group has no capacity"),
         )
         .hint(format!(

@@ -8,7 +8,8 @@ use kiln_config::config::{Config, Fleet};
 use kiln_config::model::{AmiId, FleetName};
 
 use super::Goal;
-use crate::error::{Error, Kind, Result};
+use crate::code::Code;
+use crate::error::{Error, Result};
 use crate::ports::Images;
 
 /// What is recorded of a fleet.
@@ -48,7 +49,7 @@ impl Record {
     /// Where to go: `baked` is the newest image, `stack` the one that the stack asks for, if there is a stack.
     ///
     /// # Errors
-    /// [`Kind::Precondition`] when there is no image to go back to.
+    /// [`crate::Kind::Precondition`] when there is no image to go back to.
     pub fn aim(&self, goal: Goal, baked: &AmiId, stack: Option<&AmiId>) -> Result<Aim> {
         let rejected = self.rejected.as_ref();
         // The one that serves comes before a record that was written for another.
@@ -78,7 +79,7 @@ impl Record {
 }
 
 fn nothing_before(ami: &AmiId) -> Error {
-    Error::new(Kind::Precondition, format!("no image is recorded that served well before {ami}"))
+    Error::new(Code::NoPreviousImage, format!("no image is recorded that served well before {ami}"))
         .hint("change kiln.toml back to what is wanted, then `cargo xtask ami` and `cargo xtask deploy`")
 }
 
@@ -115,6 +116,7 @@ pub(super) async fn accept(config: &Config, fleet: &Fleet, cloud: &impl Images) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
 
     fn ami(letter: char) -> AmiId {
         format!("ami-0000000{letter}").parse().unwrap()
@@ -175,7 +177,7 @@ mod tests {
     fn without_an_earlier_image_there_is_no_way_back() {
         for (record, stack) in [(record(Some('a'), None, None), Some('a')), (record(None, None, None), None)] {
             let error = record.aim(Goal::Back, &ami('a'), stack.map(ami).as_ref()).unwrap_err();
-            assert_eq!(error.kind, Kind::Precondition);
+            assert_eq!(error.kind(), Kind::Precondition);
         }
     }
 }

@@ -96,7 +96,7 @@ pub(super) async fn go_on(
     // group on.
     watch.blind = !ours;
     match watch.see_through().await {
-        Err(error) if watch.blind && error.kind == Kind::Failed => Ok(()),
+        Err(error) if watch.blind && error.kind() == Kind::Failed => Ok(()),
         result => result,
     }
 }
@@ -113,24 +113,23 @@ pub(super) async fn take_back(
     operator.progress.say(&format!("{why}: going back to launch template version {former}"));
     let group = current_group(name, cloud).await?;
     let Some(live) = &group.launch_template else {
-        return Ok(Error::new(Kind::Failed, why).code(Code::RefreshFailed).hint(WHERE_TO_LOOK));
+        return Ok(Error::new(Code::RefreshFailed, why).hint(WHERE_TO_LOOK));
     };
     let to = LaunchTemplateVersion { id: live.id.clone(), version: former.to_owned() };
     let id = cloud.start_refresh(name, &to, &preferences(&group, None)).await?;
     let refresh = follow(request, name, &id, cloud, operator.progress).await?;
     Ok(match refresh.status {
-        RefreshStatus::Successful => {
-            Error::new(Kind::Failed, format!("{why}; rolled back: launch template version {former} serves again"))
-                .code(Code::RefreshFailed)
-                .hint(WHERE_TO_LOOK)
-        }
+        RefreshStatus::Successful => Error::new(
+            Code::RefreshFailed,
+            format!("{why}; rolled back: launch template version {former} serves again"),
+        )
+        .hint(WHERE_TO_LOOK),
         RefreshStatus::Ended(status) | RefreshStatus::Running(status) => {
             let reason = refresh.reason.unwrap_or_default();
             Error::new(
-                Kind::Failed,
+                Code::RefreshFailed,
                 format!("{why}; the refresh {id} back to version {former} ended in {status}: {reason}"),
             )
-            .code(Code::RefreshFailed)
             .hint("`cargo xtask deploy --rollback` tries again to go back")
         }
     })
@@ -144,15 +143,13 @@ pub(super) async fn group_and_version(
     let stack_name = request.config.fleet_stack(&request.fleet.name);
     let stack = cloud.stack(&stack_name).await?;
     let Some(version) = stack.as_ref().and_then(newest_version) else {
-        return Err(Error::new(Kind::Failed, format!("stack `{stack_name}` does not name its launch template"))
-            .code(Code::StackDrifted));
+        return Err(Error::new(Code::StackDrifted, format!("stack `{stack_name}` does not name its launch template")));
     };
     let Some(group) = cloud.group(name).await? else {
         return Err(Error::new(
-            Kind::Precondition,
+            Code::GroupMissing,
             format!("Auto Scaling group `{name}` does not exist, though its stack does"),
         )
-        .code(Code::StackDrifted)
         .hint(format!("`aws cloudformation detect-stack-drift --stack-name {stack_name}` shows what was removed")));
     };
     Ok((group, version))
@@ -165,9 +162,7 @@ fn goes_forward(status: &str) -> bool {
 
 async fn current_group(name: &GroupName, cloud: &impl Groups) -> Result<Group> {
     let group = cloud.group(name).await?;
-    group.ok_or_else(|| {
-        Error::new(Kind::Failed, format!("Auto Scaling group `{name}` was deleted meanwhile")).code(Code::StackDrifted)
-    })
+    group.ok_or_else(|| Error::new(Code::StackDrifted, format!("Auto Scaling group `{name}` was deleted meanwhile")))
 }
 
 /// Launch before terminate, a tenth of the group at a time but at least one instance; one alone up to a stop.
@@ -379,9 +374,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
             let stack = self.cloud.stack(&self.request.config.fleet_stack(&self.request.fleet.name)).await?;
             let held = stack.and_then(|stack| stack.parameters.get(crate::fleet_stack::SERVING).cloned());
             let Some(held) = held.filter(|version| !version.is_empty()) else {
-                return Ok(Error::new(Kind::Failed, why)
-                    .code(Code::RefreshFailed)
-                    .hint("`cargo xtask deploy --rollback` goes back"));
+                return Ok(Error::new(Code::RefreshFailed, why).hint("`cargo xtask deploy --rollback` goes back"));
             };
             return take_back(self.request, self.name, &held, why, self.cloud, self.operator).await;
         }
@@ -391,13 +384,11 @@ impl<'a, C: Cloud> Watch<'a, C> {
             RefreshStatus::Successful => "Successful",
         };
         Ok(if status == "RollbackSuccessful" {
-            Error::new(Kind::Failed, format!("{why}; rolled back: the version before serves"))
-                .code(Code::RefreshFailed)
+            Error::new(Code::RefreshFailed, format!("{why}; rolled back: the version before serves"))
                 .hint(WHERE_TO_LOOK)
         } else {
             let reason = refresh.reason.unwrap_or_default();
-            Error::new(Kind::Failed, format!("{why}; the rollback of {} ended in {status}: {reason}", self.id))
-                .code(Code::RefreshFailed)
+            Error::new(Code::RefreshFailed, format!("{why}; the rollback of {} ended in {status}: {reason}", self.id))
                 .hint("instances of the version before that were not replaced still serve; `cargo xtask deploy --rollback` goes back")
         })
     }
@@ -412,7 +403,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
             let group = current_group(name, self.cloud).await?;
             let new = in_service(&group, Some(&self.version)).count();
             return Err(Error::new(
-                Kind::Failed,
+                Code::RefreshCancelled,
                 format!(
                     "instance refresh {id} of {name} was cancelled by someone else: {new} of {} instance(s) have the new \
                      version, the rest and whatever is launched now have the one before",
@@ -427,7 +418,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
                   goes back, the same command again goes on"
                 .to_owned(),
         };
-        Err(Error::new(Kind::Failed, message).code(Code::RefreshFailed).hint(hint))
+        Err(Error::new(Code::RefreshFailed, message).hint(hint))
     }
 }
 
@@ -457,8 +448,7 @@ impl Watched {
     async fn pause(&mut self, id: &str, group: &GroupName) -> Result<()> {
         self.pace.pause().await.map_err(|_| {
             let bound = human(self.bound);
-            Error::new(Kind::Timeout, format!("instance refresh {id} of {group} still ran after {bound}"))
-                .code(Code::RefreshSlow)
+            Error::new(Code::RefreshSlow, format!("instance refresh {id} of {group} still ran after {bound}"))
                 .hint("run the same command again: it waits for this very refresh")
         })
     }

@@ -7,8 +7,9 @@ use kiln_config::model::{FleetName, GroupName};
 use kiln_github::{Deleted, OrgClient, Runner};
 
 use super::{Observed, Operator, Request, Step, observe, plan, require_alone};
+use crate::code::Code;
 use crate::deploy::{Lock, bucket, forget};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::orphans::{is_of, name_prefix};
 use crate::plan::{Plan, Tally, first_line};
 use crate::ports::{Cloud, CloudErrorKind, Group};
@@ -22,7 +23,7 @@ const DRAIN_MARGIN: Duration = Duration::from_secs(9000);
 /// Observes, plans and shows the plan: what a dry run does, and what somebody confirms.
 ///
 /// # Errors
-/// [`Kind::Precondition`] when other fleets use what is to go; what AWS answers.
+/// [`crate::Kind::Precondition`] when other fleets use what is to go; what AWS answers.
 pub async fn run(
     request: &Request<'_>,
     cloud: &impl Cloud,
@@ -39,7 +40,7 @@ pub async fn run(
 /// Carries the plan out under the locks of the fleets, once it has looked again.
 ///
 /// # Errors
-/// The first step that fails, with the steps done before it; [`Kind::Precondition`] when another run holds a lock. The same
+/// The first step that fails, with the steps done before it; [`crate::Kind::Precondition`] when another run holds a lock. The same
 /// command again goes on from there.
 pub async fn apply(
     request: &Request<'_>,
@@ -135,7 +136,7 @@ async fn drained(name: &GroupName, limit: Duration, cloud: &impl Cloud, operator
 
 fn never_empty(group: &Group, bound: Duration) -> Error {
     let ids: Vec<&str> = group.instances.iter().map(|instance| instance.id.as_str()).collect();
-    Error::new(Kind::Timeout, format!("{} still had {} after {}", group.name, ids.join(", "), human(bound))).hint(
+    Error::new(Code::DrainSlow, format!("{} still had {} after {}", group.name, ids.join(", "), human(bound))).hint(
         "the same command again waits on; `--now` does not wait, and its jobs fail. An instance that is protected from \
          scale-in does not leave by itself",
     )

@@ -5,7 +5,8 @@ use std::time::Duration;
 use kiln_config::model::FleetName;
 
 use super::{Observed, ObservedFleet, ObservedStack, Request, Step};
-use crate::error::{Error, Kind, Result};
+use crate::code::Code;
+use crate::error::{Error, Result};
 use crate::orphans::{self, is_of};
 use crate::plan::Plan;
 use crate::ports::Group;
@@ -41,13 +42,13 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Plan<Step> {
 /// Refuses to take the network away from under fleets that stay.
 ///
 /// # Errors
-/// [`Kind::Precondition`] with the stacks that are in the way.
+/// [`crate::Kind::Precondition`] with the stacks that are in the way.
 pub fn require_alone(observed: &Observed) -> Result<()> {
     if observed.network.is_none() || observed.others.is_empty() {
         return Ok(());
     }
     let message = format!("the network is used by fleets that kiln.toml does not name: {}", observed.others.join(", "));
-    Err(Error::new(Kind::Precondition, message).hint("destroy them first, by `--fleet NAME`"))
+    Err(Error::new(Code::NetworkInUse, message).hint("destroy them first, by `--fleet NAME`"))
 }
 
 fn empty(request: &Request<'_>, observed: &Observed, fleet: &ObservedFleet) -> Option<Step> {

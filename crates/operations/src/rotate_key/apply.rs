@@ -11,8 +11,9 @@ use kiln_github::{AppKey, Fingerprint, SignError};
 
 use super::plan::Step;
 use super::{Observed, prove};
+use crate::code::Code;
 use crate::deploy::key_names;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::keys::{StoredKey, Timestamp};
 use crate::plan::{Plan, Tally};
 use crate::ports::{KeyNames, Keys, Progress};
@@ -88,15 +89,16 @@ impl<'a, C: Keys> Work<'a, C> {
 
     fn find(&self, store: KeyStore, fingerprint: &Fingerprint) -> Result<StoredKey> {
         let found = self.stored.iter().find(|key| key.store == store && key.fingerprint == *fingerprint);
-        found.cloned().ok_or_else(|| Error::new(Kind::Other, format!("key {fingerprint} is not in {store}")))
+        found.cloned().ok_or_else(|| Error::new(Code::Unforeseen, format!("key {fingerprint} is not in {store}")))
     }
 
     async fn step(&mut self, step: &Step) -> Result<()> {
         let (config, names, cloud) = (self.config, self.names, self.cloud);
         match step {
             Step::Stage { store, fingerprint, record } => {
-                let key =
-                    self.key.ok_or_else(|| Error::new(Kind::Other, format!("key {fingerprint} is not at hand")))?;
+                let key = self
+                    .key
+                    .ok_or_else(|| Error::new(Code::Unforeseen, format!("key {fingerprint} is not at hand")))?;
                 self.stored.push(cloud.stage_key(names, *store, key, record).await?);
             }
             Step::ProveStored { store, fingerprint } => {
@@ -136,7 +138,7 @@ impl<'a, C: Keys> Work<'a, C> {
     /// Waits until the store signs with this key where an instance asks for the current one. PKCS#1 v1.5 is deterministic:
     /// the same signature is the same key.
     async fn settle(&self, key: &StoredKey) -> Result<()> {
-        let failed = |error: SignError| Error::new(Kind::Other, error.to_string()).caused_by(error);
+        let failed = |error: SignError| Error::new(Code::SignFailed, error.to_string()).caused_by(error);
         let expected = self.cloud.key_signer(self.names, key).sign(PROBE).await.map_err(failed)?;
         let current = self.cloud.current_signer(self.names, key.store);
         let mut pace = Pace::new(SETTLE_BOUND);
@@ -149,8 +151,11 @@ impl<'a, C: Keys> Work<'a, C> {
             }
             pace.pause().await.map_err(|_| {
                 let secs = SETTLE_BOUND.as_secs();
-                Error::new(Kind::Timeout, format!("{} still signs with the key before, {secs} s later", key.store))
-                    .hint("run the same command again: it goes on from here")
+                Error::new(
+                    Code::KeyNotSettled,
+                    format!("{} still signs with the key before, {secs} s later", key.store),
+                )
+                .hint("run the same command again: it goes on from here")
             })?;
         }
     }

@@ -6,7 +6,8 @@ use kiln_config::model::KeyStore;
 use kiln_github::Fingerprint;
 
 use super::{Observed, ObservedStore};
-use crate::error::{Error, Kind, Result};
+use crate::code::Code;
+use crate::error::{Error, Result};
 use crate::keys::{HeldKey, KeyRecord, KeyState, Timestamp};
 use crate::plan::Plan;
 
@@ -205,7 +206,7 @@ fn rotate_store(
 /// Goes back to the former key in every store that keeps one.
 ///
 /// # Errors
-/// [`Kind::Precondition`] when none does.
+/// [`crate::Kind::Precondition`] when none does.
 pub fn plan_rollback(observed: &Observed, keep_days: u32) -> Result<Plan<Step>> {
     let now = observed.now;
     let mut steps = Vec::new();
@@ -231,7 +232,7 @@ pub fn plan_rollback(observed: &Observed, keep_days: u32) -> Result<Plan<Step>> 
         Some(serving) if went_back || !steps.is_empty() => {
             Ok(Plan { subject, steps, settled: format!("{serving} serves again already") })
         }
-        _ => Err(Error::new(Kind::Precondition, "no former key is kept in any store, so there is none to go back to")
+        _ => Err(Error::new(Code::NoPreviousKey, "no former key is kept in any store, so there is none to go back to")
             .hint("a new key always works: generate one in the App's settings, and give it with --pem")),
     }
 }

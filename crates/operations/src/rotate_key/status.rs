@@ -9,6 +9,7 @@ use kiln_github::{App, AppSigner};
 use serde_json::{Value, json};
 
 use super::{Observed, ObservedStore, StoreUse, observe, prove};
+use crate::code::Code;
 use crate::deploy::key_names;
 use crate::error::{Error, Kind, Result};
 use crate::keys::{HeldKey, KeyState, Timestamp};
@@ -96,7 +97,7 @@ async fn ask(config: &Config, held: &HeldKey, signer: Arc<dyn AppSigner>) -> (Ac
     }
     match prove(config, signer).await {
         Ok(app) => (Acceptance::Accepted, Some(app)),
-        Err(error) if matches!(error.kind, Kind::Access | Kind::Configuration) => {
+        Err(error) if matches!(error.kind(), Kind::Access | Kind::Configuration) => {
             (Acceptance::Refused(error.message), None)
         }
         Err(error) => (Acceptance::Unknown(error.message), None),
@@ -182,11 +183,11 @@ impl Status {
     /// Is all as it has to be?
     ///
     /// # Errors
-    /// [`Kind::Precondition`] where a store in use has no key, [`Kind::Access`] where GitHub refuses the one in use,
-    /// [`Kind::Other`] where it can't be asked, [`Kind::Due`] where one is older than so many days or of unknown age.
+    /// [`crate::Kind::Precondition`] where a store in use has no key, [`crate::Kind::Access`] where GitHub refuses the one in use,
+    /// [`crate::Kind::Other`] where it can't be asked, [`crate::Kind::Due`] where one is older than so many days or of unknown age.
     pub fn check(&self, max_age_days: Option<u32>) -> Result<()> {
         if let Some(store) = self.empty.first() {
-            return Err(Error::new(Kind::Precondition, format!("no key serves in {store}"))
+            return Err(Error::new(Code::KeyNotInstalled, format!("no key serves in {store}"))
                 .hint("run `cargo xtask rotate-key --pem FILE`: its first run installs the key"));
         }
         for row in self.rows.iter().filter(|row| row.serves()) {
@@ -195,13 +196,13 @@ impl Status {
             match &row.acceptance {
                 Acceptance::Accepted => {}
                 Acceptance::Refused(answer) => {
-                    return Err(Error::new(Kind::Access, what(&format!("GitHub does not accept it: {answer}"))).hint(
+                    return Err(Error::new(Code::GitHubBadKey, what(&format!("GitHub does not accept it: {answer}"))).hint(
                         "go back with `cargo xtask rotate-key --rollback` while the former key is kept, or generate a key \
                          in the App's settings and give it with --pem",
                     ));
                 }
                 Acceptance::Unknown(answer) => {
-                    return Err(Error::new(Kind::Other, what(&format!("it can't be proved: {answer}"))));
+                    return Err(Error::new(Code::KeyUnproved, what(&format!("it can't be proved: {answer}"))));
                 }
             }
             let Some(most) = max_age_days else { continue };
@@ -209,7 +210,7 @@ impl Status {
             if age.is_none_or(|age| age > u64::from(most)) {
                 let age = age.map_or("for nobody knows how long".to_owned(), |age| format!("for {age} days"));
                 let message = format!("key {fingerprint} serves in {store} {age}, more than {most}");
-                return Err(Error::new(Kind::Due, message).hint(
+                return Err(Error::new(Code::Due, message).hint(
                     "generate a new key in the App's settings, and give it with `cargo xtask rotate-key --pem FILE`",
                 ));
             }

@@ -114,6 +114,6 @@ fn the_network_is_not_taken_from_under_a_fleet() {
     destroy::require_alone(&observed).unwrap();
     observed.network = Some(stack("network", "CREATE_COMPLETE"));
     let error = destroy::require_alone(&observed).unwrap_err();
-    assert_eq!(error.kind, Kind::Precondition);
+    assert_eq!(error.kind(), Kind::Precondition);
     assert!(error.message.contains("kiln-acme-fleet-old"), "{error}");
 }

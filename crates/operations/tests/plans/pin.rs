@@ -6,7 +6,7 @@ use kiln_config::config::Config;
 use kiln_config::model::Architecture;
 use kiln_github::RunnerDownload;
 use kiln_operations::pin::{self, Offer, Web};
-use kiln_operations::{Error, Kind, Result};
+use kiln_operations::{Code, Error, Kind, Result};
 
 use crate::{KILN_TOML, assert_nothing_to_do, config, steps};
 
@@ -96,7 +96,7 @@ fn an_offer_is_the_newest_for_linux_and_never_without_its_digest() {
     downloads[3].sha256_checksum = Some(ARM.to_owned());
     let found = pin::newest_offer(&wanted, &downloads).unwrap();
     assert_eq!(found, offer("2.339.0", &[(Architecture::X86_64, OTHER), (Architecture::Aarch64, ARM)]));
-    assert_eq!(pin::newest_offer(&wanted, &downloads[..1]).unwrap_err().kind, Kind::Other);
+    assert_eq!(pin::newest_offer(&wanted, &downloads[..1]).unwrap_err().kind(), Kind::Other);
 }
 
 /// The Node project's builds, as a mirror has them.
@@ -105,7 +105,7 @@ struct Mirror(BTreeMap<&'static str, String>);
 impl Web for Mirror {
     async fn text(&self, url: &str) -> Result<String> {
         let path = url.strip_prefix("https://unofficial-builds.nodejs.org/download/release/").unwrap();
-        self.0.get(path).cloned().ok_or_else(|| Error::new(Kind::Other, format!("{url}: 404")))
+        self.0.get(path).cloned().ok_or_else(|| Error::new(Code::DownloadFailed, format!("{url}: 404")))
     }
 }
 

@@ -234,7 +234,7 @@ fn there_may_be_nothing_to_go_back_to() {
     for previous in [None, Some(gone)] {
         let store = used(Kms, Some(held(Kms, NEW)), previous, vec![]);
         let error = plan_rollback(&seen(vec![store]), KEEP_DAYS).unwrap_err();
-        assert_eq!(error.kind, Kind::Precondition);
+        assert_eq!(error.kind(), Kind::Precondition);
         assert!(error.hint.unwrap().contains("--pem"));
     }
 }

@@ -75,7 +75,7 @@ async fn a_stack_in_rollback_complete_is_refused_with_what_failed_first() {
     ];
     let cloud = Script(Mutex::new([stack("ROLLBACK_COMPLETE")].into()), events);
     let error = settled_stack(&cloud, "kiln-acme-fleet-linux", &Silent).await.unwrap_err();
-    assert_eq!(error.kind, Kind::Precondition);
+    assert_eq!(error.kind(), Kind::Precondition);
     let message = format!("{error}");
     assert!(message.contains("ROLLBACK_COMPLETE") && message.contains("subnet-00000001 does not exist"), "{message}");
     assert!(!message.contains("cancelled"), "what only followed is not the reason: {message}");
@@ -102,7 +102,7 @@ async fn an_operation_under_way_is_waited_for() {
 async fn an_operation_that_does_not_end_is_a_timeout() {
     let cloud = Script(Mutex::new([stack("UPDATE_IN_PROGRESS")].into()), Vec::new());
     let error = settled_stack(&cloud, "kiln-acme-fleet-linux", &Silent).await.unwrap_err();
-    assert_eq!(error.kind, Kind::Timeout);
+    assert_eq!(error.kind(), Kind::Timeout);
 }
 
 #[test]
