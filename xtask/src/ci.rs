@@ -19,6 +19,7 @@ use kiln_cli::ui::{self, Ui};
 #[command(after_help = "\
 Examples:
   cargo xtask ci
+  cargo xtask ci --quick
   cargo xtask ci --only clippy --only test
 
 Results: checks (the seconds that each took)")]
@@ -26,6 +27,24 @@ pub(crate) struct Args {
     /// Run this check only; may be repeated.
     #[arg(long, value_name = "CHECK")]
     only: Vec<Check>,
+
+    /// Run what answers within minutes: format, lints, unit tests and plan tests.
+    #[arg(long, conflicts_with = "only")]
+    quick: bool,
+}
+
+impl Args {
+    /// The checks to run, in order.
+    fn checks(&self) -> Vec<Check> {
+        match (self.quick, self.only.is_empty()) {
+            (true, _) => vec![Check::Fmt, Check::Clippy, Check::UnitTest],
+            (false, false) => self.only.clone(),
+            // Every check once: the unit tests are among the tests.
+            (false, true) => {
+                Check::value_variants().iter().copied().filter(|check| *check != Check::UnitTest).collect()
+            }
+        }
+    }
 }
 
 /// One check.
@@ -49,6 +68,8 @@ enum Check {
     Doc,
     /// The handbook: its pictures, its pages, its links.
     Book,
+    /// The unit tests and the plan tests; they are among the tests too.
+    UnitTest,
     /// The tests.
     Test,
     /// The client of GitHub and its stand-in, by GitHub's own OpenAPI description.
@@ -69,9 +90,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let tools = tools::setup()?;
     // Asked for now: a check that builds the workspace puts another file in its place.
     let xtask = std::env::current_exe().context("find this executable")?;
-    let checks = if args.only.is_empty() { Check::value_variants() } else { &args.only };
+    let checks = args.checks();
     let (mut times, mut took) = (Vec::new(), BTreeMap::new());
-    for check in checks {
+    for check in &checks {
         // Whoever asks for it by name hears what is missing as an error.
         if let (Check::Boot, true, Err(error)) = (*check, args.only.is_empty(), vm::check_needs()) {
             times.push(format!("left out: {}: {error} ({})", name(*check), error.hint));
@@ -123,6 +144,7 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
                 .run()?;
         }
         Check::Book => cmd!(shell, "{xtask} book --check").run()?,
+        Check::UnitTest => cmd!(shell, "cargo test --locked --workspace --lib --test plans").run()?,
         Check::Test => cmd!(shell, "cargo test --locked --workspace").run()?,
         Check::GithubApi => {
             let description = tools.github_api(shell, &tools::with_node(&tools.infra_bin()?)?)?;

@@ -1,4 +1,4 @@
-//! The table of faults in ARCHITECTURE.md, row by row: what passes by itself is ridden out, what does not is told at once.
+//! The table of faults in docs/design/instance.md, row by row: what passes by itself is ridden out, what does not is told at once.
 
 use std::time::Duration;
 
