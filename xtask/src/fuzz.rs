@@ -21,7 +21,7 @@ pub(crate) struct Args {
     seconds: u32,
 }
 
-const TARGETS: [&str; 5] = ["fuzz-app-key", "fuzz-boot-config", "fuzz-component", "fuzz-kiln-toml", "fuzz-refusal"];
+const TARGETS: [&str; 4] = ["fuzz-app-key", "fuzz-boot-config", "fuzz-kiln-toml", "fuzz-refusal"];
 
 /// What `cargo fuzz` gives the compiler for coverage without a sanitizer.
 const COVERAGE: [&str; 7] = [
@@ -38,10 +38,6 @@ const COVERAGE: [&str; 7] = [
 fn seed(target: &str, root: &Path, corpus: &Path) -> std::io::Result<()> {
     match target {
         "fuzz-kiln-toml" => std::fs::copy(root.join("kiln.toml"), corpus.join("kiln.toml")).map(drop),
-        "fuzz-component" => std::fs::read_dir(root.join("ami/components"))?.try_for_each(|entry| {
-            let entry = entry?;
-            std::fs::copy(entry.path(), corpus.join(entry.file_name())).map(drop)
-        }),
         _ => Ok(()),
     }
 }

@@ -1,5 +1,7 @@
 //! The binary `kiln`: the operator's commands under their own name.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::process::{Command, Output};
 
 fn kiln(arguments: &[&str]) -> Output {

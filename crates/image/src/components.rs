@@ -6,16 +6,15 @@
 //! <https://docs.aws.amazon.com/imagebuilder/latest/userguide/toe-user-defined-variables.html>. Where Image Builder is
 //! lenient and a bake would suffer from it, this is not: see [`Document::parse`].
 
-mod reader;
+mod checks;
 mod references;
-mod schema;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
 use serde_yaml_ng::Value;
-
-pub use schema::schema;
 
 /// The documents of `ami/components`, by name, in the order in which a recipe uses them.
 pub const COMPONENTS: [(&str, &str); 6] = [
@@ -47,64 +46,171 @@ pub struct Problem {
 }
 
 /// A component document without a mistake.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Document {
-    /// Its name.
     pub name: String,
-    /// What it does.
     pub description: String,
-    /// `1.0`, the only one there is.
+    /// `1.0`, the only version there is.
+    #[serde(deserialize_with = "schema_version")]
     pub schema_version: String,
-    /// What it can be told, by name.
+    /// By name.
+    #[serde(default, deserialize_with = "parameters")]
     pub parameters: BTreeMap<String, Parameter>,
     /// In the order they run.
     pub phases: Vec<Phase>,
 }
 
-/// A declared parameter. Its type is always `string`, the only one there is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A declared parameter.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Parameter {
+    r#type: ParameterType,
     /// The value when none is given; a parameter without one must be given.
+    #[serde(default, deserialize_with = "quoted")]
     pub default: Option<String>,
-    /// What it means.
     pub description: String,
 }
 
+/// YAML reads an unquoted `0` or `true` as something else than a text.
+fn quoted<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    match Value::deserialize(deserializer)? {
+        Value::String(text) => Ok(Some(text)),
+        _ => Err(D::Error::custom("expected a string as default: put it in quotes")),
+    }
+}
+
+/// The only type of a parameter that there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ParameterType {
+    String,
+}
+
 /// A phase: `build` and `validate` run on the machine that becomes the image, `test` on one started from it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Phase {
-    /// Which one.
     pub name: PhaseName,
     /// In the order they run; never empty.
     pub steps: Vec<Step>,
 }
 
 /// One unit of work.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Step {
     /// Unique in its phase.
     pub name: String,
-    /// What is done.
     pub action: Action,
     /// What its failure means.
+    #[serde(default = "OnFailure::abort")]
     pub on_failure: OnFailure,
-    /// How often it is tried, at least once.
+    /// How often it is tried.
+    #[serde(default = "one_attempt", deserialize_with = "at_least_one")]
     pub max_attempts: u32,
-    /// How long one try may take, in seconds.
+    /// The timeout of one attempt. Image Builder's `-1`, no timeout, is refused.
+    #[serde(default = "step_timeout", deserialize_with = "at_least_one")]
     pub timeout_seconds: u32,
     /// As the action wants them; references to parameters (`{{ Name }}`) are still in there.
+    #[serde(default)]
     pub inputs: Value,
-    /// It runs once for each turn of this.
+    /// The step runs once for each turn.
     pub r#loop: Option<Loop>,
 }
 
+fn one_attempt() -> u32 {
+    1
+}
+
+/// Image Builder's own default.
+fn step_timeout() -> u32 {
+    7200
+}
+
+fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    std::num::NonZeroU32::deserialize(deserializer).map(std::num::NonZeroU32::get)
+}
+
+/// Unquoted, as in every example of AWS's, YAML reads the version as a number.
+fn schema_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = match Value::deserialize(deserializer)? {
+        Value::String(text) => text,
+        Value::Number(number) => number.to_string(),
+        _ => String::new(),
+    };
+    if text == "1.0" { Ok(text) } else { Err(D::Error::custom("schemaVersion is not 1.0, the only one there is")) }
+}
+
+/// A document lists its parameters as mappings from one name to its settings.
+fn parameters<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Parameter>, D::Error> {
+    let mut parameters = BTreeMap::new();
+    for item in Vec::<BTreeMap<String, Parameter>>::deserialize(deserializer)? {
+        if item.len() != 1 {
+            return Err(D::Error::custom("an item of parameters is not a mapping from one name to its settings"));
+        }
+        for (name, parameter) in item {
+            if parameters.insert(name.clone(), parameter).is_some() {
+                return Err(D::Error::custom(format!("parameter {name} is declared twice")));
+            }
+        }
+    }
+    Ok(parameters)
+}
+
 /// How often a step runs, and with what.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "LoopKeys")]
 pub struct Loop {
     /// The first part of `{{ NAME.index }}` and `{{ NAME.value }}`; `loop` unless given.
     pub name: String,
     /// What it runs over.
     pub over: LoopOver,
+}
+
+/// A loop's keys, as a document has them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct LoopKeys {
+    name: Option<String>,
+    r#for: Option<Range>,
+    for_each: Option<ForEach>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Range {
+    start: i64,
+    end: i64,
+    update_by: i64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a list of strings, or `list` and `delimiter`")]
+enum ForEach {
+    Each(Vec<String>),
+    Split(Split),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Split {
+    list: String,
+    delimiter: String,
+}
+
+impl TryFrom<LoopKeys> for Loop {
+    type Error = &'static str;
+
+    fn try_from(keys: LoopKeys) -> Result<Self, Self::Error> {
+        let over = match (keys.r#for, keys.for_each) {
+            (Some(Range { start, end, update_by }), None) => LoopOver::For { start, end, update_by },
+            (None, Some(ForEach::Each(items))) => LoopOver::Each(items),
+            (None, Some(ForEach::Split(Split { list, delimiter }))) => LoopOver::Split { list, delimiter },
+            _ => return Err("a loop has one of `for` and `forEach`"),
+        };
+        Ok(Self { name: keys.name.unwrap_or_else(|| "loop".to_owned()), over })
+    }
 }
 
 /// What a loop runs over.
@@ -134,22 +240,18 @@ pub enum LoopOver {
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
         pub enum $name {
-            $($(#[$variant_doc])* $variant,)+
+            $($(#[$variant_doc])* #[serde(rename = $word)] $variant,)+
         }
 
         impl $name {
-            /// Every one of them.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
-
             /// As documents write it.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)+
                 }
             }
-
         }
 
         impl fmt::Display for $name {
@@ -206,112 +308,6 @@ words! {
     }
 }
 
-/// The form of an action's inputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shape {
-    /// One mapping.
-    One,
-    /// One mapping, or none at all.
-    Optional,
-    /// A list of mappings.
-    Many,
-    /// A mapping whose keys are operators, which is not looked into.
-    Operators,
-}
-
-/// The form of one input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Text,
-    Flag,
-    Number,
-    TextList,
-    /// A string, one of these.
-    OneOf(&'static [&'static str]),
-}
-
-/// One input of an action.
-#[derive(Debug, Clone, Copy)]
-struct Input {
-    name: &'static str,
-    kind: Kind,
-    required: bool,
-}
-
-const fn required(name: &'static str, kind: Kind) -> Input {
-    Input { name, kind, required: true }
-}
-
-const fn optional(name: &'static str, kind: Kind) -> Input {
-    Input { name, kind, required: false }
-}
-
-/// Of the algorithms AWSTOE knows, those that still prove something.
-const ALGORITHMS: &[&str] = &["SHA256", "SHA512"];
-
-impl Action {
-    /// The inputs it takes. Image Builder does not ask for WebDownload's checksum and algorithm, and checks nothing unless
-    /// both are there; here both are asked for.
-    fn inputs(self) -> (Shape, &'static [Input]) {
-        match self {
-            Self::ExecuteBash => (Shape::One, const { &[required("commands", Kind::TextList)] }),
-            Self::S3Download => (
-                Shape::Many,
-                const {
-                    &[
-                        required("source", Kind::Text),
-                        required("destination", Kind::Text),
-                        optional("expectedBucketOwner", Kind::Text),
-                        optional("overwrite", Kind::Flag),
-                    ]
-                },
-            ),
-            Self::S3Upload => (
-                Shape::Many,
-                const {
-                    &[
-                        required("source", Kind::Text),
-                        required("destination", Kind::Text),
-                        optional("recurse", Kind::Flag),
-                        optional("expectedBucketOwner", Kind::Text),
-                    ]
-                },
-            ),
-            Self::WebDownload => (
-                Shape::Many,
-                const {
-                    &[
-                        required("source", Kind::Text),
-                        required("destination", Kind::Text),
-                        required("checksum", Kind::Text),
-                        required("algorithm", Kind::OneOf(ALGORITHMS)),
-                        optional("overwrite", Kind::Flag),
-                    ]
-                },
-            ),
-            Self::CreateFile => (
-                Shape::Many,
-                const {
-                    &[
-                        required("path", Kind::Text),
-                        optional("content", Kind::Text),
-                        optional("encoding", Kind::Text),
-                        optional("owner", Kind::Text),
-                        optional("group", Kind::Text),
-                        optional("permissions", Kind::Text),
-                        optional("overwrite", Kind::Flag),
-                    ]
-                },
-            ),
-            Self::UpdateOs => {
-                (Shape::Optional, const { &[optional("include", Kind::TextList), optional("exclude", Kind::TextList)] })
-            }
-            Self::Reboot => (Shape::Optional, const { &[optional("delaySeconds", Kind::Number)] }),
-            Self::Assert => (Shape::Operators, &[]),
-        }
-    }
-}
-
 impl Document {
     /// Reads a document.
     ///
@@ -321,14 +317,38 @@ impl Document {
     /// the digest of an image's inputs would not cover.
     ///
     /// # Errors
-    /// Every mistake found, in the document's order.
+    /// The first mistake of form, with its line and column; where the form is right, every other mistake.
     pub fn parse(yaml: &str) -> Result<Self, Vec<Problem>> {
-        reader::read(yaml)
+        let problem = |message: String| Problem { path: ".".to_owned(), message };
+        let characters = yaml.chars().count();
+        let mut problems = Vec::new();
+        if characters > MAX_CHARACTERS {
+            problems.push(problem(format!(
+                "{characters} characters, more than the {MAX_CHARACTERS} a component may have inline"
+            )));
+        }
+        let document: Self = match serde_yaml_ng::from_str(yaml) {
+            Ok(document) => document,
+            Err(error) => {
+                problems.push(problem(error.to_string()));
+                return Err(problems);
+            }
+        };
+        problems.extend(checks::check(&document));
+        problems.extend(references::check(&document.parameters, &document.phases));
+        if problems.is_empty() { Ok(document) } else { Err(problems) }
     }
 
     /// Can it be run against another root than `/`?
     pub fn lays_files_down_only(&self) -> bool {
         self.parameters.contains_key(DEST_DIR)
+    }
+}
+
+impl OnFailure {
+    /// Image Builder's own default.
+    fn abort() -> Self {
+        Self::Abort
     }
 }
 
