@@ -83,7 +83,7 @@ impl World {
     pub async fn start(parts: Parts) -> anyhow::Result<Self> {
         // Not below the checkout: the runner's unprivileged user has to reach an instance's files, and a checkout may be
         // in a home directory that is closed to others.
-        let directory = tempfile::Builder::new().prefix("kiln-stand-ins-").tempdir().context("make a directory")?;
+        let directory = tempfile::Builder::new().prefix("kiln-rehearsal-").tempdir().context("make a directory")?;
         open_to_others(directory.path())?;
         let github = GitHub::start(GitHubOptions::new(ORGANIZATION)).await.context("start the stand-in GitHub")?;
         let options = AwsOptions { directory: directory.path().join("aws"), ministack: parts.ministack.clone() };

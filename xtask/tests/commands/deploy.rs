@@ -80,7 +80,7 @@ async fn peak_kib(instances: u32) -> u64 {
     let pem = world.download_key("key.pem").unwrap();
     well(&world, &["rotate-key", "--pem", pem.to_str().unwrap()]).await;
     world.aws.simulate_instances(&world.github);
-    world.aws.make_bucket("kiln-stand-ins-000000000000-eu-central-1").await.unwrap();
+    world.aws.make_bucket("kiln-rehearsal-000000000000-eu-central-1").await.unwrap();
     let mut peak = 0;
     for version in VERSIONS {
         let ami = world.aws.add_image(&format!("kiln-{version}"), version).await.unwrap();

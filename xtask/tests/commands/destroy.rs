@@ -44,7 +44,7 @@ async fn a_fleet_goes_once_its_jobs_are_done() {
     let said = refused(&world, &["destroy", "--fleet", "linux"], 5).await;
     assert!(said.contains("nobody is there to confirm"), "{said}");
     let said = refused(&world, &["destroy", "--fleet", "other", "--yes"], 3).await;
-    assert!(said.contains("there is no stack kiln-stand-ins-fleet-other"), "{said}");
+    assert!(said.contains("there is no stack kiln-rehearsal-fleet-other"), "{said}");
     let dry = well(&world, &["destroy", "--fleet", "linux", "--dry-run"]).await;
     assert!(dry.contains("1 instance(s) leave when their jobs are done, 1 of them at work now"), "{dry}");
     assert_eq!(world.aws.mutations(), before, "nobody confirmed it");
@@ -65,7 +65,7 @@ async fn a_fleet_goes_once_its_jobs_are_done() {
     going.end().await.unwrap().success().unwrap();
     let JobState::Completed { conclusion, .. } = world.github.job(job).state else { panic!("the job was lost") };
     assert_eq!(conclusion, Conclusion::Success);
-    assert_eq!(world.aws.stack_names().await.unwrap(), ["kiln-stand-ins-bake", "kiln-stand-ins-fleet-once"]);
+    assert_eq!(world.aws.stack_names().await.unwrap(), ["kiln-rehearsal-bake", "kiln-rehearsal-fleet-once"]);
     assert_eq!((runners(&world, "linux-i-"), runners(&world, "once-i-")), (0, 1));
     let before = world.aws.mutations();
     assert!(well(&world, &["destroy", "--fleet", "linux", "--yes"]).await.contains("nothing to do"));
@@ -74,7 +74,7 @@ async fn a_fleet_goes_once_its_jobs_are_done() {
     // A fleet that kiln.toml does not name any more; without waiting, and with it the runner that GitHub has not missed yet.
     world.write_config(VERSIONS[0], first()).unwrap();
     well(&world, &["destroy", "--fleet", "once", "--now", "--yes"]).await;
-    assert_eq!(world.aws.stack_names().await.unwrap(), ["kiln-stand-ins-bake"]);
+    assert_eq!(world.aws.stack_names().await.unwrap(), ["kiln-rehearsal-bake"]);
     assert_eq!(runners(&world, "once-i-"), 0);
     world.shutdown().await.unwrap();
 }
@@ -84,7 +84,7 @@ async fn a_killed_destruction_is_gone_on_with_and_the_fleet_can_be_made_anew() {
     let world = served(first()).await;
     let kills = die_all_the_way(&world, &["destroy", "--all", "--yes"]).await;
     assert!(kills >= 4, "killed only {kills} times: are its calls seen?");
-    assert_eq!(world.aws.stack_names().await.unwrap(), ["kiln-stand-ins-bake"]);
+    assert_eq!(world.aws.stack_names().await.unwrap(), ["kiln-rehearsal-bake"]);
     assert!(world.github.runners().is_empty(), "{:?}", world.github.runners());
     assert!(well(&world, &["destroy", "--all", "--yes"]).await.contains("nothing to do"));
     well(&world, &["deploy"]).await;

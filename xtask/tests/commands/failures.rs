@@ -79,7 +79,7 @@ async fn a_stack_that_can_not_be_updated_goes_back_and_what_served_still_does() 
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
     world.aws.spoil_change_set();
     let said = refused(&world, &["deploy", "--fleet", "linux"], 6).await;
-    assert!(said.contains("Unmakeable") && said.contains("kiln-stand-ins-fleet-linux"), "{said}");
+    assert!(said.contains("Unmakeable") && said.contains("kiln-rehearsal-fleet-linux"), "{said}");
     assert!(said.contains("UPDATE_ROLLBACK_COMPLETE"), "{said}");
     let left: Vec<_> = world.aws.instances().into_iter().map(|instance| instance.id).collect();
     assert_eq!(left, serving);
@@ -100,13 +100,13 @@ async fn a_stack_that_can_not_be_updated_goes_back_and_what_served_still_does() 
 async fn a_stack_whose_first_creation_failed_is_made_anew_once_somebody_agrees() {
     let world = installed().await;
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
-    world.aws.make_dead_stack("kiln-stand-ins-fleet-linux").await.unwrap();
+    world.aws.make_dead_stack("kiln-rehearsal-fleet-linux").await.unwrap();
     let before = world.aws.mutations();
     let said = refused(&world, &["deploy", "--fleet", "linux"], 5).await;
     assert!(said.contains("ROLLBACK_COMPLETE") && said.contains("--yes"), "{said}");
     let dry = world.run(&["deploy", "--fleet", "linux", "--dry-run"], quiet).await.unwrap();
     assert!(
-        dry.stderr.contains("kiln-stand-ins-fleet-linux") && dry.stderr.contains("ROLLBACK_COMPLETE"),
+        dry.stderr.contains("kiln-rehearsal-fleet-linux") && dry.stderr.contains("ROLLBACK_COMPLETE"),
         "{}",
         dry.stderr
     );

@@ -112,7 +112,7 @@ async fn permitted(world: &World, role: &str, arguments: &[&str]) {
     let parameters = [("Prefix", PREFIX), ("Subject", "repo:rehearsal/runners:ref:refs/heads/main")];
     let parameters: BTreeMap<_, _> =
         parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
-    let template = Template::new("kiln-stand-ins-pipeline", &text, parameters).unwrap();
+    let template = Template::new("kiln-rehearsal-pipeline", &text, parameters).unwrap();
     let policies = Policies::new(template.policies(role).unwrap());
     let calls: Vec<Call> = calls.into_iter().collect();
     let checked = policies.check(&root.join("target/tools/venv/bin/python"), &calls, &[]);

@@ -10,7 +10,7 @@ use crate::models::assert_modelled;
 use crate::support::{World, quiet, world};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-const KIND: &str = "kiln-stand-ins-al2023-x86_64";
+const KIND: &str = "kiln-rehearsal-al2023-x86_64";
 const HOME: &str = "eu-central-1";
 const AWAY: &str = "eu-west-1";
 
@@ -107,7 +107,7 @@ async fn a_superseded_launch_template_version_gives_its_image_up_when_told_to() 
     assert_eq!(amis(&kept["result"]["removed"]), [""; 0]);
     world.aws.forget_parameter("/kiln-stand-ins/fleet/linux/former").await.unwrap();
     let outcome = world.run(&["prune", "--keep", "1", "--dry-run"], quiet).await.unwrap().success().unwrap();
-    let told = format!("keep {first}: named by superseded launch template kiln-stand-ins-fleet-linux version 1");
+    let told = format!("keep {first}: named by superseded launch template kiln-rehearsal-fleet-linux version 1");
     assert!(outcome.stderr.contains(&told), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("1 more, 30 GiB, would go with --superseded"), "{}", outcome.stderr);
     let done = world.run(&["prune", "--keep", "1", "--superseded"], quiet).await.unwrap().success().unwrap();

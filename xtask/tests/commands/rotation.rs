@@ -216,7 +216,7 @@ impl<'a> Machine<'a> {
         let mut config = self.folder.boot_config(&self.world.github);
         config["registration"] = json!("ephemeral");
         config["key"] = match store {
-            "kms" => json!({ "kms": "alias/kiln-stand-ins-app-key" }),
+            "kms" => json!({ "kms": "alias/kiln-rehearsal-app-key" }),
             _ => json!({ "secrets-manager": "kiln-stand-ins/app-key" }),
         };
         let instance = format!("i-{}{index:016x}", if store == "kms" { "0" } else { "1" });

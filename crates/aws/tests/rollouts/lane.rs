@@ -90,7 +90,7 @@ impl Lane {
         let local = Local::start(options).await.unwrap();
         let github = GitHub::start(GitHubOptions::new("rehearsal")).await.unwrap();
         local.simulate_instances(&github);
-        local.make_bucket("kiln-stand-ins-000000000000-eu-central-1").await.unwrap();
+        local.make_bucket("kiln-rehearsal-000000000000-eu-central-1").await.unwrap();
         let config = Config::from_toml("kiln.toml", &kiln_toml(&github, instances)).unwrap();
         let key = AppKey::from_pem(github.generate_key().as_bytes()).unwrap();
         let client = OrgClient::new(
