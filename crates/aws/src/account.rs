@@ -7,8 +7,9 @@ use aws_sdk_iam::types::PolicyEvaluationDecisionType;
 use kiln_operations::ports::{Account, Caller, Identity as _, InstanceTypeFacts, Result, Right, SubnetFacts, WayOut};
 
 use crate::Aws;
+use crate::pages::pages;
 
-/// IAM's own bound for a simulation's list of actions is far above it; what is asked fits one page of answers.
+/// IAM's own limit for a simulation's list of actions is far above it.
 const MOST_ACTIONS: usize = 100;
 
 fn filter(name: &str, values: &[String]) -> Filter {
@@ -32,18 +33,16 @@ impl Aws {
     }
 
     async fn simulate(&self, source: &str, resource: &str, actions: &[String]) -> Result<BTreeSet<String>> {
-        let answer = self
+        let simulate = self
             .iam
             .simulate_principal_policy()
             .policy_source_arn(source)
             .resource_arns(resource)
             .set_action_names(Some(actions.to_vec()))
-            .max_items(1000)
-            .send()
-            .await;
-        let answer = answer.map_err(|error| self.failed(format!("simulate the policies of {source}"), error))?;
-        let denied = answer.evaluation_results.unwrap_or_default().into_iter();
-        let denied = denied.filter(|result| result.eval_decision != PolicyEvaluationDecisionType::Allowed);
+            .max_items(1000);
+        let pages = pages!(self, format!("simulate the policies of {source}"), simulate).await?;
+        let results = pages.into_iter().flat_map(|page| page.evaluation_results.unwrap_or_default());
+        let denied = results.filter(|result| result.eval_decision != PolicyEvaluationDecisionType::Allowed);
         Ok(denied.map(|result| result.eval_action_name).collect())
     }
 
@@ -51,14 +50,9 @@ impl Aws {
     async fn route_tables(&self, subnets: &[Subnet]) -> Result<Vec<RouteTable>> {
         let vpcs: BTreeSet<String> = subnets.iter().filter_map(|subnet| subnet.vpc_id.clone()).collect();
         let vpcs: Vec<String> = vpcs.into_iter().collect();
-        let mut tables = Vec::new();
-        let mut pages = self.ec2.describe_route_tables().filters(filter("vpc-id", &vpcs)).into_paginator().send();
-        while let Some(page) = pages.next().await {
-            let page =
-                page.map_err(|error| self.failed(format!("describe route tables of {}", vpcs.join(", ")), error))?;
-            tables.extend(page.route_tables.unwrap_or_default());
-        }
-        Ok(tables)
+        let list = self.ec2.describe_route_tables().filters(filter("vpc-id", &vpcs));
+        let pages = pages!(self, format!("describe route tables of {}", vpcs.join(", ")), list).await?;
+        Ok(pages.into_iter().flat_map(|page| page.route_tables.unwrap_or_default()).collect())
     }
 }
 
@@ -112,15 +106,10 @@ impl Account for Aws {
 
     async fn instance_types(&self, names: &[String]) -> Result<Vec<InstanceTypeFacts>> {
         // By a filter: a name that does not exist fails the whole call where it is a parameter.
-        let mut pages =
-            self.ec2.describe_instance_types().filters(filter("instance-type", names)).into_paginator().send();
-        let mut found = Vec::new();
-        while let Some(page) = pages.next().await {
-            let page =
-                page.map_err(|error| self.failed(format!("describe instance types {}", names.join(", ")), error))?;
-            found.extend(page.instance_types.unwrap_or_default());
-        }
-        let facts = found.into_iter().filter_map(|info| {
+        let list = self.ec2.describe_instance_types().filters(filter("instance-type", names));
+        let pages = pages!(self, format!("describe instance types {}", names.join(", ")), list).await?;
+        let found = pages.into_iter().flat_map(|page| page.instance_types.unwrap_or_default());
+        let facts = found.filter_map(|info| {
             let vcpus = info.v_cpu_info().and_then(|cpus| cpus.default_v_cpus()).unwrap_or_default();
             let architectures = info.processor_info().map(|processor| processor.supported_architectures());
             Some(InstanceTypeFacts {
@@ -133,12 +122,9 @@ impl Account for Aws {
     }
 
     async fn subnets(&self, ids: &[String]) -> Result<Vec<SubnetFacts>> {
-        let mut pages = self.ec2.describe_subnets().filters(filter("subnet-id", ids)).into_paginator().send();
-        let mut subnets = Vec::new();
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(|error| self.failed(format!("describe subnets {}", ids.join(", ")), error))?;
-            subnets.extend(page.subnets.unwrap_or_default());
-        }
+        let list = self.ec2.describe_subnets().filters(filter("subnet-id", ids));
+        let pages = pages!(self, format!("describe subnets {}", ids.join(", ")), list).await?;
+        let subnets: Vec<Subnet> = pages.into_iter().flat_map(|page| page.subnets.unwrap_or_default()).collect();
         if subnets.is_empty() {
             return Ok(Vec::new());
         }

@@ -8,7 +8,7 @@ use crate::Aws;
 /// The service's own words.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Said(String);
+pub(crate) struct Said(pub(crate) String);
 
 impl Aws {
     /// Wraps a failed call; `doing` names it in the domain's words, with the id.

@@ -6,11 +6,12 @@ use std::time::SystemTime;
 use aws_sdk_cloudformation::error::ProvideErrorMetadata as _;
 use aws_sdk_cloudformation::types::StackStatus;
 use aws_sdk_ec2::types::{Filter, Image, Instance, LaunchTemplateVersion, Tag};
-use kiln_config::model::{AmiId, InstanceId, SnapshotId};
+use kiln_config::model::{AmiId, SnapshotId};
 use kiln_operations::ports::{Inventory, Machine, OwnImage, OwnSnapshot, Result, TemplateVersion};
 use kiln_operations::when;
 
 use crate::Aws;
+use crate::pages::pages;
 
 /// The tag on everything that is Kiln's, and its value.
 const MANAGED: (&str, &str) = ("tag:kiln:managed", "true");
@@ -26,8 +27,19 @@ const PAGE: i32 = 1000;
 /// EC2 allows two hundred versions in a page.
 const VERSIONS_PAGE: i32 = 200;
 
-/// A hundred thousand of a kind in an account and region is beyond EC2's quotas for all that is listed here.
-const MOST_PAGES: usize = 100;
+/// Systems Manager allows ten parameters in a page.
+const PARAMETERS_PAGE: i32 = 10;
+
+/// Ten thousand parameters are as many as an account has in a region, unless it asks for more.
+///
+/// Source: <https://docs.aws.amazon.com/general/latest/gr/ssm.html>
+const MOST_PARAMETER_PAGES: usize = 1000;
+
+/// Every status but the one of a deleted stack.
+fn existing_stacks() -> Vec<StackStatus> {
+    let all = StackStatus::values().iter().map(|&status| StackStatus::from(status));
+    all.filter(|status| *status != StackStatus::DeleteComplete).collect()
+}
 
 fn filter(name: &str, values: impl IntoIterator<Item = impl Into<String>>) -> Filter {
     Filter::builder().name(name).set_values(Some(values.into_iter().map(Into::into).collect())).build()
@@ -82,87 +94,44 @@ fn version_of(version: &LaunchTemplateVersion, latest: bool) -> Option<TemplateV
 impl Aws {
     /// The account's own images, by another filter.
     async fn listed_images(&self, doing: &str, by: &Filter) -> Result<Vec<OwnImage>> {
-        let mut found = Vec::new();
-        let mut token = None;
-        for _ in 0..MOST_PAGES {
-            let list = self.ec2.describe_images().owners("self").filters(by.clone()).max_results(PAGE);
-            let page = list.set_next_token(token).send().await.map_err(|error| self.failed(doing, error))?;
-            found.extend(page.images().iter().filter_map(image_of));
-            token = page.next_token;
-            if token.is_none() {
-                break;
-            }
-        }
-        Ok(found)
+        let list = self.ec2.describe_images().owners("self").filters(by.clone()).max_results(PAGE);
+        let pages = pages!(self, doing, list).await?;
+        Ok(pages.iter().flat_map(|page| page.images()).filter_map(image_of).collect())
     }
 
     /// Instances that exist, by another filter.
     async fn listed_machines(&self, doing: &str, name: &str, values: Vec<String>) -> Result<Vec<Machine>> {
         let mut found = Vec::new();
         for values in values.chunks(MOST_VALUES) {
-            let mut token = None;
-            for _ in 0..MOST_PAGES {
-                let list = self
-                    .ec2
-                    .describe_instances()
-                    .filters(filter(name, values))
-                    .filters(existing())
-                    .max_results(PAGE)
-                    .set_next_token(token);
-                let page = list.send().await.map_err(|error| self.failed(doing, error))?;
-                found.extend(page.reservations().iter().flat_map(|one| one.instances()).filter_map(machine_of));
-                token = page.next_token;
-                if token.is_none() {
-                    break;
-                }
-            }
+            let list = self.ec2.describe_instances().filters(filter(name, values)).filters(existing()).max_results(PAGE);
+            let pages = pages!(self, doing, list).await?;
+            let reservations = pages.iter().flat_map(|page| page.reservations());
+            found.extend(reservations.flat_map(|one| one.instances()).filter_map(machine_of));
         }
         Ok(found)
     }
 
     /// The ids of the templates whose names begin so.
     async fn templates(&self, prefix: &str) -> Result<Vec<String>> {
-        let doing = "list launch templates";
-        let mut found = Vec::new();
-        let mut token = None;
-        for _ in 0..MOST_PAGES {
-            let list = self.ec2.describe_launch_templates().max_results(VERSIONS_PAGE).set_next_token(token);
-            let page = list.send().await.map_err(|error| self.failed(doing, error))?;
-            let own = page
-                .launch_templates()
-                .iter()
-                .filter(|template| template.launch_template_name().is_some_and(|name| name.starts_with(prefix)));
-            found.extend(own.filter_map(|template| template.launch_template_id().map(str::to_owned)));
-            token = page.next_token;
-            if token.is_none() {
-                break;
-            }
-        }
-        Ok(found)
+        let list = self.ec2.describe_launch_templates().max_results(VERSIONS_PAGE);
+        let pages = pages!(self, "list launch templates", list).await?;
+        let templates = pages.iter().flat_map(|page| page.launch_templates());
+        let own = templates.filter(|one| one.launch_template_name().is_some_and(|name| name.starts_with(prefix)));
+        Ok(own.filter_map(|template| template.launch_template_id().map(str::to_owned)).collect())
     }
 
     /// Versions of a template, or of all templates (for which EC2 takes `$Latest` and `$Default` only).
     async fn listed_versions(&self, template: Option<&str>, versions: &[&str]) -> Result<Vec<LaunchTemplateVersion>> {
         let doing = format!("list versions of launch template {}", template.unwrap_or("(all)"));
         let wanted: Vec<String> = versions.iter().map(|&version| version.to_owned()).collect();
-        let mut found = Vec::new();
-        let mut token = None;
-        for _ in 0..MOST_PAGES {
-            let list = self
-                .ec2
-                .describe_launch_template_versions()
-                .set_launch_template_id(template.map(str::to_owned))
-                .set_versions((!wanted.is_empty()).then(|| wanted.clone()))
-                .set_max_results((versions.len() != 1).then_some(VERSIONS_PAGE))
-                .set_next_token(token);
-            let page = list.send().await.map_err(|error| self.failed(&doing, error))?;
-            found.extend(page.launch_template_versions.unwrap_or_default());
-            token = page.next_token;
-            if token.is_none() {
-                break;
-            }
-        }
-        Ok(found)
+        let list = self
+            .ec2
+            .describe_launch_template_versions()
+            .set_launch_template_id(template.map(str::to_owned))
+            .set_versions((!wanted.is_empty()).then_some(wanted))
+            .set_max_results((versions.len() != 1).then_some(VERSIONS_PAGE));
+        let pages = pages!(self, doing, list).await?;
+        Ok(pages.into_iter().flat_map(|page| page.launch_template_versions.unwrap_or_default()).collect())
     }
 }
 
@@ -186,31 +155,17 @@ impl Inventory for Aws {
     }
 
     async fn own_snapshots(&self) -> Result<Vec<OwnSnapshot>> {
-        let doing = "list Kiln's snapshots";
-        let mut found = Vec::new();
-        let mut token = None;
-        for _ in 0..MOST_PAGES {
-            let list = self
-                .ec2
-                .describe_snapshots()
-                .owner_ids("self")
-                .filters(filter(MANAGED.0, [MANAGED.1]))
-                .max_results(PAGE)
-                .set_next_token(token);
-            let page = list.send().await.map_err(|error| self.failed(doing, error))?;
-            found.extend(page.snapshots().iter().filter_map(|snapshot| {
-                Some(OwnSnapshot {
-                    id: snapshot.snapshot_id()?.parse().ok()?,
-                    gib: snapshot.volume_size().and_then(|size| u32::try_from(size).ok()).unwrap_or_default(),
-                    tags: tags_of(snapshot.tags()),
-                })
-            }));
-            token = page.next_token;
-            if token.is_none() {
-                break;
-            }
-        }
-        Ok(found)
+        let ours = filter(MANAGED.0, [MANAGED.1]);
+        let list = self.ec2.describe_snapshots().owner_ids("self").filters(ours).max_results(PAGE);
+        let pages = pages!(self, "list Kiln's snapshots", list).await?;
+        let own = pages.iter().flat_map(|page| page.snapshots()).filter_map(|snapshot| {
+            Some(OwnSnapshot {
+                id: snapshot.snapshot_id()?.parse().ok()?,
+                gib: snapshot.volume_size().and_then(|size| u32::try_from(size).ok()).unwrap_or_default(),
+                tags: tags_of(snapshot.tags()),
+            })
+        });
+        Ok(own.collect())
     }
 
     async fn holders(&self, snapshots: &[SnapshotId]) -> Result<BTreeMap<SnapshotId, BTreeSet<AmiId>>> {
@@ -242,51 +197,28 @@ impl Inventory for Aws {
         Ok(found.first().and_then(|version| version_of(version, false)))
     }
 
-    async fn machines(&self, ids: &[InstanceId]) -> Result<Vec<Machine>> {
-        let ids = ids.iter().map(ToString::to_string).collect();
-        self.listed_machines("look for instances", "instance-id", ids).await
-    }
-
     async fn machines_of(&self, amis: &[AmiId]) -> Result<Vec<Machine>> {
         let amis = amis.iter().map(ToString::to_string).collect();
         self.listed_machines("look for instances of images", "image-id", amis).await
     }
 
     async fn parameters_below(&self, path: &str) -> Result<BTreeMap<String, String>> {
-        let doing = format!("list the parameters below {path}");
-        let mut found = BTreeMap::new();
-        let mut token = None;
-        for _ in 0..MOST_PAGES {
-            let list = self.ssm.get_parameters_by_path().path(path).recursive(true).set_next_token(token);
-            let page = list.send().await.map_err(|error| self.failed(&doing, error))?;
-            let pairs = page.parameters.unwrap_or_default().into_iter();
-            found.extend(pairs.filter_map(|parameter| Some((parameter.name?, parameter.value?))));
-            token = page.next_token;
-            if token.is_none() {
-                break;
-            }
-        }
-        Ok(found)
+        let list = self.ssm.get_parameters_by_path().path(path).recursive(true).max_results(PARAMETERS_PAGE);
+        let pages = pages!(self, format!("list the parameters below {path}"), list, MOST_PARAMETER_PAGES).await?;
+        let parameters = pages.into_iter().flat_map(|page| page.parameters.unwrap_or_default());
+        Ok(parameters.filter_map(|parameter| Some((parameter.name?, parameter.value?))).collect())
     }
 
     async fn stacks_named(&self, prefix: &str) -> Result<Vec<String>> {
-        let doing = format!("list the stacks named {prefix}…");
-        let mut found = Vec::new();
-        let mut token = None;
-        for _ in 0..MOST_PAGES {
-            // Summaries: what is in others' stacks is none of Kiln's business.
-            let list = self.cloudformation.list_stacks().set_next_token(token).send().await;
-            let page = list.map_err(|error| self.failed(&doing, error))?;
-            let there = page.stack_summaries.unwrap_or_default().into_iter();
-            let there = there.filter(|stack| stack.stack_status() != Some(&StackStatus::DeleteComplete));
-            found.extend(there.filter_map(|stack| stack.stack_name).filter(|name| name.starts_with(prefix)));
-            token = page.next_token;
-            if token.is_none() {
-                break;
-            }
-        }
-        found.sort();
-        Ok(found)
+        // Summaries: what is in others' stacks is none of Kiln's business. Deleted stacks are listed for ninety days unless
+        // the statuses are named.
+        let list = self.cloudformation.list_stacks().set_stack_status_filter(Some(existing_stacks()));
+        let pages = pages!(self, format!("list the stacks named {prefix}…"), list).await?;
+        let there = pages.into_iter().flat_map(|page| page.stack_summaries.unwrap_or_default());
+        let names = there.filter_map(|stack| stack.stack_name).filter(|name| name.starts_with(prefix));
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        Ok(names)
     }
 
     async fn tag_snapshot(&self, id: &SnapshotId, tags: &BTreeMap<String, String>) -> Result<()> {
@@ -312,14 +244,6 @@ impl Inventory for Aws {
             Ok(_) => Ok(()),
             Err(error) if error.code() == Some("InvalidSnapshot.NotFound") => Ok(()),
             Err(error) => Err(self.failed(format!("delete {id}"), error)),
-        }
-    }
-
-    async fn delete_parameter(&self, name: &str) -> Result<()> {
-        match self.ssm.delete_parameter().name(name).send().await {
-            Ok(_) => Ok(()),
-            Err(error) if error.as_service_error().is_some_and(|error| error.is_parameter_not_found()) => Ok(()),
-            Err(error) => Err(self.failed(format!("delete parameter {name}"), error)),
         }
     }
 }

@@ -10,6 +10,7 @@ mod images;
 mod inventory;
 mod keys;
 mod logs;
+mod pages;
 mod stacks;
 
 use std::sync::Arc;

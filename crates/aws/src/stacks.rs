@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use aws_sdk_cloudformation::error::ProvideErrorMetadata as _;
-use aws_sdk_cloudformation::operation::describe_change_set::DescribeChangeSetOutput;
 use aws_sdk_cloudformation::types::{
     Capability, Change, ChangeSetStatus, ChangeSetType, Parameter, Replacement, Tag, TemplateStage,
 };
@@ -11,12 +10,10 @@ use kiln_operations::ports::{ChangeSet, ResourceChange, Result, Stack, StackEven
 use kiln_operations::wait::Pace;
 
 use crate::Aws;
+use crate::pages::pages;
 
 /// A change set is computed in seconds; five minutes is beyond any that was computed at all.
 const CHANGE_SET_BOUND: Duration = Duration::from_secs(300);
-
-/// A change set has a page for some hundred changes; a stack at most 500 resources.
-const MOST_PAGES: usize = 20;
 
 fn is_absent(code: Option<&str>, message: Option<&str>) -> bool {
     code == Some("ValidationError") && message.is_some_and(|message| message.contains("does not exist"))
@@ -135,7 +132,8 @@ impl Aws {
         let doing = format!("describe change set {id}");
         let mut pace = Pace::new(CHANGE_SET_BOUND);
         let described = loop {
-            let answer = self.change_set_page(stack, id, None).await?;
+            let describe = self.cloudformation.describe_change_set().stack_name(stack).change_set_name(id);
+            let answer = describe.send().await.map_err(|error| self.failed(&doing, error))?;
             match answer.status() {
                 Some(ChangeSetStatus::CreatePending | ChangeSetStatus::CreateInProgress) => {}
                 _ => break answer,
@@ -150,19 +148,14 @@ impl Aws {
             let empty = reason.contains("didn't contain changes") || reason.contains("No updates are to be performed");
             return if empty { Ok(change_set) } else { Err(self.odd(doing, reason)) };
         }
-        let mut page = described;
-        for _ in 0..MOST_PAGES {
-            change_set.changes.extend(page.changes().iter().filter_map(change_of));
-            let Some(token) = page.next_token() else { break };
-            page = self.change_set_page(stack, id, Some(token.to_owned())).await?;
+        if described.next_token().is_none() {
+            change_set.changes.extend(described.changes().iter().filter_map(change_of));
+            return Ok(change_set);
         }
+        let describe = self.cloudformation.describe_change_set().stack_name(stack).change_set_name(id);
+        let pages = pages!(self, doing, describe).await?;
+        change_set.changes.extend(pages.iter().flat_map(|page| page.changes()).filter_map(change_of));
         Ok(change_set)
-    }
-
-    async fn change_set_page(&self, stack: &str, id: &str, token: Option<String>) -> Result<DescribeChangeSetOutput> {
-        let describe =
-            self.cloudformation.describe_change_set().stack_name(stack).change_set_name(id).set_next_token(token);
-        describe.send().await.map_err(|error| self.failed(format!("describe change set {id}"), error))
     }
 }
 

@@ -12,21 +12,30 @@ use aws_sdk_kms::types::{
     AlgorithmSpec, ExpirationModelType, KeyMetadata, KeySpec, KeyState as State, KeyUsageType, MessageType, OriginType,
     SigningAlgorithmSpec, Tag, WrappingKeySpec,
 };
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use kiln_config::boot::previous_alias;
 use kiln_config::model::KeyStore;
 use kiln_github::{AppKey, AppSigner, BoxFuture, Fingerprint, SignError};
 use kiln_operations::keys::{KeyState, Timestamp};
-use kiln_operations::ports::{CloudErrorKind, HeldKey, KeyRecord, Result, StoreContents, StoredKey};
+use kiln_operations::ports::{CloudError, CloudErrorKind, HeldKey, KeyRecord, Result, StoreContents, StoredKey};
 use zeroize::Zeroizing;
 
 use crate::Aws;
+use crate::pages::pages;
 
 const ALIAS_TAG: &str = "kiln:alias";
 const FINGERPRINT_TAG: &str = "kiln:fingerprint";
 const RECORD_TAG: &str = "kiln:record";
 
-/// KMS lists up to a thousand keys a page; ten thousand are its own default quota of keys in a region, tenfold.
-const MOST_PAGES: usize = 10;
+/// A thousand keys are a page. KMS's quota is a hundred thousand keys in a region.
+///
+/// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/resource-limits.html>
+const MOST_KEY_PAGES: usize = 110;
+
+/// `ListResourceTags` has a quota of ten requests a second, shared by the account and region; the SDK backs off from there.
+///
+/// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/requests-per-second.html>
+const AT_ONCE: usize = 8;
 
 /// The shortest that KMS takes: a key that is due was kept for long enough already, and can still be saved meanwhile.
 ///
@@ -118,39 +127,31 @@ impl Aws {
     }
 
     /// The keys that Kiln imported for this alias, by id, with their tags.
+    ///
+    /// KMS lists keys without their tags. The tags are asked for a few keys at a time: one after another takes minutes in an
+    /// account of thousands of keys, and all at once takes the throttle that others share.
     async fn our_keys(&self, alias: &str) -> Result<BTreeMap<String, Tags>> {
-        let (mut ours, mut marker) = (BTreeMap::new(), None);
-        for _ in 0..MOST_PAGES {
-            let list = self.kms.list_keys().limit(1000).set_marker(marker).send().await;
-            let page = list.map_err(|error| self.failed("list KMS keys", error))?;
-            for id in page.keys.unwrap_or_default().into_iter().filter_map(|key| key.key_id) {
-                let tags = self.tags(&id).await?;
-                if tags.get(ALIAS_TAG).is_some_and(|value| value == alias) {
-                    ours.insert(id, tags);
-                }
-            }
-            marker = page.next_marker;
-            if marker.is_none() {
-                break;
-            }
-        }
-        Ok(ours)
+        let pages = pages!(self, "list KMS keys", self.kms.list_keys().limit(1000), MOST_KEY_PAGES).await?;
+        let ids = pages.into_iter().flat_map(|page| page.keys.unwrap_or_default()).filter_map(|key| key.key_id);
+        let tagged = futures_util::stream::iter(ids).map(|id| async move {
+            let tags = self.tags(&id).await?;
+            Ok::<_, CloudError>((id, tags))
+        });
+        let tagged: Vec<(String, Tags)> = tagged.buffer_unordered(AT_ONCE).try_collect().await?;
+        let is_ours = |(_, tags): &(String, Tags)| tags.get(ALIAS_TAG).is_some_and(|value| value == alias);
+        Ok(tagged.into_iter().filter(is_ours).collect())
     }
 
     async fn tags(&self, id: &str) -> Result<Tags> {
-        let answer = match self.kms.list_resource_tags().key_id(id).send().await {
-            Ok(answer) => answer,
-            // Other people's keys need not let us look; ours do.
-            Err(error) => {
-                let failed = self.failed(format!("read the tags of KMS key {id}"), error);
-                return match failed.kind {
-                    CloudErrorKind::AccessDenied | CloudErrorKind::NotFound => Ok(Tags::new()),
-                    _ => Err(failed),
-                };
+        match pages!(self, format!("read the tags of KMS key {id}"), self.kms.list_resource_tags().key_id(id)).await {
+            Ok(pages) => {
+                let tags = pages.into_iter().flat_map(|page| page.tags.unwrap_or_default());
+                Ok(tags.map(|tag| (tag.tag_key, tag.tag_value)).collect())
             }
-        };
-        let tags = answer.tags.unwrap_or_default();
-        Ok(tags.into_iter().map(|tag| (tag.tag_key, tag.tag_value)).collect())
+            // Other people's keys need not let us look; ours do.
+            Err(error) if matches!(error.kind, CloudErrorKind::AccessDenied | CloudErrorKind::NotFound) => Ok(Tags::new()),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) async fn record_kms_key(&self, id: &str, record: &KeyRecord) -> Result<()> {

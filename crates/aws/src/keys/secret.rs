@@ -13,6 +13,7 @@ use secrecy::ExposeSecret as _;
 use zeroize::Zeroizing;
 
 use crate::Aws;
+use crate::pages::pages;
 
 const CURRENT: &str = "AWSCURRENT";
 const PREVIOUS: &str = "AWSPREVIOUS";
@@ -136,10 +137,9 @@ impl Aws {
 
     /// When each version came into the secret.
     async fn versions_made(&self, name: &str) -> Result<BTreeMap<String, Timestamp>> {
-        // A hundred are a page, and no secret keeps more with a stage than it has stages, twenty.
-        let list = self.secrets.list_secret_version_ids().secret_id(name).send().await;
-        let answer = list.map_err(|error| self.failed(format!("list the versions of secret {name}"), error))?;
-        let made = answer.versions.unwrap_or_default().into_iter().filter_map(|version| {
+        let list = self.secrets.list_secret_version_ids().secret_id(name);
+        let pages = pages!(self, format!("list the versions of secret {name}"), list).await?;
+        let made = pages.into_iter().flat_map(|page| page.versions.unwrap_or_default()).filter_map(|version| {
             let secs = u64::try_from(version.created_date?.secs()).ok()?;
             Some((version.version_id?, Timestamp::from_unix_secs(secs)))
         });

@@ -63,7 +63,7 @@ pub struct Machine {
     pub tags: BTreeMap<String, String>,
 }
 
-/// EC2's, SSM's and CloudFormation's lists, read by pages.
+/// EC2's, SSM's and CloudFormation's lists: whole, or an error where there are more pages than are read.
 pub trait Inventory: Send + Sync {
     /// The account's own AMIs that are tagged `kiln:managed=true`.
     fn own_images(&self) -> impl Future<Output = Result<Vec<OwnImage>>> + Send;
@@ -83,8 +83,6 @@ pub trait Inventory: Send + Sync {
         template: &str,
         version: &str,
     ) -> impl Future<Output = Result<Option<TemplateVersion>>> + Send;
-    /// Those of these instances that exist.
-    fn machines(&self, ids: &[InstanceId]) -> impl Future<Output = Result<Vec<Machine>>> + Send;
     /// The instances that exist and were launched from one of these images.
     fn machines_of(&self, amis: &[AmiId]) -> impl Future<Output = Result<Vec<Machine>>> + Send;
     /// The parameters below a path, with their values.
@@ -98,6 +96,4 @@ pub trait Inventory: Send + Sync {
     fn deregister(&self, id: &AmiId) -> impl Future<Output = Result<()>> + Send;
     /// Deletes a snapshot; one that is gone is no error, one that an AMI uses is.
     fn delete_snapshot(&self, id: &SnapshotId) -> impl Future<Output = Result<()>> + Send;
-    /// Deletes a parameter; one that is gone is no error.
-    fn delete_parameter(&self, name: &str) -> impl Future<Output = Result<()>> + Send;
 }
