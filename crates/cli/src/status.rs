@@ -71,9 +71,9 @@ async fn fix(config: &Config, report: &Report, aws: &Aws, github: Option<&OrgCli
     };
     let mut removed = 0;
     for fleet in &report.fleets {
-        let (orphans, group) = (fleet.orphans(), config.group(&fleet.name));
+        let orphans = fleet.orphans();
         if !orphans.is_empty() {
-            removed += orphans::remove(&fleet.name, &orphans, &group, aws, github, ui).await?;
+            removed += orphans::remove(config, &fleet.name, &orphans, aws, github, ui).await?;
         }
     }
     ui.clear();

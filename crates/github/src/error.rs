@@ -122,12 +122,18 @@ impl Error {
                 "give the App the permission (one of: {accepted}) in its settings, and accept it in the organization"
             ),
             ErrorKind::Connect | ErrorKind::Timeout => {
-                "is there a way out to GitHub from here (proxy, firewall), and does `[github]` in kiln.toml name the host?"
+                "does this machine reach GitHub (proxy, firewall), and does `[github]` in kiln.toml name the host?"
                     .to_owned()
             }
             ErrorKind::Redirected => "`api_url` must name GitHub's API itself, not a page that leads to it".to_owned(),
             ErrorKind::Tls => {
                 "the certificate of GitHub's host is not trusted by this machine, or there is no HTTPS on that port"
+                    .to_owned()
+            }
+            // "Runner group 1 has reached max limit of 10000 runners": seen at GitHub in 2026-08 (ubicloud/ubicloud#6102).
+            ErrorKind::Validation if self.message.contains("max limit") => {
+                "a runner group holds ten thousand runners, offline ones too: `cargo xtask status --fix` deletes those of this \
+                 fleet whose instance is gone"
                     .to_owned()
             }
             ErrorKind::RateLimited { retry_after } => {

@@ -1,5 +1,6 @@
 //! What the App's installation in an organization asks: registrations and runners.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ const PAGE: usize = 100;
 ///
 /// Source: <https://docs.github.com/en/actions/reference/limits>
 const MOST_PAGES: usize = 100;
+
+/// An organization of up to a thousand runners is listed as a whole, in ten requests; of a larger one only some groups are.
+const FEW: usize = 10 * PAGE;
 
 /// A token for `config.sh`.
 #[derive(Debug, Clone, Deserialize)]
@@ -251,15 +255,41 @@ impl OrgClient {
     /// # Errors
     /// As [`ErrorKind`] lists them; [`ErrorKind::Validation`] when there are more than ten thousand.
     pub async fn runners(&self, name: Option<&str>) -> Result<Vec<Runner>> {
-        #[derive(Deserialize)]
-        struct Page {
-            runners: Vec<Runner>,
-        }
         let mut call = self.call(Method::GET, "actions/runners");
         if let Some(name) = name {
             call = call.query("name", name.to_owned());
         }
-        self.pages(call, |page: Page| page.runners).await
+        self.pages(call, Vec::new()).await
+    }
+
+    /// The runners of some groups, and perhaps others: where the organization has few it lists all. Without a group it
+    /// lists those of all groups. However many runners the organization has, each group can be listed.
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn runners_in(&self, groups: &BTreeSet<String>) -> Result<Vec<Runner>> {
+        let all = self.call(Method::GET, "actions/runners");
+        let first: RunnerPage = self.json(page(&all, 1)).await?;
+        let (total, first) = first.into_parts();
+        if total <= first.len() {
+            return Ok(first);
+        }
+        if total <= FEW {
+            return self.pages(all, first).await;
+        }
+        let mut runners = Vec::new();
+        for group in self.runner_groups().await? {
+            if groups.is_empty() || groups.contains(&group.name) {
+                let path = format!("actions/runner-groups/{}/runners", group.id);
+                match self.pages(self.call(Method::GET, &path), Vec::new()).await {
+                    Ok(found) => runners.extend(found),
+                    // It was deleted meanwhile.
+                    Err(Error { kind: ErrorKind::NotFound, .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(runners)
     }
 
     /// A runner by id; `None` when GitHub does not know it.
@@ -299,11 +329,7 @@ impl OrgClient {
     /// # Errors
     /// As [`ErrorKind`] lists them.
     pub async fn runner_groups(&self) -> Result<Vec<RunnerGroup>> {
-        #[derive(Deserialize)]
-        struct Page {
-            runner_groups: Vec<RunnerGroup>,
-        }
-        self.pages(self.call(Method::GET, "actions/runner-groups"), |page: Page| page.runner_groups).await
+        self.pages(self.call(Method::GET, "actions/runner-groups"), Vec::new()).await
     }
 
     /// How many repositories may use a runner group whose visibility is `selected`.
@@ -376,15 +402,14 @@ impl OrgClient {
         refused
     }
 
-    /// Every item of a listing.
-    async fn pages<P: DeserializeOwned, T>(&self, call: Call, items: impl Fn(P) -> Vec<T>) -> Result<Vec<T>> {
-        let mut all = Vec::new();
-        for page in 1..=MOST_PAGES {
-            let call = call.clone().query("per_page", PAGE.to_string()).query("page", page.to_string());
-            let page = items(self.json(call).await?);
-            let last = page.len() < PAGE;
-            all.extend(page);
-            if last {
+    /// Every item of a listing, of which full pages may be known already.
+    async fn pages<T: Listed>(&self, call: Call, mut all: Vec<T>) -> Result<Vec<T>> {
+        for number in all.len() / PAGE + 1..=MOST_PAGES {
+            let answer: T::Page = self.json(page(&call, number)).await?;
+            let (total, items) = answer.into_parts();
+            let full = items.len() >= PAGE;
+            all.extend(items);
+            if !full || all.len() >= total {
                 return Ok(all);
             }
         }
@@ -395,6 +420,52 @@ impl OrgClient {
             request_id: None,
             source: None,
         })
+    }
+}
+
+fn page(call: &Call, number: usize) -> Call {
+    call.clone().query("per_page", PAGE.to_string()).query("page", number.to_string())
+}
+
+/// What GitHub lists in pages.
+trait Listed: Sized {
+    type Page: DeserializeOwned + Pages<Self>;
+}
+
+/// A page, in its two parts: how many there are in all, and those of the page.
+trait Pages<T> {
+    fn into_parts(self) -> (usize, Vec<T>);
+}
+
+#[derive(Deserialize)]
+struct RunnerPage {
+    total_count: usize,
+    runners: Vec<Runner>,
+}
+
+impl Listed for Runner {
+    type Page = RunnerPage;
+}
+
+impl Pages<Runner> for RunnerPage {
+    fn into_parts(self) -> (usize, Vec<Runner>) {
+        (self.total_count, self.runners)
+    }
+}
+
+#[derive(Deserialize)]
+struct GroupPage {
+    total_count: usize,
+    runner_groups: Vec<RunnerGroup>,
+}
+
+impl Listed for RunnerGroup {
+    type Page = GroupPage;
+}
+
+impl Pages<RunnerGroup> for GroupPage {
+    fn into_parts(self) -> (usize, Vec<RunnerGroup>) {
+        (self.total_count, self.runner_groups)
     }
 }
 

@@ -7,6 +7,7 @@
 mod apply;
 mod plan;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use kiln_github::{OrgClient, Runner};
 
 use crate::deploy::{Holder, Record, bucket};
 use crate::error::Result;
+use crate::orphans::runner_groups_of;
 use crate::ports::{Cloud, Group, Progress};
 use crate::wait::human;
 
@@ -79,7 +81,7 @@ pub struct ObservedFleet {
 pub struct Observed {
     /// The fleets asked for.
     pub fleets: Vec<ObservedFleet>,
-    /// Every runner of the organization, where GitHub could be asked.
+    /// The fleets' runners, and perhaps others', where GitHub could be asked.
     pub runners: Option<Vec<Runner>>,
     /// The network's stack, where it is asked for.
     pub network: Option<ObservedStack>,
@@ -176,7 +178,8 @@ pub async fn observe(
 ) -> Result<Observed> {
     let config = request.config;
     let bucket = bucket(config, cloud).await?;
-    let runners = runners(github, progress).await;
+    let groups = runner_groups_of(config, &request.fleets, cloud).await?;
+    let runners = runners(github, &groups, progress).await;
     let mut fleets = Vec::new();
     for name in &request.fleets {
         let stack = stack_of(&config.fleet_stack(name), cloud).await?;
@@ -194,9 +197,13 @@ pub async fn observe(
     Ok(Observed { fleets, runners, network, others, bucket })
 }
 
-async fn runners(github: Option<&OrgClient>, progress: &dyn Progress) -> Option<Vec<Runner>> {
+async fn runners(
+    github: Option<&OrgClient>,
+    groups: &BTreeSet<String>,
+    progress: &dyn Progress,
+) -> Option<Vec<Runner>> {
     let why = match github {
-        Some(github) => match github.runners(None).await {
+        Some(github) => match github.runners_in(groups).await {
             Ok(runners) => return Some(runners),
             Err(error) => error.to_string(),
         },

@@ -3,13 +3,16 @@
 //! An instance deletes its runner itself before it ends. One that is lost without a word (its hardware, a spot instance cut
 //! off) can't, and GitHub keeps the runner for a fortnight.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use kiln_config::model::{FleetName, GroupName};
+use kiln_config::config::{Config, Fleet};
+use kiln_config::model::FleetName;
 use kiln_github::{Deleted, OrgClient, Runner};
+use serde_json::Value;
 
 use crate::error::Result;
-use crate::ports::{Group, Groups, Progress};
+use crate::ports::{Group, Groups, Progress, Stack, Stacks};
 
 /// A runner whose instance is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +33,35 @@ impl fmt::Display for Orphan {
 /// follows.
 pub fn name_prefix(fleet: &FleetName) -> String {
     format!("{fleet}-i-")
+}
+
+/// The runner groups that a fleet's runners may be in: kiln.toml's, and the one that its instances were told of, which is
+/// another until a change of it is rolled out. None where neither is known.
+pub fn runner_groups(fleet: Option<&Fleet>, stack: Option<&Stack>) -> BTreeSet<String> {
+    let told = stack.and_then(|stack| stack.parameters.get("BootConfig"));
+    let told = told.and_then(|text| serde_json::from_str::<Value>(text).ok()?["runner_group"].as_str().map(str::to_owned));
+    fleet.map(|fleet| fleet.runner_group.clone()).into_iter().chain(told).collect()
+}
+
+/// The runner groups that the fleets of these names may have runners in; none, and so all, where one of them is unknown.
+///
+/// # Errors
+/// What AWS answers.
+pub async fn runner_groups_of(
+    config: &Config,
+    fleets: impl IntoIterator<Item = &FleetName>,
+    cloud: &impl Stacks,
+) -> Result<BTreeSet<String>> {
+    let mut groups = BTreeSet::new();
+    for name in fleets {
+        let stack = cloud.stack(&config.fleet_stack(name)).await?;
+        let of_fleet = runner_groups(config.fleets.get(name), stack.as_ref());
+        if of_fleet.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        groups.extend(of_fleet);
+    }
+    Ok(groups)
 }
 
 /// Is the runner an instance's?
@@ -54,16 +86,16 @@ pub fn among(fleet: &FleetName, runners: &[Runner], group: Option<&Group>) -> Ve
 ///
 /// # Errors
 /// What AWS and GitHub answer.
-pub async fn remove(
+pub async fn remove<C: Groups + Stacks>(
+    config: &Config,
     fleet: &FleetName,
     orphans: &[Orphan],
-    name: &GroupName,
-    cloud: &impl Groups,
+    cloud: &C,
     github: &OrgClient,
     progress: &dyn Progress,
 ) -> Result<usize> {
-    let runners = github.runners(None).await?;
-    let still = among(fleet, &runners, cloud.group(name).await?.as_ref());
+    let runners = github.runners_in(&runner_groups_of(config, [fleet], cloud).await?).await?;
+    let still = among(fleet, &runners, cloud.group(&config.group(fleet)).await?.as_ref());
     let mut removed = 0;
     for orphan in orphans.iter().filter(|orphan| still.contains(orphan)) {
         match github.delete_runner(orphan.id).await? {

@@ -12,7 +12,7 @@ use kiln_github::{Fingerprint, OrgClient, Runner};
 use crate::deploy::{self, Held, Record, key_names};
 use crate::error::Result;
 use crate::freshness::{self, Lifetime, Releases, Urgency};
-use crate::orphans::{self, Orphan, is_of};
+use crate::orphans::{self, Orphan, is_of, runner_groups_of};
 use crate::pin::RUNNER_VERSION_TAG;
 use crate::ports::{Cloud, Group, GroupInstance, OwnImage, Refresh};
 
@@ -166,7 +166,10 @@ pub async fn observe(
     }
     // Before the groups: see `orphans::among`.
     let (runners, why) = match github {
-        Some(github) => known(github.runners(None).await),
+        Some(github) => {
+            let groups = runner_groups_of(config, fleets.iter().map(|fleet| &fleet.name), cloud).await?;
+            known(github.runners_in(&groups).await)
+        }
         None => (None, Some("no key of the App is installed".to_owned())),
     };
     let mut statuses = Vec::new();

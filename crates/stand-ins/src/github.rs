@@ -276,9 +276,14 @@ impl GitHub {
 
     /// Adds runners that never come online, as a large organization has.
     pub fn add_offline_runners(&self, names: impl IntoIterator<Item = String>) {
+        self.add_offline_runners_in(1, names);
+    }
+
+    /// The same in a runner group.
+    pub fn add_offline_runners_in(&self, group: u64, names: impl IntoIterator<Item = String>) {
         let mut state = self.shared.state();
         for name in names {
-            runners::register(&mut state, &name, 1, vec!["self-hosted".to_owned()], false);
+            runners::register(&mut state, &name, group, vec!["self-hosted".to_owned()], false);
         }
     }
 

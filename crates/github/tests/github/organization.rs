@@ -1,5 +1,6 @@
 //! What the installation asks: registrations, runners, and a token that is renewed in time.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::support::{ORGANIZATION, app, assert_secretless, fail, organization, start};
@@ -131,6 +132,55 @@ async fn a_listing_without_end_is_given_up() {
     let error = organization(&github, &key).runners(None).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Validation);
     assert_eq!(github.count("GET", "/actions/runners?"), 100);
+}
+
+#[tokio::test]
+async fn a_small_organization_is_listed_as_a_whole() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    let builders = BTreeSet::from(["builders".to_owned()]);
+    assert!(client.runners_in(&builders).await.unwrap().is_empty());
+    for count in [100, 250, 1000] {
+        let there = github.runners().len();
+        github.add_offline_runners((there..count).map(|number| number.to_string()));
+        let before = github.count("GET", "/actions/");
+        assert_eq!(client.runners_in(&builders).await.unwrap().len(), count);
+        let asked = github.count("GET", "/actions/") - before;
+        assert_eq!(asked, count.div_ceil(100), "requests for {count}");
+    }
+}
+
+/// GitHub allows ten thousand runners in a group, and an organization has many groups.
+#[tokio::test]
+async fn of_a_large_organization_only_some_groups_are_listed_and_each_as_a_whole() {
+    let (github, key) = start().await;
+    let client = organization(&github, &key);
+    github.add_offline_runners((0..10_000).map(|number| number.to_string()));
+    let builders = github.add_runner_group("builders");
+    github.add_offline_runners_in(builders, (0..150).map(|number| format!("builder-{number}")));
+    let names =
+        |runners: Vec<kiln_github::Runner>| runners.into_iter().map(|runner| runner.name).collect::<BTreeSet<_>>();
+    let of = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<String>>();
+
+    let before = github.count("GET", "/actions/");
+    let found = names(client.runners_in(&of(&["builders"])).await.unwrap());
+    assert_eq!(found.len(), 150);
+    assert!(found.iter().all(|name| name.starts_with("builder-")), "{found:?}");
+    assert_eq!(github.count("GET", "/actions/") - before, 4, "the first page, the groups, two pages of the group");
+    assert_eq!(names(client.runners_in(&of(&["Default"])).await.unwrap()).len(), 10_000, "a full group");
+    assert_eq!(names(client.runners_in(&of(&["Default", "builders"])).await.unwrap()).len(), 10_150);
+    assert_eq!(names(client.runners_in(&BTreeSet::new()).await.unwrap()).len(), 10_150, "all groups");
+    assert!(client.runners_in(&of(&["no such group"])).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_full_runner_group_is_told_with_what_empties_it() {
+    let (github, key) = start().await;
+    let full = "Runner group 1 has reached max limit of 10000 runners";
+    fail(&github, "POST", "/generate-jitconfig", 1, Answer::status(422, &[], full));
+    let error = organization(&github, &key).generate_jit_config(&jit("linux-i-0")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Validation);
+    assert!(error.hint().is_some_and(|hint| hint.contains("cargo xtask status --fix")), "{:?}", error.hint());
 }
 
 #[tokio::test]

@@ -137,8 +137,8 @@ async fn apply_step(
             verify(request, group, version.as_ref(), back_to.as_deref(), cloud, github, operator).await
         }
         Step::Mark { ami, .. } => record::mark(config, fleet, ami, cloud).await,
-        Step::CleanUp { group, orphans } => {
-            let removed = orphans::remove(&fleet.name, orphans, group, cloud, github, progress).await?;
+        Step::CleanUp { orphans, .. } => {
+            let removed = orphans::remove(config, &fleet.name, orphans, cloud, github, progress).await?;
             progress.say(&format!("{removed} runner(s) deleted"));
             Ok(())
         }
@@ -158,7 +158,7 @@ async fn verify(
     let mut pace = Pace::new(ONLINE_BOUND);
     loop {
         let (group, version) = roll::group_and_version(request, name, cloud).await?;
-        let runners = fleet_runners(request.fleet, github).await?;
+        let runners = fleet_runners(request.fleet, None, github).await?;
         let Some(what) = missing(&group, Some(&version), &runners, wanted) else {
             progress.say(&format!("{} runner(s) of {name} online at GitHub", group.desired));
             return Ok(());

@@ -92,7 +92,7 @@ pub async fn observe(
         _ => BTreeMap::new(),
     };
     // Before the group: see `orphans::among`.
-    let runners = fleet_runners(fleet, github).await?;
+    let runners = fleet_runners(fleet, stack.as_ref(), github).await?;
     let name = config.group(&fleet.name);
     let group = cloud.group(&name).await?;
     require_up(request, group.as_ref())?;
@@ -187,9 +187,9 @@ fn require_up(request: &Request<'_>, group: Option<&Group>) -> Result<()> {
 }
 
 /// Runners of this fleet's instances, by name.
-pub(super) async fn fleet_runners(fleet: &Fleet, github: &OrgClient) -> Result<Vec<Runner>> {
+pub(super) async fn fleet_runners(fleet: &Fleet, stack: Option<&Stack>, github: &OrgClient) -> Result<Vec<Runner>> {
     let prefix = orphans::name_prefix(&fleet.name);
-    let mut runners = github.runners(None).await?;
+    let mut runners = github.runners_in(&orphans::runner_groups(Some(fleet), stack)).await?;
     runners.retain(|runner| runner.name.starts_with(&prefix));
     Ok(runners)
 }

@@ -309,7 +309,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
         }
         self.next_look = now + paused(self.look_pause);
         self.look_pause = (2 * self.look_pause).min(GITHUB_PAUSE);
-        let runners = fleet_runners(self.request.fleet, self.github).await?;
+        let runners = fleet_runners(self.request.fleet, None, self.github).await?;
         let mut good = None;
         for (id, since) in std::mem::take(&mut self.waiting) {
             match runners.iter().find(|runner| is_of(runner, id.as_str()) && runner.is_online()) {

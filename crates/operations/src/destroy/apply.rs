@@ -10,7 +10,7 @@ use super::{Observed, Operator, Request, Step, observe, plan, require_alone};
 use crate::code::Code;
 use crate::deploy::{Lock, bucket, forget};
 use crate::error::{Error, Result};
-use crate::orphans::{is_of, name_prefix};
+use crate::orphans::{is_of, name_prefix, runner_groups_of};
 use crate::plan::{Plan, Tally, first_line};
 use crate::ports::{Cloud, CloudErrorKind, Group};
 use crate::stacks;
@@ -152,7 +152,8 @@ async fn remove_runners(
 ) -> Result<()> {
     let prefix = name_prefix(fleet);
     // Before the group: whoever registers after this look is in the group then.
-    let runners = github.runners(None).await?;
+    let groups = runner_groups_of(request.config, [fleet], cloud).await?;
+    let runners = github.runners_in(&groups).await?;
     let group = cloud.group(&request.config.group(fleet)).await?;
     let instances = group.map(|group| group.instances).unwrap_or_default();
     let of_none = |runner: &Runner| !instances.iter().any(|instance| is_of(runner, instance.id.as_str()));

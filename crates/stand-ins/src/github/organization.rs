@@ -69,6 +69,12 @@ pub(super) fn handle(
             };
             Ok(page(call, "runner_groups", &state.groups, one))
         }
+        ("GET", ["runner-groups", id, "runners"]) => {
+            let group = state.groups.iter().map(|group| group.id).find(|group| group.to_string() == *id);
+            let Some(group) = group else { return no(404, "Not Found") };
+            let all: Vec<&Runner> = state.runners.values().filter(|runner| runner.group == group).collect();
+            Ok(page(call, "runners", &all, |runner| described(runner)))
+        }
         ("GET", ["runner-groups", id, "repositories"]) => {
             let group = state.groups.iter().find(|group| group.id.to_string() == *id);
             let Some(group) = group else { return no(404, "Not Found") };
