@@ -1,5 +1,7 @@
 //! Objects in S3.
 
+use std::time::SystemTime;
+
 use aws_sdk_s3::error::ProvideErrorMetadata as _;
 use aws_sdk_s3::primitives::ByteStream;
 use base64::Engine as _;
@@ -37,9 +39,10 @@ impl Blobs for Aws {
             Err(error) => return Err(self.failed(doing(), error)),
         };
         let version = answer.e_tag.ok_or_else(|| self.odd(doing(), "the answer has no ETag"))?;
+        let written = answer.last_modified.and_then(|at| SystemTime::try_from(at).ok());
         let bytes = answer.body.collect().await.map_err(|error| self.odd(doing(), error.to_string()))?;
         let text = String::from_utf8(bytes.to_vec()).map_err(|_| self.odd(doing(), "it is no text"))?;
-        Ok(Some(Document { text, version }))
+        Ok(Some(Document { text, version, written }))
     }
 
     async fn put_document(&self, bucket: &str, key: &str, text: &str, version: Option<&str>) -> Result<Option<String>> {

@@ -4,12 +4,12 @@ use aws_sdk_autoscaling::error::ProvideErrorMetadata as _;
 use aws_sdk_autoscaling::types::{
     AutoScalingGroup, DesiredConfiguration, InstanceRefresh, InstanceRefreshStatus, LaunchTemplate,
     LaunchTemplateSpecification, MixedInstancesPolicy, RefreshPreferences as SdkPreferences, RefreshStrategy,
-    ScaleInProtectedInstances, StandbyInstances,
+    ScaleInProtectedInstances, StandbyInstances, SuspendedProcess,
 };
 use kiln_config::model::GroupName;
 use kiln_operations::ports::{
     Group, GroupInstance, Groups, LaunchTemplateVersion, Refresh, RefreshPreferences, RefreshStatus, RefreshStop,
-    Result,
+    Result, Suspension,
 };
 
 use crate::Aws;
@@ -52,6 +52,11 @@ fn version_of(template: &LaunchTemplateSpecification) -> Option<LaunchTemplateVe
     })
 }
 
+fn suspension(process: &SuspendedProcess) -> Option<Suspension> {
+    let reason = process.suspension_reason().unwrap_or_default().to_owned();
+    Some(Suspension { process: process.process_name()?.to_owned(), reason })
+}
+
 fn number(value: Option<i32>) -> u32 {
     value.and_then(|value| u32::try_from(value).ok()).unwrap_or_default()
 }
@@ -74,6 +79,7 @@ impl Groups for Aws {
             max: number(group.max_size()),
             desired: number(group.desired_capacity()),
             instances: instances.collect(),
+            suspended: group.suspended_processes().iter().filter_map(suspension).collect(),
         }))
     }
 

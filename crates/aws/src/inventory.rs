@@ -103,7 +103,8 @@ impl Aws {
     async fn listed_machines(&self, doing: &str, name: &str, values: Vec<String>) -> Result<Vec<Machine>> {
         let mut found = Vec::new();
         for values in values.chunks(MOST_VALUES) {
-            let list = self.ec2.describe_instances().filters(filter(name, values)).filters(existing()).max_results(PAGE);
+            let list =
+                self.ec2.describe_instances().filters(filter(name, values)).filters(existing()).max_results(PAGE);
             let pages = pages!(self, doing, list).await?;
             let reservations = pages.iter().flat_map(|page| page.reservations());
             found.extend(reservations.flat_map(|one| one.instances()).filter_map(machine_of));
@@ -129,7 +130,7 @@ impl Aws {
             .describe_launch_template_versions()
             .set_launch_template_id(template.map(str::to_owned))
             .set_versions((!wanted.is_empty()).then_some(wanted))
-            .set_max_results((versions.len() != 1).then_some(VERSIONS_PAGE));
+            .set_max_results((template.is_none() || versions.is_empty()).then_some(VERSIONS_PAGE));
         let pages = pages!(self, doing, list).await?;
         Ok(pages.into_iter().flat_map(|page| page.launch_template_versions.unwrap_or_default()).collect())
     }
@@ -195,6 +196,16 @@ impl Inventory for Aws {
     async fn template_version(&self, template: &str, version: &str) -> Result<Option<TemplateVersion>> {
         let found = self.listed_versions(Some(template), &[version]).await?;
         Ok(found.first().and_then(|version| version_of(version, false)))
+    }
+
+    async fn same_versions(&self, template: &str, version: &str, among: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+        let wanted: Vec<&str> = among.iter().map(String::as_str).chain([version]).collect();
+        let found = self.listed_versions(Some(template), &wanted).await?;
+        let number = |found: &LaunchTemplateVersion| found.version_number().map(|number| number.to_string());
+        let this = found.iter().find(|found| number(found).as_deref() == Some(version));
+        let Some(data) = this.and_then(LaunchTemplateVersion::launch_template_data) else { return Ok(BTreeSet::new()) };
+        let same = found.iter().filter(|found| found.launch_template_data() == Some(data)).filter_map(number);
+        Ok(same.filter(|number| number != version).collect())
     }
 
     async fn machines_of(&self, amis: &[AmiId]) -> Result<Vec<Machine>> {

@@ -34,6 +34,7 @@ impl Stacks for Aws {
         let template = if status == "REVIEW_IN_PROGRESS" { None } else { Some(self.template(name).await?) };
         let parameters = stack.parameters.unwrap_or_default().into_iter();
         let outputs = stack.outputs.unwrap_or_default().into_iter();
+        let tags = stack.tags.unwrap_or_default().into_iter();
         Ok(Some(Stack {
             name: name.to_owned(),
             status,
@@ -41,6 +42,7 @@ impl Stacks for Aws {
             template,
             parameters: parameters.filter_map(|p| Some((p.parameter_key?, p.parameter_value?))).collect(),
             outputs: outputs.filter_map(|o| Some((o.output_key?, o.output_value?))).collect(),
+            tags: tags.filter_map(|tag| Some((tag.key?, tag.value?))).collect(),
         }))
     }
 

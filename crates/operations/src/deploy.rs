@@ -30,7 +30,7 @@ pub use apply::{apply, run};
 pub use lock::{Held, Holder, held};
 pub(crate) use lock::{Lock, bucket};
 pub use observe::{Observed, observe, require_key};
-pub use plan::plan;
+pub use plan::{plan, resume_command};
 pub(crate) use record::forget;
 pub use record::{Aim, Record};
 

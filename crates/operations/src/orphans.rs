@@ -39,7 +39,8 @@ pub fn name_prefix(fleet: &FleetName) -> String {
 /// another until a change of it is rolled out. None where neither is known.
 pub fn runner_groups(fleet: Option<&Fleet>, stack: Option<&Stack>) -> BTreeSet<String> {
     let told = stack.and_then(|stack| stack.parameters.get("BootConfig"));
-    let told = told.and_then(|text| serde_json::from_str::<Value>(text).ok()?["runner_group"].as_str().map(str::to_owned));
+    let told =
+        told.and_then(|text| serde_json::from_str::<Value>(text).ok()?["runner_group"].as_str().map(str::to_owned));
     fleet.map(|fleet| fleet.runner_group.clone()).into_iter().chain(told).collect()
 }
 

@@ -4,7 +4,7 @@ mod inventory;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kiln_config::model::{
     AccountId, AmiId, Architecture, BaseImage, GroupName, InstanceId, KeyStore, KmsKeyArn, Region, Sha256,
@@ -304,6 +304,8 @@ pub struct Document {
     pub text: String,
     /// Of which state of it that is.
     pub version: String,
+    /// When it was written, by S3's clock.
+    pub written: Option<SystemTime>,
 }
 
 /// Objects in S3.
@@ -355,6 +357,8 @@ pub struct Stack {
     pub parameters: BTreeMap<String, String>,
     /// Its outputs.
     pub outputs: BTreeMap<String, String>,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// A stack's wanted state.
@@ -454,6 +458,17 @@ pub struct Group {
     pub desired: u32,
     /// Its instances.
     pub instances: Vec<GroupInstance>,
+    /// Its processes that are suspended.
+    pub suspended: Vec<Suspension>,
+}
+
+/// A process of a group that is suspended, by AWS after a day of failed launches, or by somebody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspension {
+    /// `Launch`, `Terminate`, `InstanceRefresh`…
+    pub process: String,
+    /// Why, in the service's words.
+    pub reason: String,
 }
 
 /// An instance of a group.

@@ -328,6 +328,12 @@ fn fleet_notes(fleet: &FleetStatus) -> Vec<String> {
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
         notes.push(format!("fleet {name}: in service without a runner online: {}{more}", named.join(", ")));
     }
+    if let Some(group) = fleet.group.as_ref().filter(|group| !group.suspended.is_empty()) {
+        let suspended: Vec<String> =
+            group.suspended.iter().map(|one| format!("{} ({})", one.process, one.reason)).collect();
+        let (suspended, resume) = (suspended.join(", "), deploy::resume_command(group));
+        notes.push(format!("fleet {name}: suspended: {suspended}; once its cause is fixed, `{resume}`"));
+    }
     let orphans = fleet.orphans().len();
     if orphans > 0 {
         notes.push(format!(

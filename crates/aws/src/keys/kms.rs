@@ -149,7 +149,9 @@ impl Aws {
                 Ok(tags.map(|tag| (tag.tag_key, tag.tag_value)).collect())
             }
             // Other people's keys need not let us look; ours do.
-            Err(error) if matches!(error.kind, CloudErrorKind::AccessDenied | CloudErrorKind::NotFound) => Ok(Tags::new()),
+            Err(error) if matches!(error.kind, CloudErrorKind::AccessDenied | CloudErrorKind::NotFound) => {
+                Ok(Tags::new())
+            }
             Err(error) => Err(error),
         }
     }

@@ -1,7 +1,7 @@
 //! One roll-out of a fleet at a time: a lock in the organization's bucket, with a holder and an end.
 //!
-//! S3 writes it only in the state it was read in, so that of two who want it one gets it. The holder writes it anew while
-//! it works; a lock that was not written anew is void. Steps are safe without it, too (AWS refuses a second refresh, a
+//! S3 writes it only in the state it was read in, so that of two who want it one gets it. The holder renews it while it
+//! works; a lock that was not renewed is void. Steps are safe without it, too (AWS refuses a second refresh, a
 //! second change): it keeps two pipelines from going two ways in turns.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,14 +13,17 @@ use serde_json::{Value, json};
 use crate::ami::bucket_name;
 use crate::code::Code;
 use crate::error::{Error, Result};
-use crate::ports::{Cloud, CloudError, CloudErrorKind, Document, Progress};
+use crate::ports::{self, Cloud, CloudError, CloudErrorKind, Document, Progress};
 use crate::wait::Pace;
 
-/// A lock that was not written anew for so long is void: three heartbeats lost and one to spare, and short enough that
+/// A lock that was not renewed for so long is void: three heartbeats lost and one to spare, and short enough that
 /// the run after a killed one waits no longer than a boot.
 const LEASE: Duration = Duration::from_secs(90);
 
-/// How often the holder writes it anew.
+/// AWS refuses what is signed by a clock that is further off.
+const MOST_SKEW: Duration = Duration::from_secs(300);
+
+/// How often the holder renews it.
 const HEARTBEAT: Duration = Duration::from_secs(20);
 
 /// Who runs a roll-out.
@@ -41,7 +44,7 @@ pub struct Holder {
 pub struct Held {
     /// As they named themselves: "GitHub Actions run https://…".
     pub holder: String,
-    /// When the lock ends, in seconds, unless they write it anew.
+    /// When the lock ends, in seconds, unless they renew it.
     pub left_secs: u64,
 }
 
@@ -70,19 +73,34 @@ impl Holder {
     fn other(&self, document: &Document) -> Option<Held> {
         let (held, lock) = read(document)?;
         let here = lock["machine"].as_str() == Some(self.machine.as_str());
-        let process = lock["process"].as_u64().and_then(|process| u32::try_from(process).ok())?;
+        let process = process_in(&lock)?;
         if here && (process == self.process || (self.ended)(process)) {
             return None;
         }
         Some(held)
     }
+
+    /// Did this very process write it, and not give it back?
+    fn wrote(&self, document: &Document) -> bool {
+        let Ok(lock) = serde_json::from_str::<Value>(&document.text) else { return false };
+        lock["machine"].as_str() == Some(self.machine.as_str()) && process_in(&lock) == Some(self.process)
+    }
 }
 
-/// Who holds a lock, and what else it says.
+fn process_in(lock: &Value) -> Option<u32> {
+    lock["process"].as_u64().and_then(|process| u32::try_from(process).ok())
+}
+
+/// Who holds a lock, and what else it says. Its text may be anybody's, and its writer's clock wrong: whatever it says, it
+/// ends soon after it was last written, by S3's clock.
 fn read(document: &Document) -> Option<(Held, Value)> {
     // What is no lock was not written by Kiln, and holds nobody up.
     let lock: Value = serde_json::from_str(&document.text).ok()?;
-    let left_secs = lock["ends_at_secs"].as_u64()?.checked_sub(now_secs())?;
+    let left_secs = lock["ends_at_secs"].as_u64()?.checked_sub(now_secs())?.min(LEASE.as_secs());
+    let age = document.written.map(|written| SystemTime::now().duration_since(written).unwrap_or_default());
+    if age.is_some_and(|age| age > LEASE + MOST_SKEW) {
+        return None;
+    }
     let holder = lock["holder"].as_str().unwrap_or("somebody").to_owned();
     Some((Held { holder, left_secs }, lock))
 }
@@ -130,12 +148,11 @@ impl Lock {
             let document = cloud.document(&bucket, &key).await.map_err(no_bucket)?;
             let other = document.as_ref().and_then(|document| holder.other(document));
             if other.is_none() {
-                let version = document.as_ref().map(|document| document.version.as_str());
-                if let Some(version) =
-                    cloud.put_document(&bucket, &key, &holder.text(), version).await.map_err(no_bucket)?
-                {
-                    let (fleet, holder) = (fleet.clone(), holder.clone());
-                    return Ok(Self { bucket, key, fleet, holder, version });
+                let version = document.map(|document| document.version).unwrap_or_default();
+                let (fleet, holder) = (fleet.clone(), holder.clone());
+                let mut lock = Self { bucket: bucket.clone(), key: key.clone(), fleet, holder, version };
+                if lock.write(&lock.holder.text(), cloud).await.map_err(no_bucket)? {
+                    return Ok(lock);
                 }
             }
             let Held { holder: name, left_secs: left } = other
@@ -164,22 +181,43 @@ impl Lock {
                 lost = self.beat(cloud) => Err(lost),
             }
         };
-        // Whoever can't give it back (credentials that have expired) leaves it to end by itself.
-        let _ = cloud.put_document(&self.bucket, &self.key, "{}", Some(&self.version)).await;
+        // Whoever can't give it back (credentials that have expired) leaves it to end by itself. One write finds out the
+        // version where the last heartbeat's answer was lost, another gives the lock back.
+        if result.as_ref().err().is_none_or(|error| error.code != Code::LockLost) {
+            let text = self.holder.text();
+            let given = cloud.put_document(&self.bucket, &self.key, "{}", Some(&self.version)).await;
+            if matches!(given, Ok(None)) && matches!(self.write(&text, cloud).await, Ok(true)) {
+                let _ = cloud.put_document(&self.bucket, &self.key, "{}", Some(&self.version)).await;
+            }
+        }
         result
     }
 
-    /// Writes the lock anew until that can't be done any more.
+    /// Writes the lock if it still is in the version that is known. S3 says that it is not where an earlier write was
+    /// carried out and its answer was lost: then what is there is this process's own, and is taken as written.
+    async fn write(&mut self, text: &str, cloud: &impl Cloud) -> ports::Result<bool> {
+        let known = Some(self.version.as_str()).filter(|version| !version.is_empty());
+        if let Some(version) = cloud.put_document(&self.bucket, &self.key, text, known).await? {
+            self.version = version;
+            return Ok(true);
+        }
+        match cloud.document(&self.bucket, &self.key).await? {
+            Some(document) if self.holder.wrote(&document) => {
+                self.version = document.version;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Renews the lock until that can't be done any more.
     async fn beat(&mut self, cloud: &impl Cloud) -> Error {
         let mut written = tokio::time::Instant::now();
         loop {
             tokio::time::sleep(HEARTBEAT).await;
-            match cloud.put_document(&self.bucket, &self.key, &self.holder.text(), Some(&self.version)).await {
-                Ok(Some(version)) => {
-                    self.version = version;
-                    written = tokio::time::Instant::now();
-                }
-                Ok(None) => return self.lost(),
+            match self.write(&self.holder.text(), cloud).await {
+                Ok(true) => written = tokio::time::Instant::now(),
+                Ok(false) => return self.lost(),
                 // The work's own calls tell what is the matter better than this one does.
                 Err(_) if written.elapsed() < LEASE => {}
                 Err(error) => return error.into(),

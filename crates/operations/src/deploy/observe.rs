@@ -1,12 +1,13 @@
 //! What `deploy` looks at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use kiln_config::config::{Config, Fleet, Network};
 use kiln_config::model::{AmiId, RunnerVersion};
 use kiln_github::{OrgClient, Runner};
 
+use super::plan::newest_version;
 use super::record::{Aim, Record};
 use super::{Request, key_names};
 use crate::code::Code;
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::freshness::{self, Lifetime, Urgency};
 use crate::orphans;
 use crate::pin::RUNNER_VERSION_TAG;
-use crate::ports::{Ami, Cloud, Group, Images, Progress, Refresh, Stack};
+use crate::ports::{Ami, Cloud, Group, Images, Inventory, LaunchTemplateVersion, Progress, Refresh, Stack};
 use crate::stacks::{self, DeadStack, Found};
 
 /// The world as `deploy` found it.
@@ -94,8 +95,11 @@ pub async fn observe(
     // Before the group: see `orphans::among`.
     let runners = fleet_runners(fleet, stack.as_ref(), github).await?;
     let name = config.group(&fleet.name);
-    let group = cloud.group(&name).await?;
+    let mut group = cloud.group(&name).await?;
     require_up(request, group.as_ref())?;
+    if let (Some(group), Some(newest)) = (group.as_mut(), stack.as_ref().and_then(newest_version)) {
+        take_equal_versions_for_newest(group, &newest, cloud).await?;
+    }
     let refresh = if group.is_some() { cloud.newest_refresh(&name).await? } else { None };
     let lifetime = lifetime(version_in(&tags), github, progress).await;
     let at = SystemTime::now();
@@ -182,6 +186,28 @@ fn require_up(request: &Request<'_>, group: Option<&Group>) -> Result<()> {
         .hint(format!(
             "`cargo xtask destroy --fleet {name}` ends that, and after it `cargo xtask deploy` makes the fleet anew"
         )));
+    }
+    Ok(())
+}
+
+/// Names the stack's newest launch template version in place of those that launch the very same. When the update of a stack
+/// fails, CloudFormation goes back by making one more version with the former content: nothing has to be rolled for that.
+pub(super) async fn take_equal_versions_for_newest(
+    group: &mut Group,
+    newest: &LaunchTemplateVersion,
+    cloud: &impl Inventory,
+) -> Result<()> {
+    let used = group.instances.iter_mut().filter_map(|instance| instance.launch_template.as_mut());
+    let used = used.chain(group.launch_template.as_mut());
+    let mut others: Vec<&mut LaunchTemplateVersion> =
+        used.filter(|used| used.id == newest.id && used.version != newest.version).collect();
+    let among: BTreeSet<String> = others.iter().map(|other| other.version.clone()).collect();
+    if among.is_empty() {
+        return Ok(());
+    }
+    let same = cloud.same_versions(&newest.id, &newest.version, &among).await?;
+    for other in others.iter_mut().filter(|other| same.contains(&other.version)) {
+        other.version.clone_from(&newest.version);
     }
     Ok(())
 }

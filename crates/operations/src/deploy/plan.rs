@@ -7,12 +7,15 @@ use kiln_config::model::RunnerVersion;
 use kiln_github::Runner;
 
 use super::{Briefing, Canary, Observed, Request, Step};
-use crate::error::Result;
+use crate::code::Code;
+use crate::error::{Error, Result};
 use crate::fleet_stack::{LAUNCH_PARAMETERS, SERVING, network_request, stack_request};
 use crate::freshness::{Basis, Lifetime};
 use crate::orphans::{self, is_of};
 use crate::plan::Plan;
-use crate::ports::{Group, GroupInstance, LaunchTemplateVersion, Refresh, RefreshStatus, Stack, StackRequest};
+use crate::ports::{
+    Group, GroupInstance, LaunchTemplateVersion, Refresh, RefreshStatus, Stack, StackRequest, Suspension,
+};
 use crate::stacks::{self, Difference, StackStep};
 
 /// What has to be done; pure.
@@ -94,6 +97,7 @@ impl<'a> Planner<'a> {
             if let Some(difference) = stacks::difference(Some(stack), &request).filter(|_| launches_anew) {
                 steps.push(Step::Stack(StackStep { request, difference }));
             }
+            require_unsuspended(group)?;
             steps.push(Step::Roll {
                 group: group.name.clone(),
                 canary: self.request.canary.clone().filter(|canary| canary.is_of_use(group.desired)),
@@ -224,10 +228,42 @@ impl Canary {
         desired > 1 || (desired == 1 && self.check.is_some())
     }
 
-    /// How many percent of a group one instance is, at least; a stop there lets no second one through in a small group.
-    pub(super) fn percent(desired: u32) -> u32 {
+    /// The percentage of a group at which a refresh stops after its first instance.
+    ///
+    /// A checkpoint is reached once the new instances are at least its percentage, so it must not be more than one instance
+    /// is: it is rounded down. Auto Scaling takes whole percents from 1 on, so that of more than a hundred instances one
+    /// percent are replaced.
+    ///
+    /// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/asg-adding-checkpoints-instance-refresh.html>
+    pub fn checkpoint_percent(desired: u32) -> u32 {
+        (100 / desired.max(1)).max(1)
+    }
+
+    /// How many percent of a group one instance is, at least: so much more capacity is one more instance.
+    pub(super) fn surplus_percent(desired: u32) -> u32 {
         100_u32.div_ceil(desired.max(1)).min(100)
     }
+}
+
+/// Refuses to roll a group whose instances can't be replaced.
+fn require_unsuspended(group: &Group) -> Result<()> {
+    let needed = |suspension: &&Suspension| REPLACING.contains(&suspension.process.as_str());
+    let Some(Suspension { process, reason }) = group.suspended.iter().find(needed) else { return Ok(()) };
+    let message = format!("{process} of {} is suspended, so no instance can be replaced: {reason}", group.name);
+    Err(Error::new(Code::GroupSuspended, message)
+        .hint(format!("fix what kept instances from being launched, then `{}`", resume_command(group))))
+}
+
+/// What an instance refresh needs of a group.
+///
+/// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-suspend-resume-processes.html>
+const REPLACING: [&str; 3] = ["Launch", "Terminate", "InstanceRefresh"];
+
+/// The command that resumes what is suspended in a group.
+pub fn resume_command(group: &Group) -> String {
+    let processes: Vec<&str> = group.suspended.iter().map(|suspension| suspension.process.as_str()).collect();
+    let processes = processes.join(" ");
+    format!("aws autoscaling resume-processes --auto-scaling-group-name {} --scaling-processes {processes}", group.name)
 }
 
 pub(super) fn is_running(refresh: &Refresh) -> bool {
@@ -235,8 +271,8 @@ pub(super) fn is_running(refresh: &Refresh) -> bool {
 }
 
 fn only_serving(difference: &Difference) -> bool {
-    matches!(difference, Difference::Changed { template: false, parameters }
-        if parameters.iter().all(|(name, _, _)| name == SERVING))
+    matches!(difference, Difference::Changed { template: false, parameters, tags }
+        if tags.is_empty() && parameters.iter().all(|(name, _, _)| name == SERVING))
 }
 
 /// The launch template version the stack made last.

@@ -11,7 +11,7 @@ use kiln_config::model::{GroupName, InstanceId, RunnerVersion};
 use kiln_github::{OrgClient, Runner};
 use tokio::time::Instant;
 
-use super::observe::fleet_runners;
+use super::observe::{fleet_runners, take_equal_versions_for_newest};
 use super::plan::{all_on, has_version, in_service, newest_version};
 use super::{Canary, CanaryRunner, Operator, Request};
 use crate::code::Code;
@@ -60,7 +60,7 @@ pub(super) async fn roll(
     if let Some(canary) = request.canary.as_ref().filter(|canary| canary.is_of_use(group.desired)) {
         watch.canary = Some(canary.clone());
         if !watch.try_one_that_is_there().await? {
-            let stop = RefreshStop { percent: Canary::percent(group.desired), pause: CANARY_PAUSE };
+            let stop = RefreshStop { percent: Canary::checkpoint_percent(group.desired), pause: CANARY_PAUSE };
             watch.start(&group, Some(stop)).await?;
             watch.see_through().await?;
         }
@@ -145,13 +145,14 @@ pub(super) async fn group_and_version(
     let Some(version) = stack.as_ref().and_then(newest_version) else {
         return Err(Error::new(Code::StackDrifted, format!("stack `{stack_name}` does not name its launch template")));
     };
-    let Some(group) = cloud.group(name).await? else {
+    let Some(mut group) = cloud.group(name).await? else {
         return Err(Error::new(
             Code::GroupMissing,
             format!("Auto Scaling group `{name}` does not exist, though its stack does"),
         )
         .hint(format!("`aws cloudformation detect-stack-drift --stack-name {stack_name}` shows what was removed")));
     };
+    take_equal_versions_for_newest(&mut group, &version, cloud).await?;
     Ok((group, version))
 }
 
@@ -169,7 +170,7 @@ async fn current_group(name: &GroupName, cloud: &impl Groups) -> Result<Group> {
 ///
 /// The warm-up is zero because an instance counts only once its launch hook is completed, by its registered runner.
 fn preferences(group: &Group, stop: Option<RefreshStop>) -> RefreshPreferences {
-    let one = Canary::percent(group.desired);
+    let one = Canary::surplus_percent(group.desired);
     let more = if stop.is_some() { one } else { one.max(10) };
     RefreshPreferences {
         min_healthy_percent: 100,

@@ -83,6 +83,13 @@ pub trait Inventory: Send + Sync {
         template: &str,
         version: &str,
     ) -> impl Future<Output = Result<Option<TemplateVersion>>> + Send;
+    /// Those of these versions of a launch template that launch the very same as another of its versions.
+    fn same_versions(
+        &self,
+        template: &str,
+        version: &str,
+        among: &BTreeSet<String>,
+    ) -> impl Future<Output = Result<BTreeSet<String>>> + Send;
     /// The instances that exist and were launched from one of these images.
     fn machines_of(&self, amis: &[AmiId]) -> impl Future<Output = Result<Vec<Machine>>> + Send;
     /// The parameters below a path, with their values.

@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime};
 use kiln_config::config::Config;
 use kiln_config::model::AmiId;
 use kiln_github::Runner;
-use kiln_operations::deploy::{self, Aim, Observed, Record, Request, Step};
+use kiln_operations::Code;
+use kiln_operations::deploy::{self, Aim, Canary, Observed, Record, Request, Step};
 use kiln_operations::fleet_stack::{self, SERVING};
 use kiln_operations::freshness::{Basis, Lifetime};
 use kiln_operations::plan::Plan;
 use kiln_operations::ports::{
-    Group, GroupInstance, LaunchTemplateVersion, Refresh, RefreshStatus, Stack, StackRequest,
+    Group, GroupInstance, LaunchTemplateVersion, Refresh, RefreshStatus, Stack, StackRequest, Suspension,
 };
 use kiln_operations::stacks::DeadStack;
 
@@ -42,6 +43,7 @@ fn stack_of(wanted: &StackRequest, newest: u32) -> Stack {
             ("LaunchTemplateId".to_owned(), version.id),
             ("LaunchTemplateVersion".to_owned(), version.version),
         ]),
+        tags: wanted.tags.clone(),
     }
 }
 
@@ -79,6 +81,7 @@ impl There {
             max: 4,
             desired: 1,
             instances: vec![instance(3)],
+            suspended: Vec::new(),
         };
         let observed = Observed {
             aim: Aim { ami: ami(), reject: None, accept: false, kept_from: None },
@@ -124,6 +127,11 @@ impl There {
 
     fn plan(&self) -> Plan<Step> {
         self.plan_of("linux")
+    }
+
+    fn try_plan(&self) -> kiln_operations::Result<Plan<Step>> {
+        let fleet = &self.config.fleets[&"linux".parse().unwrap()];
+        deploy::plan(&Request::new(&self.config, fleet), &self.observed)
     }
 
     fn plan_of(&self, fleet: &str) -> Plan<Step> {
@@ -356,4 +364,42 @@ fn a_rollback_says_first_what_it_goes_back_from() {
     let planned = steps(&there.plan());
     assert_eq!(planned[0], "record ami-000000000000000aa as rolled back from");
     assert_eq!(planned[1], "update stack kiln-acme-fleet-linux");
+}
+
+/// A checkpoint is reached once at least its percentage is new.
+#[test]
+fn the_canary_is_one_instance() {
+    let replaced = |desired: u32| {
+        let percent = Canary::checkpoint_percent(desired);
+        (1..=desired).find(|new| new * 100 >= desired * percent).unwrap()
+    };
+    for desired in 1..=100 {
+        assert_eq!(replaced(desired), 1, "of {desired}");
+    }
+    for desired in 101..=2000 {
+        assert!(replaced(desired) <= desired.div_ceil(100), "{} of {desired}", replaced(desired));
+    }
+}
+
+#[test]
+fn a_group_that_can_not_replace_instances_is_not_rolled() {
+    for (process, refused) in [("Launch", true), ("Terminate", true), ("InstanceRefresh", true), ("AZRebalance", false)]
+    {
+        let mut there = There::serving();
+        let reason = "Instances fail to launch for 24 hours".to_owned();
+        there.group().suspended = vec![Suspension { process: process.to_owned(), reason }];
+        // Where nothing is to be rolled, it is no matter.
+        assert!(there.plan().is_empty());
+        there.stack().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
+        match there.try_plan() {
+            Ok(_) => assert!(!refused, "{process}"),
+            Err(error) => {
+                assert!(refused, "{process}");
+                assert_eq!(error.code, Code::GroupSuspended);
+                let hint = error.hint.unwrap();
+                assert!(hint.contains("aws autoscaling resume-processes --auto-scaling-group-name"), "{hint}");
+                assert!(hint.ends_with(&format!("--scaling-processes {process}`")), "{hint}");
+            }
+        }
+    }
 }

@@ -24,6 +24,7 @@ fn group(name: &str, max: u32, instances: u32) -> Group {
         max,
         desired: max.min(1),
         instances: (0..instances).map(instance).collect(),
+        suspended: Vec::new(),
     }
 }
 

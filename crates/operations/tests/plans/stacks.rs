@@ -15,6 +15,7 @@ fn stack(status: &str) -> Stack {
         template: Some("Resources: {}".to_owned()),
         parameters: BTreeMap::from([("MinSize".to_owned(), "1".to_owned())]),
         outputs: BTreeMap::new(),
+        tags: BTreeMap::new(),
     }
 }
 
@@ -125,10 +126,58 @@ fn stacks_are_compared_by_template_and_parameters() {
             ("MaxSize".to_owned(), None, Some("2".to_owned())),
             ("MinSize".to_owned(), Some("1".to_owned()), None),
         ],
+        tags: Vec::new(),
     };
     assert_eq!(difference(Some(&now), &other), Some(changed));
     let template = StackRequest { template: "Resources: { }".to_owned(), ..wanted };
     assert!(matches!(difference(Some(&now), &template), Some(Difference::Changed { template: true, .. })));
+}
+
+#[test]
+fn changed_tags_are_a_difference_of_every_stack() {
+    let tags = |value: &str| BTreeMap::from([("kiln:managed".to_owned(), value.to_owned())]);
+    let now = Stack { tags: tags("true"), ..stack("CREATE_COMPLETE") };
+    let wanted = |tags| StackRequest {
+        name: now.name.clone(),
+        template: "Resources: {}".to_owned(),
+        parameters: now.parameters.clone(),
+        tags,
+    };
+    assert_eq!(difference(Some(&now), &wanted(tags("true"))), None);
+    let mut more = tags("true");
+    more.insert("team".to_owned(), "ci".to_owned());
+    let changed = difference(Some(&now), &wanted(more)).unwrap();
+    assert!(!changed.touches(&["AmiId"]), "an instance need not be replaced for a stack's tag");
+    let step = StackStep { request: wanted(BTreeMap::new()), difference: changed };
+    assert_eq!(step.to_string(), "update stack kiln-acme-fleet-linux\n+ tag team = ci");
+    let fewer = difference(Some(&now), &wanted(BTreeMap::new()));
+    let gone = ("kiln:managed".to_owned(), Some("true".to_owned()), None);
+    assert_eq!(fewer, Some(Difference::Changed { template: false, parameters: Vec::new(), tags: vec![gone] }));
+}
+
+/// CloudFormation gives a question mark in place of each letter beyond ASCII.
+#[test]
+fn letters_that_cloudformation_does_not_give_back_are_no_difference() {
+    for (given_back, wanted, same) in [
+        ("J?rgen M?ller", "Jürgen Müller", true),
+        // Two bytes of one letter.
+        ("J??rgen", "Jürgen", true),
+        ("J?rgen", "Jorgen", false),
+        ("Jorgen", "Jürgen", false),
+        ("what?", "what??", false),
+        ("? team", "日本 team", true),
+        ("?? teams", "日本 team", false),
+    ] {
+        let texts = |text: &str| BTreeMap::from([("Name".to_owned(), text.to_owned())]);
+        let now = Stack { parameters: texts(given_back), tags: texts(given_back), ..stack("UPDATE_COMPLETE") };
+        let wanted = StackRequest {
+            name: now.name.clone(),
+            template: "Resources: {}".to_owned(),
+            parameters: texts(wanted),
+            tags: texts(wanted),
+        };
+        assert_eq!(difference(Some(&now), &wanted).is_none(), same, "{given_back} for {wanted:?}");
+    }
 }
 
 #[test]

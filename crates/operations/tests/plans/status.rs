@@ -33,6 +33,7 @@ fn group() -> Group {
         max: 4,
         desired: 3,
         instances: instances.map(instance).into(),
+        suspended: Vec::new(),
     }
 }
 
