@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::jwt::{AppSigner, BoxFuture, SignError};
+use crate::key_file;
 
 /// A key's fingerprint as GitHub's App settings show it: `SHA256:` and the base64 of the SHA-256 of the public half's
 /// SubjectPublicKeyInfo.
@@ -69,22 +70,40 @@ impl FromStr for Fingerprint {
     }
 }
 
-/// Why a file is no key of a GitHub App.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why a file is no key of a GitHub App. None of them holds anything of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
+    /// Nothing, or blanks.
+    #[error("it is empty")]
+    Empty,
+    /// Far longer than any key.
+    #[error("it is too long for a key: one takes about 1,700 bytes")]
+    TooLong,
     /// No PEM block.
-    #[error("it is not a PEM file: there is no `-----BEGIN …-----` block that ends")]
+    #[error("it is not a PEM file: there is no `-----BEGIN …-----` block in it")]
     NotPem,
+    /// A block that does not end.
+    #[error("its end is missing: there is no `-----END …-----` line")]
+    NoEnd,
+    /// Marks that no program reads.
+    #[error("its `-----BEGIN …-----` and `-----END …-----` lines are damaged, or do not belong together")]
+    Marks,
+    /// More than one key.
+    #[error("it holds more than one private key")]
+    Several,
     /// A public key, or a certificate.
-    #[error("it holds a `{0}`, not a private key")]
-    NotPrivate(String),
+    #[error("it holds {0}, not a private key")]
+    NotPrivate(&'static str),
+    /// Another program's form.
+    #[error("it is {0}, not a private key in PEM")]
+    OtherForm(&'static str),
     /// A passphrase protects it; GitHub's are not.
     #[error("its private key is encrypted, GitHub's are not")]
     Encrypted,
     /// A private key of another algorithm, or in the form of another program.
-    #[error("its private key is not an RSA key in PKCS#1 or PKCS#8, which GitHub's are")]
-    NotRsa,
+    #[error("it holds {0}, not an RSA key in PKCS#1 or PKCS#8, which GitHub's are")]
+    NotRsa(&'static str),
     /// RSA, of a size that the stores don't take.
     #[error("its RSA key has {0} bits; 2048, 3072 or 4096 were expected")]
     Size(usize),
@@ -93,7 +112,7 @@ pub enum KeyError {
     Exponent,
     /// Truncated or garbled.
     #[error("its private key is damaged: {0}")]
-    Damaged(String),
+    Damaged(&'static str),
 }
 
 /// The App's private key, in memory. Nothing of it is ever printed.
@@ -109,23 +128,14 @@ impl fmt::Debug for AppKey {
 }
 
 impl AppKey {
-    /// Parses a PEM file with an RSA private key, PKCS#1 (as GitHub gives it) or PKCS#8.
+    /// Reads a file with an RSA private key, PKCS#1 (as GitHub gives it) or PKCS#8, in PEM or what people wrap it in.
     ///
     /// # Errors
     /// [`KeyError`], which tells what the file is instead.
-    pub fn from_pem(text: &[u8]) -> Result<Self, KeyError> {
-        let tag = pem_rfc7468::decode_label(text).map_err(|_| KeyError::NotPem)?;
-        match tag {
-            "ENCRYPTED PRIVATE KEY" => return Err(KeyError::Encrypted),
-            "RSA PRIVATE KEY" if is_encrypted(text) => return Err(KeyError::Encrypted),
-            "RSA PRIVATE KEY" | "PRIVATE KEY" => {}
-            // EC, DSA, OPENSSH.
-            tag if tag.ends_with("PRIVATE KEY") => return Err(KeyError::NotRsa),
-            tag => return Err(KeyError::NotPrivate(tag.to_owned())),
-        }
-        let der = der(text)?;
-        let pkcs1 = if tag == "PRIVATE KEY" { rsa_in_pkcs8(&der)? } else { der.as_slice() };
-        let (bits, exponent) = numbers(pkcs1).ok_or_else(|| KeyError::Damaged("its end is missing".to_owned()))?;
+    pub fn from_pem(file: &[u8]) -> Result<Self, KeyError> {
+        let der = key_file::private_key(file)?;
+        let pkcs1 = rsa_in(&der)?;
+        let (bits, exponent) = numbers(pkcs1).ok_or(KeyError::Damaged("its end is missing"))?;
         if !matches!(bits, 2048 | 3072 | 4096) {
             return Err(KeyError::Size(bits));
         }
@@ -134,9 +144,9 @@ impl AppKey {
             return Err(KeyError::Exponent);
         }
         // Checks that the key's numbers belong together.
-        let pair = KeyPair::from_der(pkcs1).map_err(|error| KeyError::Damaged(error.to_string()))?;
+        let pair = KeyPair::from_der(pkcs1).map_err(|_| KeyError::Damaged("its numbers do not belong together"))?;
         let spki: PublicKeyX509Der<'_> =
-            pair.public_key().as_der().map_err(|_| KeyError::Damaged("no public half".to_owned()))?;
+            pair.public_key().as_der().map_err(|_| KeyError::Damaged("it has no public half"))?;
         let fingerprint = Fingerprint::of_spki_der(spki.as_ref());
         Ok(Self { pair, fingerprint })
     }
@@ -172,21 +182,6 @@ impl AppKey {
     }
 }
 
-/// How OpenSSL marked a passphrase before PKCS#8: by headers, which are no part of the key's base64.
-fn is_encrypted(text: &[u8]) -> bool {
-    const MARK: &[u8] = b"Proc-Type: 4,ENCRYPTED";
-    text.windows(MARK.len()).any(|window| window == MARK)
-}
-
-/// The block's content, written once, into memory that is wiped.
-fn der(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
-    let damaged = |error: pem_rfc7468::Error| KeyError::Damaged(error.to_string());
-    let mut decoder = pem_rfc7468::Decoder::new_detect_wrap(text).map_err(damaged)?;
-    let mut der = Zeroizing::new(vec![0; decoder.remaining_len()]);
-    decoder.decode(&mut der).map_err(damaged)?;
-    Ok(der)
-}
-
 /// One element of DER with a one-byte tag: its tag, its content, and what follows it.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = der.split_first()?;
@@ -204,24 +199,55 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, content, rest))
 }
 
-/// The RSAPrivateKey in a PKCS#8 PrivateKeyInfo: SEQUENCE { version, SEQUENCE { algorithm, … }, OCTET STRING, … }.
+/// The RSAPrivateKey of a DER, by its structure: marks are changed by hand.
 ///
-/// Source: RFC 5208, section 5.
-fn rsa_in_pkcs8(der: &[u8]) -> Result<&[u8], KeyError> {
-    /// rsaEncryption, 1.2.840.113549.1.1.1.
-    const RSA: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
-    let parts = || {
-        let (_, info, _) = element(der)?;
-        let (_, _, rest) = element(info)?;
-        let (_, algorithm, rest) = element(rest)?;
-        let (_, oid, _) = element(algorithm)?;
-        let (_, key, _) = element(rest)?;
-        Some((oid, key))
-    };
-    match parts() {
-        Some((oid, key)) if oid == RSA => Ok(key),
-        Some(_) => Err(KeyError::NotRsa),
-        None => Err(KeyError::Damaged("its end is missing".to_owned())),
+/// Sources: RFC 8017, appendix A.1.2 (PKCS#1), RFC 5208, sections 5 and 6 (PKCS#8), RFC 5915 (EC), RFC 7292 (PKCS#12),
+/// RFC 5280 (SubjectPublicKeyInfo, certificates).
+fn rsa_in(der: &[u8]) -> Result<&[u8], KeyError> {
+    const MISSING: KeyError = KeyError::Damaged("its end is missing");
+    let (tag, info, rest) = element(der).ok_or(MISSING)?;
+    let whole = &der[..der.len() - rest.len()];
+    let (first, version, info) = element(info).ok_or(MISSING)?;
+    if tag != SEQUENCE {
+        return Err(KeyError::Damaged("it is no DER"));
+    }
+    if first == SEQUENCE {
+        // PBES1 and PBES2 are 1.2.840.113549.1.5.…
+        let encrypted =
+            element(version).is_some_and(|(_, oid, _)| oid.starts_with(&[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 5]));
+        return Err(if encrypted {
+            KeyError::Encrypted
+        } else {
+            KeyError::NotPrivate("a public key or a certificate")
+        });
+    }
+    match element(info) {
+        Some((INTEGER, ..)) => Ok(whole),
+        Some((OCTETS, ..)) => Err(KeyError::NotRsa("an EC key")),
+        Some((SEQUENCE, ..)) if version == [3] => Err(KeyError::OtherForm("a PKCS#12 file (.p12, .pfx)")),
+        Some((SEQUENCE, algorithm, info)) => {
+            let (_, oid, _) = element(algorithm).ok_or(MISSING)?;
+            is_rsa(oid)?;
+            let (_, key, _) = element(info).ok_or(MISSING)?;
+            Ok(key)
+        }
+        _ => Err(MISSING),
+    }
+}
+
+const INTEGER: u8 = 0x02;
+const OCTETS: u8 = 0x04;
+const SEQUENCE: u8 = 0x30;
+
+/// Sources: RFC 8017 (rsaEncryption, id-RSASSA-PSS), RFC 5480 (id-ecPublicKey), RFC 8410 (id-Ed25519, id-X25519).
+fn is_rsa(oid: &[u8]) -> Result<(), KeyError> {
+    match oid {
+        [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1] => Ok(()),
+        [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 10] => Err(KeyError::NotRsa("a key for RSA-PSS only")),
+        [0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1] => Err(KeyError::NotRsa("an EC key")),
+        [0x2a, 0x86, 0x48, 0xce, 0x38, 4, 1] => Err(KeyError::NotRsa("a DSA key")),
+        [0x2b, 0x65, 0x6e | 0x6f | 0x70 | 0x71] => Err(KeyError::NotRsa("an Ed25519 or X25519 key")),
+        _ => Err(KeyError::NotRsa("a key of another algorithm")),
     }
 }
 

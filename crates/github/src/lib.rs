@@ -11,6 +11,7 @@ mod error;
 mod http;
 mod jwt;
 mod key;
+mod key_file;
 mod org;
 
 pub use app::{App, AppClient, Installation, InstallationToken, Owner, PERMISSION};
