@@ -213,15 +213,34 @@ impl BootConfig {
         }
     }
 
-    /// Writes the document, compact and with a fixed order of keys: equal configurations give equal launch templates.
+    /// Writes the document, compact and with a fixed order of keys: equal configurations give equal launch templates. In
+    /// ASCII, with other characters escaped: CloudFormation gives those back as `?`, and every comparison would differ.
+    ///
+    /// Source: <https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/814>
     ///
     /// # Errors
     /// [`BootConfigError::TooLong`].
     pub fn to_json(&self) -> Result<String, BootConfigError> {
-        let text = serde_json::to_string(self)?;
+        let text = ascii(&serde_json::to_string(self)?);
         if text.len() > MAX_BYTES {
             return Err(BootConfigError::TooLong { bytes: text.len() });
         }
         Ok(text)
     }
+}
+
+/// JSON in ASCII: what is not can only be inside of its strings.
+fn ascii(json: &str) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            text.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        }
+    }
+    text
 }

@@ -162,9 +162,12 @@ checked_string! {
     |v| v.len() == 64 && all(v, |b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 checked_string! {
-    /// A runner label. GitHub allows 256 characters; a comma would split it in two in config.sh's list.
-    Label, "a label of at most 256 letters, digits, and . _ - characters",
-    |v| v.len() <= 256 && all(v, |b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    /// A runner label. GitHub takes any text of 256 characters; a comma would split it in two in config.sh's list, which
+    /// also cuts blanks off its ends.
+    ///
+    /// Source: `GetLabels` and `LabelsValidator` in src/Runner.Listener of actions/runner; assumption: the API takes what those do.
+    Label, "a label: at most 256 characters, no comma, no blank at its ends",
+    |v| !v.is_empty() && v.chars().count() <= 256 && v.trim() == v && !v.contains(|c: char| c == ',' || c.is_control())
 }
 checked_string! {
     /// An EC2 instance type.
@@ -181,6 +184,11 @@ impl RunnerVersion {
 }
 
 impl KmsKeyArn {
+    /// The partition's part of it.
+    pub fn partition(&self) -> &str {
+        self.0.split(':').nth(1).unwrap_or_default()
+    }
+
     /// The region's part of it.
     pub fn region(&self) -> &str {
         self.0.split(':').nth(3).unwrap_or_default()

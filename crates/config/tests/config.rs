@@ -209,12 +209,12 @@ fn a_value_given_as_a_key_is_understood() {
 
 #[test]
 fn a_key_like_no_other_is_told_which_there_are() {
-    insta::assert_snapshot!(error(&with([("[app]", "[app]\nwebhook_secret = 1")])), @r"
-    error: unknown key `webhook_secret` in [app]
+    insta::assert_snapshot!(error(&with([("[app]", "[app]\nwebhook = 1")])), @r"
+    error: unknown key `webhook` in [app]
      --> kiln.toml:5:1
       |
-    5 | webhook_secret = 1
-      | ^^^^^^^^^^^^^^ expected one of the keys below
+    5 | webhook = 1
+      | ^^^^^^^ expected one of the keys below
       |
       = help: [app] has: app_id, client_id, installation_id, key_store
     ");
@@ -329,21 +329,21 @@ fn numbers_have_bounds() {
       --> kiln.toml:14:7
        |
     14 | max = 0
-       |       ^ expected at least 1
+       |       ^ expected 1 to 10000
     ");
     insta::assert_snapshot!(error(&with([("min = 1", "min = -1")])), @r"
     error: `min` is -1
       --> kiln.toml:13:7
        |
     13 | min = -1
-       |       ^^ expected at least 0
+       |       ^^ expected 0 to 10000
     ");
     insta::assert_snapshot!(error(&with([("max = 4", "max = 5_000_000_000")])), @r"
     error: `max` is 5000000000
       --> kiln.toml:14:7
        |
     14 | max = 5_000_000_000
-       |       ^^^^^^^^^^^^^ expected at most 4294967295
+       |       ^^^^^^^^^^^^^ expected 1 to 10000
     ");
     insta::assert_snapshot!(error(&fleet("heartbeat_secs = 5")), @r"
     error: `heartbeat_secs` is 5
@@ -432,13 +432,15 @@ fn names_have_forms() {
       |
       = help: `eu-central-1b` is an availability zone of eu-central-1
     "#);
-    insta::assert_snapshot!(error(&with([("[fleet.linux]", "[fleet.Linux]")])), @r"
+    insta::assert_snapshot!(error(&with([("[fleet.linux]", "[fleet.Linux]")])), @r#"
     error: the fleet's name is `Linux`
       --> kiln.toml:11:8
        |
     11 | [fleet.Linux]
        |        ^^^^^ expected a fleet's name: a lower-case letter, then lower-case letters, digits or hyphens, at most 24 characters
-    ");
+       |
+       = help: write it in lower case: "linux"
+    "#);
     insta::assert_snapshot!(error(&with([("m6i.large", "m6i")])), @r#"
     error: an entry of `instance_types` is `m6i`
       --> kiln.toml:12:19
@@ -627,7 +629,7 @@ fn labels_are_labels() {
       --> kiln.toml:16:11
        |
     16 | labels = ["a,b"]
-       |           ^^^^^ expected a label of at most 256 letters, digits, and . _ - characters
+       |           ^^^^^ expected a label: at most 256 characters, no comma, no blank at its ends
     "#);
     insta::assert_snapshot!(error(&fleet("registration = \"ephemeral\"")), @r#"
     error: an ephemeral fleet has no label
@@ -643,7 +645,7 @@ fn labels_are_labels() {
 #[test]
 fn a_runner_group_has_a_name() {
     insta::assert_snapshot!(error(&fleet("runner_group = \"\"")), @r#"
-    error: `runner_group` is ``
+    error: `runner_group` is empty
       --> kiln.toml:16:16
        |
     16 | runner_group = ""
@@ -738,9 +740,9 @@ fn secrets_travel_by_https() {
       |               ^^^^^^^^^^^^^^^^^^^^^^ expected an address that begins with https://
     "#);
     insta::assert_snapshot!(error(&with([("[runner]", "[github]\nurl = \"https://me:secret@ghes.example\"\n[runner]")])), @r"
-    error: `url` has a user's name or password in it
+    error: an address with a password in it does not belong into this file
     --> kiln.toml:8
-     = help: take it out: kiln.toml holds no secret
+     = help: take it out: kiln.toml holds no secret. If it was ever committed or shown, revoke it where it comes from
     ");
 }
 
@@ -937,7 +939,7 @@ fn what_would_not_do_is_told() {
         ("job_docker_access = \"none\"", "expected \"allowed\" or \"blocked\""),
         ("environment = { \"2x\" = \"y\" }", "`2x` is no variable's name"),
         ("environment = { \"a b\" = \"y\" }", "`a b` is no variable's name"),
-        ("environment = { ACTIONS_RUNNER_INPUT_TOKEN = \"y\" }", "is an input of the runner's own"),
+        ("environment = { ACTIONS_RUNNER_INPUT_TOKEN = \"y\" }", "belongs to the runner or to Kiln"),
         ("environment = { A = \"y\\nB=z\" }", "the value of `A` has a line break"),
         ("replace_pause_secs = 541", "`replace_pause_secs` is 541"),
     ] {
@@ -1079,15 +1081,15 @@ fn tags_are_ones_that_aws_takes() {
         ("Name = \"y\"", "the tag `Name` is not yours to set"),
         ("\"\" = \"y\"", "`` is no tag's key"),
         ("\"a*b\" = \"y\"", "`a*b` is no tag's key"),
-        ("a = \"y\\nz\"", "the value of the tag `a` is none that AWS takes"),
+        ("a = \"y\\nz\"", "the value of the tag `a` is none that Kiln can set"),
         ("a = 1", "is an integer"),
         (many.as_str(), "[tags] has 11 tags"),
     ] {
         let wrong = error(&tags(lines));
         assert!(wrong.contains(message), "{lines}:\n{wrong}");
     }
-    let taken = config(&tags("\"cost-center\" = \"CI / übergreifend\"")).tags;
-    assert_eq!(taken["cost-center"], "CI / übergreifend");
+    let taken = config(&tags("\"cost-center\" = \"CI / all teams\"")).tags;
+    assert_eq!(taken["cost-center"], "CI / all teams");
 }
 
 #[test]

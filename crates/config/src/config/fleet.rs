@@ -6,13 +6,14 @@ use std::str::FromStr;
 
 use toml::Spanned;
 
-use super::diagnostic::{Diagnostic, Findings};
+use super::diagnostic::{Diagnostic, Findings, cut};
 use super::raw::{RawFleet, RawNetwork, RawSha256};
 use super::{
     Config, DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_REPLACE_PAUSE_SECS, DEFAULT_RUNNER_GROUP, Fleet,
     Network, infrastructure,
 };
 use crate::boot::{self, DockerAccess, MetadataAccess, Retirement};
+use crate::environment::{self, Refused};
 use crate::model::{
     Architecture, BaseImage, FleetName, InstanceType, KeyStore, Label, Malformed, Registration, SubnetId, VpcId,
 };
@@ -144,28 +145,47 @@ fn without_metadata(
 fn environment(raw: &RawFleet, found: &mut Findings) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     for (name, value) in raw.environment.iter().flatten() {
-        let letters = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        if !name.get_ref().chars().all(letters) || name.get_ref().starts_with(|c: char| c.is_ascii_digit()) {
+        let said = cut(name.get_ref());
+        if let Some(refused) = environment::refused(name.get_ref()) {
+            found.push(not_settable(name, refused).hiding(value.span()));
+        } else if value.get_ref().contains(|c: char| c.is_control() && c != '\t') {
             found.push(
-                Diagnostic::new(name.span(), format!("`{}` is no variable's name", name.get_ref().escape_debug()))
-                    .expected("expected letters, digits and underscores, no digit first"),
+                Diagnostic::new(value.span(), format!("the value of `{said}` has a line break or control character"))
+                    .expected("expected one line")
+                    .hiding(value.span()),
             );
-        } else if name.get_ref().to_ascii_uppercase().starts_with("ACTIONS_RUNNER_INPUT_") {
+        } else if environment::names_a_proxy(name.get_ref()) {
+            if let Some(address) = infrastructure::proxy(name, value, found) {
+                variables.insert(name.get_ref().clone(), address);
+            }
+        } else if SECRETS_OF_AWS.contains(&name.get_ref().as_str()) && !value.get_ref().is_empty() {
             found.push(
-                Diagnostic::new(name.span(), format!("`{}` is an input of the runner's own", name.get_ref()))
-                    .expected("expected a variable for jobs")
-                    .hint("Kiln registers the runner, and sets what it needs for that"),
-            );
-        } else if value.get_ref().contains(['\n', '\r', '\0']) {
-            found.push(
-                Diagnostic::new(value.span(), format!("the value of `{}` has a line break", name.get_ref()))
-                    .expected("expected one line"),
+                Diagnostic::new(name.span(), format!("`{said}` is a secret"))
+                    .hiding(name.span().start..value.span().end)
+                    .hint("take it out: anyone on an instance can read it; give jobs a role by OIDC in place of keys"),
             );
         } else {
             variables.insert(name.get_ref().clone(), value.get_ref().clone());
         }
     }
     variables
+}
+
+/// The halves of AWS credentials that nobody may see, by the name under which every SDK reads them.
+const SECRETS_OF_AWS: [&str; 2] = ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+
+fn not_settable(name: &Spanned<String>, refused: Refused) -> Diagnostic {
+    let said = cut(&name.get_ref().escape_debug().to_string());
+    match refused {
+        Refused::Malformed => Diagnostic::new(name.span(), format!("`{said}` is no variable's name"))
+            .expected("expected letters, digits and underscores, no digit first"),
+        Refused::LoadsCode => Diagnostic::new(name.span(), format!("`{said}` decides what code programs load"))
+            .expected("expected a variable for jobs")
+            .hint("set it in the workflow's steps that need it"),
+        Refused::Reserved => Diagnostic::new(name.span(), format!("`{said}` belongs to the runner or to Kiln"))
+            .expected("expected a variable for jobs")
+            .hint("Kiln registers the runner, and sets what it needs for that"),
+    }
 }
 
 fn get<T: Copy>(value: Option<&Spanned<T>>, default: T) -> T {
@@ -238,7 +258,7 @@ pub(super) fn distinct<T: FromStr<Err = Malformed>>(
         match seen.insert(same(entry.get_ref()), entry.span()) {
             None => parsed.push((entry.span(), value)),
             Some(first) => found.push(
-                Diagnostic::new(entry.span(), format!("`{}` is in `{key}` twice", entry.get_ref()))
+                Diagnostic::new(entry.span(), format!("`{}` is in `{key}` twice", cut(entry.get_ref())))
                     .expected("expected each once")
                     .related(first, "the first"),
             ),
@@ -258,8 +278,35 @@ fn labels(name: &Spanned<String>, raw: &RawFleet, registration: Registration, fo
         );
     }
     // GitHub compares labels without regard to case.
-    let labels = distinct("labels", entries, str::to_ascii_lowercase, found);
+    let labels: Vec<(_, Label)> = distinct("labels", entries, str::to_lowercase, found);
+    let own = given_labels(architecture(raw));
+    for (span, label) in &labels {
+        let lower = label.as_str().to_lowercase();
+        if own.iter().any(|own| own.to_lowercase() == lower) {
+            found.push(
+                Diagnostic::new(span.clone(), format!("every runner of the fleet has the label `{label}` already"))
+                    .expected("expected a label of your own")
+                    .hint(format!("leave it out: {} are there anyway", own.join(", "))),
+            );
+        } else if matches!(lower.as_str(), "x64" | "arm64") {
+            found.push(
+                Diagnostic::new(span.clone(), format!("`{label}` is the label of another architecture"))
+                    .expected(format!("expected no label that GitHub gives, as the fleet's own {}", own[2])),
+            );
+        }
+    }
     labels.into_iter().map(|(_, label)| label).collect()
+}
+
+/// What GitHub gives a runner that config.sh registers, and Kiln a just-in-time one.
+///
+/// Source: <https://docs.github.com/en/actions/how-tos/manage-runners/self-hosted-runners/apply-labels>
+pub(super) fn given_labels(architecture: Architecture) -> [&'static str; 3] {
+    let architecture = match architecture {
+        Architecture::X86_64 => "X64",
+        Architecture::Aarch64 => "ARM64",
+    };
+    ["self-hosted", "Linux", architecture]
 }
 
 fn runner_group(raw: &RawFleet, found: &mut Findings) -> Option<String> {
@@ -267,7 +314,7 @@ fn runner_group(raw: &RawFleet, found: &mut Findings) -> Option<String> {
     let name = group.get_ref();
     if name.trim().is_empty() || name.trim() != name || name.contains(char::is_control) {
         found.push(
-            Diagnostic::new(group.span(), format!("`runner_group` is `{}`", name.escape_debug()))
+            Diagnostic::of_value(group.span(), "`runner_group`", &name.escape_debug().to_string())
                 .expected("expected a group's name, without blanks around it")
                 .hint(format!("`{DEFAULT_RUNNER_GROUP}` is the one every organization has")),
         );
@@ -284,6 +331,13 @@ fn instance_types(
 ) -> Vec<InstanceType> {
     let types: Vec<(_, InstanceType)> = distinct("instance_types", entries.get_ref(), str::to_owned, found);
     for (span, instance_type) in &types {
+        if instance_type.as_str().starts_with("mac") {
+            found.push(
+                Diagnostic::new(span.clone(), format!("{instance_type} is for macOS, on a dedicated host"))
+                    .expected("expected a type that runs Linux"),
+            );
+            continue;
+        }
         let is = instance_type.architecture();
         if is != wanted {
             let message = format!("{instance_type} has a processor for {is}, the fleet's architecture is {wanted}");

@@ -6,6 +6,7 @@ use std::fmt;
 use toml::Spanned;
 
 use super::diagnostic::{Diagnostic, Findings};
+use super::partition::partition;
 use super::raw::{RawImage, RawNode};
 use crate::model::{AccountId, KmsKeyArn, NodeVersion, Region, Sha256};
 
@@ -61,6 +62,14 @@ pub(super) fn validate(raw: Option<&RawImage>, region: Option<&Region>, found: &
                     .expected("expected other regions than `region`"),
             );
         }
+        let (home, there) = (region.and_then(partition), partition(copy));
+        if home.is_some() && home != there {
+            found.push(
+                Diagnostic::new(span.clone(), format!("no image can be copied to {copy}"))
+                    .expected(format!("expected regions of the partition {}", home.unwrap_or_default()))
+                    .hint("bake there on its own, with a kiln.toml of its own"),
+            );
+        }
     }
     let share_with: Vec<(_, AccountId)> = raw
         .share_with
@@ -91,6 +100,11 @@ fn keys(raw: &RawImage, key: Option<&KmsKeyArn>, region: Option<&Region>, found:
         found.push(
             Diagnostic::new(place.span(), format!("`kms_key` is a key of {}", key.region()))
                 .expected("expected one of `region`, where images are baked"),
+        );
+    } else if let Some(home) = region.and_then(partition).filter(|home| key.partition() != *home) {
+        found.push(
+            Diagnostic::new(place.span(), format!("`kms_key` is an ARN of the partition {}", key.partition()))
+                .expected(format!("expected arn:{home}:kms:…")),
         );
     }
     if let Some(copies) = some(&raw.copy_to).filter(|_| !key.is_multi_region()) {

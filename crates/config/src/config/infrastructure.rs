@@ -6,9 +6,11 @@ use std::ops::Range;
 use toml::Spanned;
 use url::Url;
 
-use super::diagnostic::{Diagnostic, Findings};
+use super::diagnostic::{Diagnostic, Findings, cut};
+use super::partition::partition;
 use super::raw::{RawFleet, RawSpot, RawVolume};
 use crate::boot;
+use crate::environment;
 use crate::model::{Region, SpotStrategy};
 
 /// The root volume of every image, and so the least an instance can have.
@@ -119,8 +121,8 @@ pub(super) fn egress_ports(raw: &RawFleet, github: &boot::GitHub, found: &mut Fi
     let asked = raw.egress_ports.as_ref();
     let listed = asked.into_iter().flat_map(|ports| ports.get_ref()).map(|port| *port.get_ref());
     let proxies = raw.environment.iter().flatten().filter_map(|(name, value)| {
-        let proxy = name.get_ref().to_ascii_lowercase().ends_with("_proxy");
-        Url::parse(value.get_ref()).ok().filter(|_| proxy)
+        let address = environment::names_a_proxy(name.get_ref()).then(|| environment::with_scheme(value.get_ref()))?;
+        Url::parse(&address).ok()
     });
     let addresses = proxies.chain([github.url.clone(), github.api_url.clone()]);
     let mut ports: BTreeSet<u16> = addresses.filter_map(|address| address.port_or_known_default()).collect();
@@ -138,30 +140,67 @@ pub(super) fn egress_ports(raw: &RawFleet, github: &boot::GitHub, found: &mut Fi
     ports
 }
 
+/// A proxy's address, with its scheme. Its port becomes a rule of the security group, so it has to be known.
+pub(super) fn proxy(name: &Spanned<String>, value: &Spanned<String>, found: &mut Findings) -> Option<String> {
+    let text = value.get_ref();
+    let address = environment::with_scheme(text);
+    if address.is_empty() {
+        return Some(address);
+    }
+    let url = Url::parse(&address).ok().filter(|url| url.host_str().is_some_and(|host| !host.is_empty()));
+    if url.as_ref().is_some_and(|url| url.password().is_some()) {
+        let message = format!("`{}` has a password in it", name.get_ref());
+        found.push(Diagnostic::new(value.span(), message).secret().hint("take it out: kiln.toml holds no secret"));
+        return None;
+    }
+    if url.as_ref().is_none_or(|url| url.port_or_known_default().is_none()) {
+        found.push(
+            Diagnostic::of_value(value.span(), &format!("`{}`", name.get_ref()), text)
+                .expected("expected a proxy's address with its port, such as http://proxy.example.com:3128"),
+        );
+        return None;
+    }
+    Some(address)
+}
+
 pub(super) fn tags(
     raw: Option<&BTreeMap<Spanned<String>, Spanned<String>>>,
     found: &mut Findings,
 ) -> BTreeMap<String, String> {
-    // Source: https://docs.aws.amazon.com/tag-editor/latest/userguide/tagging.html
-    let letters = |text: &str| text.chars().all(|c| c.is_alphanumeric() || " _.:/=+-@".contains(c));
-    let mut tags = BTreeMap::new();
+    // Sources: https://docs.aws.amazon.com/tag-editor/latest/userguide/tagging.html on what AWS takes, and
+    // https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/1220 on what comes back as `?`.
+    let letters = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || " _.:/=+-@".contains(c));
+    let foreign = |diagnostic: Diagnostic, text: &str| match text.chars().all(char::is_alphanumeric) {
+        _ if text.is_ascii() => diagnostic,
+        _ => diagnostic
+            .hint("write it in ASCII: CloudFormation gives back other letters as `?`, and no deploy would settle"),
+    };
+    let mut tags: BTreeMap<String, String> = BTreeMap::new();
+    let mut seen: BTreeMap<String, Range<usize>> = BTreeMap::new();
     for (key, value) in raw.into_iter().flatten() {
         let name = key.get_ref();
         let lower = name.to_ascii_lowercase();
         if lower.starts_with("aws:") || lower.starts_with("kiln:") || lower == "name" {
             found.push(
-                Diagnostic::new(key.span(), format!("the tag `{name}` is not yours to set"))
+                Diagnostic::new(key.span(), format!("the tag `{}` is not yours to set", cut(name)))
                     .expected("expected a key that is not `Name` and begins neither with `aws:` nor with `kiln:`"),
             );
         } else if !(1..=128).contains(&name.chars().count()) || !letters(name) {
-            found.push(
-                Diagnostic::new(key.span(), format!("`{}` is no tag's key", name.escape_debug()))
-                    .expected("expected 1 to 128 letters, digits, spaces or any of _.:/=+-@"),
-            );
+            let wrong =
+                Diagnostic::new(key.span(), format!("`{}` is no tag's key", cut(&name.escape_debug().to_string())))
+                    .expected("expected 1 to 128 letters, digits, spaces or any of _.:/=+-@");
+            found.push(foreign(wrong, name));
         } else if value.get_ref().chars().count() > 256 || !letters(value.get_ref()) {
+            let wrong =
+                Diagnostic::new(value.span(), format!("the value of the tag `{name}` is none that Kiln can set"))
+                    .expected("expected at most 256 letters, digits, spaces or any of _.:/=+-@");
+            found.push(foreign(wrong, value.get_ref()));
+        } else if let Some(first) = seen.insert(lower, key.span()) {
+            // Source: https://docs.aws.amazon.com/IAM/latest/UserGuide/id_tags.html: a role's keys differ not by case alone.
             found.push(
-                Diagnostic::new(value.span(), format!("the value of the tag `{name}` is none that AWS takes"))
-                    .expected("expected at most 256 letters, digits, spaces or any of _.:/=+-@"),
+                Diagnostic::new(key.span(), format!("the tag `{name}` is there twice, but for the case"))
+                    .expected("expected each once: IAM takes both for the same")
+                    .related(first, "the first"),
             );
         } else {
             tags.insert(name.clone(), value.get_ref().clone());
@@ -176,24 +215,30 @@ pub(super) fn tags(
     tags
 }
 
-/// `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`, where the region of a global service is empty.
+/// `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`, where the region of a global service is empty, and so is `own`.
 pub(super) fn arn(
     key: &str,
     value: Option<&Spanned<String>>,
-    (service, region, resource): (&str, Option<&Region>, &str),
+    (service, own, resource): (&str, bool, &str),
+    region: Option<&Region>,
     found: &mut Findings,
 ) -> Option<String> {
     let value = value?;
     let parts: Vec<&str> = value.get_ref().splitn(6, ':').collect();
-    let region = region.map_or("", Region::as_str);
+    let wanted = region.filter(|_| own).map_or("", Region::as_str);
+    let home = region.and_then(partition).unwrap_or("aws");
+    // AWS's own policies belong to no account: arn:aws:iam::aws:policy/…
+    let is_account = |text: &str| {
+        (text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())) || (service == "iam" && text == "aws")
+    };
+    let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+=,.@/-".contains(&b));
     let fits = matches!(parts.as_slice(), ["arn", partition, found, there, account, rest]
-        if partition.starts_with("aws") && *found == service && *there == region
-            && account.len() == 12 && account.chars().all(|c| c.is_ascii_digit())
-            && rest.strip_prefix(resource).is_some_and(|name| !name.is_empty()));
+        if *partition == home && *found == service && *there == wanted && is_account(account)
+            && rest.strip_prefix(resource).is_some_and(|name| !name.is_empty() && plain(name)));
     if !fits {
-        let example = format!("arn:aws:{service}:{region}:123456789012:{resource}NAME");
+        let example = format!("arn:{home}:{service}:{wanted}:123456789012:{resource}NAME");
         found.push(
-            Diagnostic::new(value.span(), format!("`{key}` is `{}`", value.get_ref()))
+            Diagnostic::of_value(value.span(), &format!("`{key}`"), value.get_ref())
                 .expected(format!("expected an ARN such as {example}")),
         );
         return None;

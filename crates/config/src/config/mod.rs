@@ -4,8 +4,12 @@ mod diagnostic;
 mod fleet;
 mod image;
 mod infrastructure;
+mod notice;
+mod partition;
 mod raw;
+mod secret;
 mod shape;
+mod text;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -24,6 +28,9 @@ pub use diagnostic::{ConfigError, Problem};
 use diagnostic::{Diagnostic, Findings};
 pub use image::{Image, NodeMajor, NodePin};
 pub use infrastructure::{IMAGE_VOLUME_GIB, MOST_EGRESS_PORTS, MOST_TAGS, Spot, Volume};
+pub use notice::Notice;
+pub use partition::{is_known as is_known_region, nearest as nearest_region, partition};
+pub use text::{MOST_BYTES, NotText, decode};
 
 /// A validated `kiln.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +55,8 @@ pub struct Config {
     pub tags: BTreeMap<String, String>,
     /// At least one fleet, by name.
     pub fleets: BTreeMap<FleetName, Fleet>,
+    /// What is valid, but probably not meant.
+    pub notices: Vec<Notice>,
 }
 
 /// The App as kiln.toml names it.
@@ -222,21 +231,37 @@ impl Config {
     /// Everything that is wrong with it, each with line, column, what was expected and a hint.
     pub fn from_toml(file: &str, text: &str) -> Result<Self, ConfigError> {
         let mut found = Findings::default();
-        if let Some(at) = text.find("PRIVATE KEY-----") {
-            found.push(Diagnostic::new(at..at, "a private key does not belong into this file").secret().hint(
-                "take it out, and install it with `cargo xtask rotate-key --pem FILE`; if it was ever committed, \
-                     delete it in the App's settings and generate another",
-            ));
-            return Err(ConfigError::new(file, text, found));
+        let refused = |found| Err(ConfigError::new(file, text, found));
+        if text.len() > MOST_BYTES {
+            found.push(
+                Diagnostic::new(0..0, NotText::TooLong.to_string()).without_its_line().hint(NotText::TooLong.hint()),
+            );
+            return refused(found);
+        }
+        // Before anything is said of the text, for that might print one.
+        secret::all_in(text).iter().for_each(|secret| found.push(secret::diagnose(secret)));
+        if found.is_empty() {
+            text::bare_return(text).into_iter().for_each(|diagnostic| found.push(diagnostic));
+        }
+        if !found.is_empty() {
+            return refused(found);
         }
         let (mut document, mistakes) = DeTable::parse_recoverable(text);
+        secret::look_through(document.get_ref(), &mut found);
+        if !found.is_empty() {
+            return refused(found);
+        }
         mistakes.iter().for_each(|mistake| found.push_toml(mistake));
         if !found.is_empty() {
-            return Err(ConfigError::new(file, text, found));
+            if let Some(unclosed) = text::unclosed(text) {
+                found.keep_before(unclosed.place());
+                found.push(unclosed);
+            }
+            return refused(found);
         }
         shape::check(document.get_mut(), &raw::schema(), &mut found);
         let config = match raw::RawConfig::deserialize(toml::Deserializer::from(document)) {
-            Ok(raw) => validate::validate(&raw, &mut found),
+            Ok(raw) => validate::validate(&raw, text, &mut found),
             Err(error) => {
                 found.push_toml(&error);
                 None
@@ -244,7 +269,7 @@ impl Config {
         };
         match config {
             Some(config) if found.is_empty() => Ok(config),
-            _ => Err(ConfigError::new(file, text, found)),
+            _ => refused(found),
         }
     }
 

@@ -34,13 +34,26 @@ const ACCOUNT: &str = "^[0-9]{12}$";
 const KMS_KEY: &str = "^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$";
 const SHA256: &str = "^[0-9a-f]{64}$";
 const FLEET: &str = "^[a-z]([a-z0-9-]{0,22}[a-z0-9])?$";
-const LABEL: &str = "^[A-Za-z0-9._-]{1,256}$";
+// No blank at either end, and no comma or control character anywhere.
+const LABEL: &str = r"^[^\s,\x00-\x1f\x7f-\x9f]([^,\x00-\x1f\x7f-\x9f]*[^\s,\x00-\x1f\x7f-\x9f])?$";
 const INSTANCE_TYPE: &str = r"^[a-z0-9-]+\.[a-z0-9-]+$";
 const VARIABLE: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
-const SNS_TOPIC: &str = "^arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:.+$";
-const POLICY: &str = "^arn:aws[a-z-]*:iam::[0-9]{12}:policy/.+$";
+const SNS_TOPIC: &str = r"^arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_.-]+$";
+const POLICY: &str = r"^arn:aws[a-z-]*:iam::([0-9]{12}|aws):policy/[A-Za-z0-9_+=,.@/-]+$";
+const TAG_KEY: &str = "^[A-Za-z0-9 _.:/=+@-]{1,128}$";
 const VPC: &str = "^vpc-[0-9a-f]{8,17}$";
 const SUBNET: &str = "^subnet-[0-9a-f]{8,17}$";
+
+/// What every program that reads JSON takes for a whole number; GitHub's ids are far below it.
+const MOST_ID: u64 = (1 << 53) - 1;
+/// GitHub lets so many runners into one group.
+///
+/// Source: <https://docs.github.com/en/actions/reference/limits>
+const MOST_INSTANCES: u32 = 10_000;
+/// Auto Scaling's own longest life of an instance, a year.
+///
+/// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/asg-max-instance-lifetime.html>
+const MOST_SECS: u32 = 365 * 24 * 3600;
 
 /// Kiln: GitHub Actions self-hosted runners for an organization, on its own AWS account.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -78,10 +91,11 @@ pub(super) struct RawConfig {
     #[schemars(with = "String", regex(pattern = POLICY))]
     #[schemars(example = &"arn:aws:iam::123456789012:policy/kiln-acme-boundary")]
     pub(super) permissions_boundary: Field<String>,
-    /// Tags on the stacks and what is in them, on instances and their volumes: ten at most.
+    /// Tags on the stacks and what is in them, on instances and their volumes: ten at most, of ASCII letters, digits,
+    /// spaces and any of _.:/=+-@, for CloudFormation gives back other letters as `?`.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
-    #[schemars(extend("propertyNames" = { "minLength": 1, "maxLength": 128 }, "maxProperties" = 10))]
+    #[schemars(extend("propertyNames" = { "pattern": TAG_KEY }, "maxProperties" = 10))]
     #[schemars(extend("examples" = [{ "cost-center": "ci" }]))]
     pub(super) tags: Option<BTreeMap<Spanned<String>, Spanned<String>>>,
     /// The fleets, by name: lower-case letters, digits and hyphens.
@@ -99,11 +113,11 @@ pub(super) struct RawApp {
     pub(super) client_id: Field<String>,
     /// The App's id, a number. Give this or `client_id`, which GitHub recommends.
     #[serde(default)]
-    #[schemars(with = "u64", range(min = 1), example = &123_456)]
+    #[schemars(with = "u64", range(min = 1, max = MOST_ID), example = &123_456)]
     pub(super) app_id: Field<u64>,
     /// The number at the end of the installation's address. Looked up when absent, which costs each boot a request.
     #[serde(default)]
-    #[schemars(with = "u64", range(min = 1), example = &12_345_678)]
+    #[schemars(with = "u64", range(min = 1, max = MOST_ID), example = &12_345_678)]
     pub(super) installation_id: Field<u64>,
     /// Where fleets find the App's private key, unless they say otherwise.
     #[serde(default)]
@@ -196,9 +210,11 @@ pub(super) struct RawSha256 {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawFleet {
-    /// Labels beside the ones GitHub gives every self-hosted runner. An ephemeral fleet needs at least one.
+    // GitHub takes a hundred of a runner, its own three included.
+    /// Labels in addition to the ones every self-hosted runner has: self-hosted, Linux, and X64 or ARM64. Anything but
+    /// commas, at most 256 characters. An ephemeral fleet needs at least one.
     #[serde(default)]
-    #[schemars(with = "Vec<String>", length(max = 100), inner(regex(pattern = LABEL)))]
+    #[schemars(with = "Vec<String>", length(max = 97), inner(length(max = 256), regex(pattern = LABEL)))]
     #[schemars(extend("examples" = [["linux-x64"]], "uniqueItems" = true))]
     pub(super) labels: Field<Vec<Spanned<String>>>,
     /// The runner group the fleet's runners join.
@@ -223,10 +239,10 @@ pub(super) struct RawFleet {
     #[schemars(extend("examples" = [["m6i.large", "m5.large"]], "uniqueItems" = true))]
     pub(super) instance_types: Field<Vec<Spanned<String>>>,
     /// The least number of instances, which Auto Scaling keeps up.
-    #[schemars(with = "u32", example = &1)]
+    #[schemars(with = "u32", range(max = MOST_INSTANCES), example = &1)]
     pub(super) min: Field<u32>,
     /// The largest number of instances.
-    #[schemars(with = "u32", range(min = 1), example = &4)]
+    #[schemars(with = "u32", range(min = 1, max = MOST_INSTANCES), example = &4)]
     pub(super) max: Field<u32>,
     /// Spot capacity beside on-demand. On-demand only, when absent.
     #[serde(default)]
@@ -270,11 +286,11 @@ pub(super) struct RawFleet {
     pub(super) replace_pause_secs: Field<u32>,
     /// At this age an instance is replaced, after its job, in seconds. Never, when absent.
     #[serde(default)]
-    #[schemars(with = "u32", range(min = 3600), example = &604_800)]
+    #[schemars(with = "u32", range(min = 3600, max = MOST_SECS), example = &604_800)]
     pub(super) max_age_secs: Field<u32>,
     /// After so long without a job an instance leaves, while there are more than `min`, in seconds. Never, when absent.
     #[serde(default)]
-    #[schemars(with = "u32", range(min = 60), example = &1800)]
+    #[schemars(with = "u32", range(min = 60, max = MOST_SECS), example = &1800)]
     pub(super) idle_limit_secs: Field<u32>,
     /// A command that tries the first new runner before the others are replaced, run by `sh -c` where `deploy` runs, with
     /// `KILN_FLEET`, `KILN_RUNNER` and `KILN_INSTANCE`. It has half an hour.
@@ -294,7 +310,8 @@ pub(super) struct RawFleet {
     #[serde(default)]
     #[schemars(with = "bool", extend("default" = false))]
     pub(super) wait_for_docker: Field<bool>,
-    /// Variables for the runner and its jobs, such as a proxy. Never a secret: anyone on the instance can read them.
+    /// Variables for the runner and its jobs, such as a proxy. Never a secret: anyone on the instance can read them. Names
+    /// that the dynamic loader, shells or .NET go by, and those of the runner, are refused. A proxy without a scheme is http.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>", extend("propertyNames" = { "pattern": VARIABLE }))]
     #[schemars(extend("examples" = [{ "https_proxy": "http://proxy.example.com:3128" }]))]
@@ -307,7 +324,7 @@ pub(super) struct RawFleet {
 pub(super) struct RawSpot {
     /// So many instances are on-demand before any is spot.
     #[serde(default)]
-    #[schemars(with = "u32", extend("default" = 0))]
+    #[schemars(with = "u32", range(max = MOST_INSTANCES), extend("default" = 0))]
     pub(super) on_demand_base: Field<u32>,
     /// Of the instances beyond the base, so many in a hundred are on-demand.
     #[serde(default)]

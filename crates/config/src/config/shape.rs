@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use toml::Spanned;
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
-use super::diagnostic::{Diagnostic, Findings};
+use super::diagnostic::{Diagnostic, Findings, cut};
+use super::secret;
 
 /// Checks a document, and takes out of it what is complained about.
 pub(super) fn check(document: &mut DeTable<'_>, schema: &Value, found: &mut Findings) {
@@ -35,11 +36,12 @@ impl Shape<'_> {
             let fits = match known.and_then(|known| known.get(name)).or(rest) {
                 Some(schema) => self.value(value, schema, &path.with(name)),
                 None => {
-                    meant.extend(self.unknown(name, key.span(), schema, path));
+                    meant.extend(self.unknown(name, (key.span(), value.span()), schema, path));
                     false
                 }
             };
             if !fits {
+                self.found.refuse(path.with(name).keys.join("."));
                 refused.push(name.to_owned());
             }
         }
@@ -138,8 +140,22 @@ impl Shape<'_> {
     }
 
     /// Complains about a key, and tells which one was probably meant.
-    fn unknown(&mut self, key: &str, span: Range<usize>, schema: &Value, path: &Path) -> Option<String> {
-        let diagnostic = Diagnostic::new(span, format!("unknown key `{key}` in {path}"));
+    fn unknown(
+        &mut self,
+        key: &str,
+        (span, value): (Range<usize>, Range<usize>),
+        schema: &Value,
+        path: &Path,
+    ) -> Option<String> {
+        if self.found.is_full() {
+            self.found.push(Diagnostic::new(span, String::new()));
+            return None;
+        }
+        let hidden = span.start..value.end;
+        let mut diagnostic = Diagnostic::new(span, format!("unknown key `{}` in {path}", cut(key)));
+        if secret::is_announced_by(key) {
+            diagnostic = diagnostic.hiding(hidden);
+        }
         let Some(properties) = properties(schema) else {
             self.found.push(diagnostic);
             return None;
@@ -219,7 +235,7 @@ fn wrong_kind(kind: &str, span: Range<usize>, schema: &Value, path: &Path) -> Di
 
 fn wrong_choice(text: &str, span: Range<usize>, choices: &[&str], path: &Path) -> Diagnostic {
     let list = choices.iter().map(|choice| format!("\"{choice}\"")).collect::<Vec<_>>().join(" or ");
-    let diagnostic = Diagnostic::new(span, format!("{} is `{text}`", path.name())).expected(format!("expected {list}"));
+    let diagnostic = Diagnostic::of_value(span, &path.name(), text).expected(format!("expected {list}"));
     match nearest(text, choices) {
         Some(nearest) => diagnostic.hint(format!("did you mean \"{nearest}\"?")),
         None => diagnostic,
@@ -288,6 +304,11 @@ fn with_article(kind: &str) -> &str {
 
 /// The name that differs least, if it is near enough for a slip of the hand.
 fn nearest<'a>(given: &str, names: &[&'a str]) -> Option<&'a str> {
+    // The distance takes the product of the lengths to find, and no name of ours is as long.
+    const LONGEST_NAME: usize = 64;
+    if given.len() > LONGEST_NAME {
+        return None;
+    }
     let plain = |name: &str| name.to_lowercase().replace('-', "_");
     let given = plain(given);
     let distance = |name: &&str| strsim::osa_distance(&given, &plain(name));

@@ -9,28 +9,31 @@ use url::{Host, Url};
 use super::diagnostic::{Diagnostic, Findings};
 use super::raw::{RawApp, RawConfig, RawGitHub, RawRunner};
 use super::{
-    App, AppId, Config, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL, Fleet, RunnerPin, fleet, image, infrastructure,
+    App, AppId, Config, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL, Fleet, RunnerPin, fleet, image, infrastructure, notice,
+    partition,
 };
 use crate::boot;
-use crate::model::{Architecture, FleetName, KeyStore, Region, RunnerVersion, Sha256};
+use crate::model::{Architecture, FleetName, KeyStore, Organization, Region, RunnerVersion, Sha256};
 
 /// GitHub refuses to register older runners since 2026-09.
 ///
 /// Source: <https://docs.github.com/en/actions/reference/runners/self-hosted-runners>
 const OLDEST_RUNNER: [u32; 3] = [2, 329, 0];
 
-pub(super) fn validate(raw: &RawConfig, found: &mut Findings) -> Option<Config> {
-    let organization = raw.organization.as_ref().and_then(|value| found.parse("`organization`", value));
-    let region = raw.region.as_ref().and_then(|value| found.parse_or("`region`", value, zone));
+pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Option<Config> {
+    let organization = raw.organization.as_ref().and_then(|value| found.parse_or("`organization`", value, login));
+    let region = raw.region.as_ref().and_then(|value| region(value, found));
     let app = raw.app.as_ref().and_then(|app| self::app(app, found));
     let github = github(raw.github.as_ref(), found);
     let runner = raw.runner.as_ref().and_then(|runner| self::runner(runner, found));
     let image = image::validate(raw.image.as_ref(), region.as_ref(), found);
     let fleets = fleets(raw, github.as_ref(), found);
-    let topic = ("sns", region.as_ref(), "");
-    let alarm_topic = infrastructure::arn("alarm_topic", raw.alarm_topic.as_ref(), topic, found);
-    let policy = ("iam", None, "policy/");
-    let boundary = infrastructure::arn("permissions_boundary", raw.permissions_boundary.as_ref(), policy, found);
+    let arn = |key: &str, value: Option<&Spanned<String>>, form, found: &mut Findings| {
+        infrastructure::arn(key, value, form, region.as_ref(), found)
+    };
+    let alarm_topic = arn("alarm_topic", raw.alarm_topic.as_ref(), ("sns", true, ""), found);
+    let policy = ("iam", false, "policy/");
+    let boundary = arn("permissions_boundary", raw.permissions_boundary.as_ref(), policy, found);
     let tags = infrastructure::tags(raw.tags.as_ref(), found);
     let config = Config {
         organization: organization?,
@@ -43,11 +46,39 @@ pub(super) fn validate(raw: &RawConfig, found: &mut Findings) -> Option<Config> 
         permissions_boundary: boundary,
         tags,
         fleets,
+        notices: Vec::new(),
     };
     for (name, table) in raw.fleet.iter().flatten() {
         fleet::boot_config(&config, name, table, found);
     }
-    Some(config)
+    Some(Config { notices: notice::look_through(&config, raw, text), ..config })
+}
+
+fn region(value: &Spanned<String>, found: &mut Findings) -> Option<Region> {
+    let region: Region = found.parse_or("`region`", value, zone)?;
+    if partition(&region).is_none() {
+        let mut diagnostic =
+            Diagnostic::of_value(value.span(), "`region`", value.get_ref()).expected("expected one of AWS's regions");
+        if let Some(nearest) = partition::nearest(&region) {
+            diagnostic = diagnostic.hint(format!("did you mean \"{nearest}\"?"));
+        }
+        found.push(diagnostic);
+        return None;
+    }
+    Some(region)
+}
+
+/// An organization that is given by its address, or with a repository.
+fn login(value: &str) -> Option<String> {
+    let rest = value.trim().trim_start_matches('@');
+    let rest = rest.split_once("://").map_or(rest, |(_, rest)| rest);
+    let mut parts = rest.split('/').filter(|part| !part.is_empty());
+    let first = parts.next()?;
+    // A host's name has a dot, a login never.
+    let login = if first.contains('.') { parts.next()? } else { first };
+    let login = if login == "orgs" || login == "organizations" { parts.next()? } else { login };
+    let login: Organization = login.parse().ok()?;
+    (login.as_str() != value.trim()).then(|| format!("write the login alone: \"{login}\""))
 }
 
 /// An availability zone's letter behind its region's code.
@@ -70,6 +101,7 @@ fn app(raw: &Spanned<RawApp>, found: &mut Findings) -> Option<App> {
             );
             return None;
         }
+        (None, None) if found.was_refused("app.client_id") || found.was_refused("app.app_id") => return None,
         (None, None) => {
             found.push(
                 Diagnostic::new(raw.span(), "nothing names the App")
@@ -89,10 +121,12 @@ fn client_id(value: &Spanned<String>, found: &mut Findings) -> Option<String> {
     if starts && !number && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
         return Some(id.clone());
     }
-    let mut diagnostic = Diagnostic::new(value.span(), format!("`client_id` is `{id}`"))
+    let mut diagnostic = Diagnostic::of_value(value.span(), "`client_id`", id)
         .expected("expected a client id such as Iv23liEXAMPLE0000000");
     if number && !id.is_empty() {
         diagnostic = diagnostic.hint(format!("a number is the App's id: write `app_id = {id}`"));
+    } else if id.trim() != id && !id.trim().is_empty() {
+        diagnostic = diagnostic.hint("take out the blanks around it");
     }
     found.push(diagnostic);
     None
@@ -101,7 +135,7 @@ fn client_id(value: &Spanned<String>, found: &mut Findings) -> Option<String> {
 /// An address that secrets may be sent to: https, or http on this very machine.
 fn address(key: &str, value: &Spanned<String>, found: &mut Findings) -> Option<Url> {
     let text = value.get_ref();
-    let wrong = Diagnostic::new(value.span(), format!("`{key}` is `{text}`"));
+    let wrong = Diagnostic::of_value(value.span(), &format!("`{key}`"), text);
     let Some(mut url) = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")) else {
         found.push(wrong.expected("expected an address that begins with https://"));
         return None;
@@ -124,6 +158,12 @@ fn address(key: &str, value: &Spanned<String>, found: &mut Findings) -> Option<U
     }
     if url.query().is_some() || url.fragment().is_some() {
         found.push(wrong.expected("expected an address without `?` and `#`"));
+        return None;
+    }
+    // The bake hands addresses to a shell, in quotes.
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/[]%+@=".contains(&b);
+    if !url.as_str().bytes().all(plain) {
+        found.push(wrong.expected("expected letters, digits and any of -._~:/%+@= in the address"));
         return None;
     }
     let path = url.path().trim_end_matches('/').to_owned();
@@ -154,16 +194,47 @@ fn github(raw: Option<&RawGitHub>, found: &mut Findings) -> Option<boot::GitHub>
         return Some(boot::GitHub { url: constant("https://github.com"), api_url });
     };
     let web = address("url", value, found)?;
-    if web.path() != "/" || web.host_str() == Some("api.github.com") {
+    let host = web.host_str().unwrap_or_default();
+    if web.path() != "/" || host.starts_with("api.github.") || (host.starts_with("api.") && host.ends_with(GHE_COM)) {
         found.push(
-            Diagnostic::new(value.span(), format!("`url` is `{}`", value.get_ref()))
+            Diagnostic::of_value(value.span(), "`url`", value.get_ref())
                 .expected("expected GitHub's web address, without a path")
                 .hint("the API's address is `api_url`, the organization's name is `organization`"),
         );
         return None;
     }
+    if host == "www.github.com" {
+        found.push(
+            Diagnostic::of_value(value.span(), "`url`", value.get_ref())
+                .expected("expected https://github.com")
+                .hint("www.github.com only leads there; for github.com [github] can be left out"),
+        );
+        return None;
+    }
+    if let (Some(place), Some(api)) = (api_url, &api) {
+        of_the_web(&web, api, place, found)?;
+    }
     let api_url = api.unwrap_or_else(|| api_of(&web));
     Some(boot::GitHub { url: web, api_url })
+}
+
+/// GitHub Enterprise Cloud with data residency.
+const GHE_COM: &str = ".ghe.com";
+
+/// An API at GitHub's own host has the address that follows from the web's; another host is a proxy, which has its own.
+fn of_the_web(web: &Url, api: &Url, place: &Spanned<String>, found: &mut Findings) -> Option<()> {
+    let wanted = api_of(web);
+    let github = |url: &Url| url.host_str().is_some_and(|host| host.ends_with("github.com") || host.ends_with(GHE_COM));
+    let same = web.host_str() == api.host_str() || github(api);
+    if !same || api == &wanted || api.as_str().trim_end_matches('/') == wanted.as_str().trim_end_matches('/') {
+        return Some(());
+    }
+    found.push(
+        Diagnostic::of_value(place.span(), "`api_url`", place.get_ref())
+            .expected(format!("expected {wanted}"))
+            .hint("leave it out: it follows from `url`"),
+    );
+    None
 }
 
 /// The API that belongs to a web address.
