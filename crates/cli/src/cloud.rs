@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_aws::Aws;
-use kiln_config::config::{Config, Fleet};
+use kiln_config::config::{Config, Fleet, MOST_BYTES as MOST_CONFIG_BYTES, decode};
 use kiln_config::model::{FleetName, KeyStore};
 use kiln_github::OrgClient;
 use kiln_operations::deploy::key_names;
@@ -14,15 +14,32 @@ use kiln_operations::ports::Keys as _;
 use kiln_operations::rotate_key::USER_AGENT;
 use kiln_operations::{Code, Error};
 
-/// Reads and validates kiln.toml.
+use crate::{files, ui};
+
+/// Reads and validates kiln.toml, and says what is odd about it.
 pub(crate) fn read_config(path: &Path) -> Result<Config, Error> {
+    let config = look_at_config(path)?;
+    for notice in &config.notices {
+        ui::caution(&format!("{}, {notice}", path.display()));
+    }
+    Ok(config)
+}
+
+/// The same without a word.
+pub(crate) fn look_at_config(path: &Path) -> Result<Config, Error> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Error::new(Code::ConfigUnreadable, format!("can't read `{name}`"))
-            .caused_by(error)
-            .hint("name the file with `--config FILE`; the kiln.toml in Kiln's repository is a commented example")
+    Config::from_toml(&name, &config_text(path)?)
+        .map_err(|error| Error::new(Code::ConfigInvalid, error.to_string()).caused_by(error))
+}
+
+/// The text of a kiln.toml, whatever it says.
+pub(crate) fn config_text(path: &Path) -> Result<String, Error> {
+    let unreadable = || Error::new(Code::ConfigUnreadable, format!("can't read `{}`", path.display()));
+    let bytes = files::read(path, MOST_CONFIG_BYTES).map_err(|error| {
+        let hint = files::hint(&error, "name the file with `--config FILE`; `cargo xtask init` writes one");
+        unreadable().caused_by(error).hint(hint)
     })?;
-    Config::from_toml(&name, &text).map_err(|error| Error::new(Code::ConfigInvalid, error.to_string()).caused_by(error))
+    decode(bytes.to_vec()).map_err(|error| unreadable().hint(error.hint()).caused_by(error))
 }
 
 /// The fleets a command is about: the ones named, or all.

@@ -12,7 +12,8 @@ use crate::{cloud, musl, tools};
 
 /// Look at every precondition, on this machine, in AWS and at GitHub, and say how what is wrong is mended.
 ///
-/// Changes nothing. Ends with 5 when something is wrong; a note or what could not be looked at is no failure.
+/// Changes nothing. Ends with 5 when a check fails, with 3 or 4 when kiln.toml or the credentials stop all the others, as
+/// every command does; a note or what could not be checked is no failure.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,11 +30,14 @@ pub struct Args {
 
 pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failure> {
     let mut findings = if args.skip_machine { Vec::new() } else { machine() };
-    match cloud::read_config(config) {
+    match cloud::look_at_config(config) {
         Ok(read) => {
             let fleets: Vec<&str> = read.fleets.keys().map(|name| name.as_str()).collect();
             findings
                 .push(Finding::good("kiln.toml", format!("`{}`, fleets: {}", read.organization, fleets.join(", "))));
+            findings.extend(read.notices.iter().map(|notice| {
+                Finding::notice("kiln.toml", format!("line {}: {}", notice.line, notice.message), notice.hint.as_str())
+            }));
             let aws = cloud::aws(&read).await;
             findings.extend(Box::pin(doctor::examine(&read, &aws)).await);
         }
@@ -56,21 +60,24 @@ fn tell(findings: &[Finding], ui: &Ui) -> Result<(), Failure> {
     ui.record("findings", findings.iter().map(as_json).collect::<Vec<_>>());
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (wrong, unknown) = (count(Verdict::Wrong), count(Verdict::Unknown));
+    let unchecked = if unknown > 0 { format!("; {unknown} could not be checked") } else { String::new() };
     if wrong > 0 {
-        return Err(Error::new(
-            Code::PreconditionsUnmet,
-            format!("{wrong} of {} preconditions do not hold", findings.len()),
-        )
-        .hint("each one above says how it is mended; then look again")
-        .into());
+        let what = format!("{wrong} of {} checks failed{unchecked}", findings.len());
+        return Err(Error::new(code(findings), what).hint("follow the hints above, then run `doctor` again").into());
     }
-    let rest = if unknown > 0 { format!("; {unknown} could not be looked at") } else { String::new() };
-    ui.talk(&format!("\nnothing is wrong{rest}"));
+    ui.talk(&format!("\nnothing is wrong{unchecked}"));
     Ok(())
 }
 
+/// As the other commands end: they stop at kiln.toml or the credentials, and come no further.
+fn code(findings: &[Finding]) -> Code {
+    let stops =
+        |finding: &&Finding| finding.verdict == Verdict::Wrong && matches!(finding.check, "kiln.toml" | "credentials");
+    findings.iter().find(stops).and_then(|finding| finding.code).unwrap_or(Code::PreconditionsUnmet)
+}
+
 fn as_json(finding: &Finding) -> serde_json::Value {
-    let Finding { check, verdict, what, hint } = finding;
+    let Finding { check, verdict, what, hint, .. } = finding;
     serde_json::json!({ "check": check, "verdict": verdict.word(), "what": what, "hint": hint })
 }
 

@@ -9,6 +9,7 @@ mod deploy;
 mod destroy;
 mod doctor;
 mod explain;
+mod files;
 mod init;
 pub mod musl;
 mod operator;

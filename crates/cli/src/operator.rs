@@ -1,6 +1,6 @@
 //! Who runs `deploy`: asked before something grave, named on the lock, with a canary check of theirs.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,6 +8,8 @@ use std::time::Duration;
 use kiln_operations::deploy::{CanaryRunner, Check, Checking, Holder};
 use kiln_operations::ports::{Consent, Consented};
 use kiln_operations::{Code, Error};
+
+use crate::ui;
 
 /// A canary check that takes longer hangs: a workflow on a fresh runner takes minutes.
 const CHECK_BOUND: Duration = Duration::from_secs(1800);
@@ -27,8 +29,7 @@ impl Consent for Person {
         if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
             return Consented::NobodyThere;
         }
-        eprint!("{question} [y/N] ");
-        let _ = std::io::stderr().flush();
+        ui::prompt(&format!("{question} [y/N]"));
         let mut answer = String::new();
         // Other work may go on meanwhile, such as keeping the lock.
         let read = tokio::task::block_in_place(|| std::io::stdin().read_line(&mut answer));
@@ -76,8 +77,7 @@ pub(crate) fn confirmed(name: &str) -> Result<(), Error> {
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return Err(refused(Code::ConsentMissing, "nobody is there to confirm this"));
     }
-    eprint!("type `{name}` to go ahead: ");
-    let _ = std::io::stderr().flush();
+    ui::prompt(&format!("type `{name}` to go ahead:"));
     let mut answer = String::new();
     let read = tokio::task::block_in_place(|| std::io::stdin().read_line(&mut answer));
     if read.is_ok() && answer.trim() == name {

@@ -1,6 +1,5 @@
 //! `cargo xtask rotate-key`.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +15,12 @@ use kiln_operations::rotate_key::{self, Former, Observed, Step, StoreUse};
 use kiln_operations::{Code, Error};
 use zeroize::Zeroizing;
 
-use crate::cloud;
 use crate::shred::Shreddable;
 use crate::ui::{Failure, Ui};
+use crate::{cloud, files};
 
 /// A GitHub App's key is about 1.7 kB; a file beyond 64 KiB is not one.
-const MAX_PEM_BYTES: u64 = 64 * 1024;
+const MOST_KEY_BYTES: usize = 64 * 1024;
 
 /// So long after a rotation an instance may still have GitHub check the former key's signature: KMS says itself that a
 /// moved alias is seen everywhere within five minutes, and what was signed until then is good for nine.
@@ -210,9 +209,9 @@ async fn settings_url(config: &Config, aws: &Aws, observed: &Observed) -> String
 fn read_key(path: &Path) -> Result<AppKey, Error> {
     let named = if path == Path::new("-") { "standard input".to_owned() } else { format!("`{}`", path.display()) };
     let pem = read_pem(path).map_err(|error| {
-        Error::new(Code::KeyFileUnreadable, format!("can't read the key from {named}"))
-            .caused_by(error)
-            .hint("give the .pem file that GitHub downloaded when the key was made, or - for standard input")
+        let otherwise = "give the .pem file that GitHub downloaded when the key was made, or - for standard input";
+        let hint = files::hint(&error, otherwise);
+        Error::new(Code::KeyFileUnreadable, format!("can't read the key from {named}")).caused_by(error).hint(hint)
     })?;
     AppKey::from_pem(&pem).map_err(|error| {
         Error::new(Code::KeyFileInvalid, format!("{named} holds no key of a GitHub App"))
@@ -222,14 +221,10 @@ fn read_key(path: &Path) -> Result<AppKey, Error> {
 }
 
 fn read_pem(path: &Path) -> std::io::Result<Zeroizing<Vec<u8>>> {
-    // Of full size from the start: a buffer that grows leaves copies behind.
-    let mut pem = Zeroizing::new(Vec::with_capacity(MAX_PEM_BYTES as usize + 1));
-    if path == Path::new("-") {
-        // Not by Rust's standard input, whose buffer is never wiped.
-        let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned()?;
-        std::fs::File::from(stdin).take(MAX_PEM_BYTES + 1).read_to_end(&mut pem)?;
-    } else {
-        std::fs::File::open(path)?.take(MAX_PEM_BYTES + 1).read_to_end(&mut pem)?;
+    if path != Path::new("-") {
+        return files::read(path, MOST_KEY_BYTES);
     }
-    Ok(pem)
+    // Not by Rust's standard input, whose buffer is never wiped.
+    let stdin = std::os::fd::AsFd::as_fd(&std::io::stdin()).try_clone_to_owned()?;
+    files::read_from(&mut std::fs::File::from(stdin), MOST_KEY_BYTES)
 }

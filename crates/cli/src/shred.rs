@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use kiln_operations::{Code, Error};
 
+use crate::ui;
+
 /// A file of one's own, for certain: not a link, a pipe or a device.
 #[derive(Debug)]
 pub(crate) struct Shreddable(PathBuf);
@@ -45,7 +47,7 @@ impl Shreddable {
         if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
             return false;
         }
-        eprint!("Overwrite and remove `{}`? It is not needed any more. [y/N] ", self.0.display());
+        ui::prompt(&format!("Overwrite and remove `{}`? It is not needed any more. [y/N]", self.0.display()));
         // Apart, so that Ctrl-C is heard meanwhile.
         let answer = tokio::task::spawn_blocking(|| {
             let mut line = String::new();

@@ -3,6 +3,7 @@
 
 mod actions;
 mod calls;
+mod clean;
 mod document;
 mod failure;
 mod voice;
@@ -22,6 +23,8 @@ use kiln_operations::ports::Progress;
 use serde_json::Value;
 
 use self::actions::Actions;
+pub(crate) use self::clean::clean;
+use self::clean::{clean_but_for_styles, clean_json, harmless};
 pub use self::document::schema;
 use self::document::{Document, PlanReport};
 use self::failure::Account;
@@ -49,18 +52,38 @@ struct Stage {
 /// A line of what is going on, from where no [`Ui`] is at hand. Not said with `--quiet`.
 pub fn note(text: &str) {
     if !STAGE.get().is_some_and(|stage| stage.quiet) {
-        aside(text);
+        aside(&clean(text));
     }
 }
 
-/// A line that is said in any case.
+/// A warning from where no [`Ui`] is at hand. The document has it too.
+pub(crate) fn caution(text: &str) {
+    alarm("kiln", text);
+    lock(&CAUTIONS).push(text.to_owned());
+}
+
+static CAUTIONS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// At the run's page, or on a line of its own.
+fn alarm(title: &str, text: &str) {
+    if actions().is_some() {
+        raw(&actions::warning(title, text));
+    } else {
+        aside(&format!("{WARNING}warning:{WARNING:#} {}", clean(text)));
+    }
+}
+
+/// A question, whose answer comes on the same line.
+pub(crate) fn prompt(question: &str) {
+    eprint!("{} ", clean(question));
+    let _ = std::io::stderr().flush();
+}
+
+/// A text that is said in any case. Foreign parts of it are [`clean`] before they are painted; whatever was forgotten is
+/// caught here, as are commands to the runner.
 fn aside(text: &str) {
-    let stage = STAGE.get();
-    let text = match stage {
-        Some(Stage { actions: Some(_), .. }) => text.lines().map(actions::harmless).collect::<Vec<_>>().join("\n"),
-        _ => text.to_owned(),
-    };
-    raw(&text);
+    let text = clean_but_for_styles(text);
+    raw(&if actions().is_some() { harmless(&text) } else { text });
 }
 
 /// A line as it is, commands to the runner too.
@@ -111,7 +134,7 @@ impl Ui {
     /// A line that is not a step's: a notice.
     pub fn talk(&self, text: &str) {
         if !self.quiet {
-            aside(&painted(text));
+            aside(&painted(&clean(text)));
         }
     }
 
@@ -119,7 +142,7 @@ impl Ui {
     pub fn plan<S: fmt::Display>(&self, plan: &Plan<S>) {
         let mut document = lock(&self.document);
         if !self.quiet || document.dry_run {
-            let text = plan.to_string();
+            let text = clean(&plan.to_string());
             let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
             let rest = if rest.is_empty() { String::new() } else { format!("\n{}", painted(rest)) };
             aside(&format!("{STRONG}{first}{STRONG:#}{rest}"));
@@ -129,11 +152,8 @@ impl Ui {
 
     /// What a person should know though nothing failed.
     pub fn warn(&self, text: &str) {
-        if actions().is_some() {
-            raw(&actions::warning(&format!("kiln {}", lock(&self.document).command), text));
-        } else {
-            aside(&format!("{WARNING}warning:{WARNING:#} {text}"));
-        }
+        let title = format!("kiln {}", lock(&self.document).command);
+        alarm(&title, text);
         lock(&self.document).warnings.push(text.to_owned());
     }
 
@@ -141,7 +161,8 @@ impl Ui {
     pub fn data(&self, text: &str) {
         if self.document_goes_to.is_none() {
             self.clear();
-            println!("{text}");
+            let text = clean(text);
+            println!("{}", if actions().is_some() { harmless(&text) } else { text });
         }
     }
 
@@ -164,6 +185,7 @@ impl Ui {
     pub fn finish(&self, result: &Result<(), Failure>) -> ExitCode {
         self.clear();
         let mut document = lock(&self.document);
+        document.warnings.append(&mut lock(&CAUTIONS));
         let account = result.as_ref().err().map(Failure::account);
         match result {
             Ok(()) => document.succeeded(),
@@ -181,7 +203,7 @@ impl Ui {
             }
         }
         if let Some(stdout) = &self.document_goes_to {
-            let mut text = serde_json::to_string_pretty(&*document).expect("the document is JSON");
+            let mut text = clean_json(&serde_json::to_string_pretty(&*document).expect("the document is JSON"));
             text.push('\n');
             // Whoever reads it may be gone; the exit code still tells.
             let _ = { stdout }.write_all(text.as_bytes());
@@ -202,15 +224,14 @@ fn failed(command: &str, failure: &Failure) {
     let account = failure.account();
     match failure {
         Failure::Interrupted => return aside(&account.message),
-        Failure::Usage(error) => {
-            let _ = error.print();
-        }
+        // Clap styles it, and repeats what was typed.
+        Failure::Usage(error) => aside(error.render().ansi().to_string().trim_end()),
         _ => match failure.config() {
             Some(config) => {
-                let first = account.message.lines().next().unwrap_or_default();
+                let first = clean(account.message.lines().next().unwrap_or_default());
                 aside(&format!("{ERROR}error[{}]:{ERROR:#} {first}\n\n{}", account.code, config.render(true)));
             }
-            None => aside(&said(&account).iter().map(|line| emphasized(line)).collect::<Vec<_>>().join("\n")),
+            None => aside(&said(&account).iter().map(|line| emphasized(&clean(line))).collect::<Vec<_>>().join("\n")),
         },
     }
     if actions().is_some() {
@@ -264,6 +285,7 @@ impl Progress for Ui {
     }
 
     fn step(&self, number: usize, of: usize, text: &str) {
+        let text = &clean(text);
         let (first, details) = text.split_once('\n').unwrap_or((text, ""));
         let count = format!("[{number}/{of}] ");
         if let Some(spinner) = STAGE.get().and_then(|stage| stage.spinner.as_ref()) {
@@ -297,16 +319,17 @@ impl Progress for Ui {
         if self.quiet {
             return;
         }
+        let line = clean(line);
         match STAGE.get().and_then(|stage| stage.spinner.as_ref()) {
             Some(spinner) => {
-                spinner.set_message(line.to_owned());
+                spinner.set_message(line.replace('\n', " "));
                 spinner.enable_steady_tick(Duration::from_millis(120));
             }
             None => {
                 let mut last = lock(&self.last);
                 if *last != line {
-                    aside(line);
-                    line.clone_into(&mut last);
+                    aside(&line);
+                    *last = line;
                 }
             }
         }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use kiln_config::config::Config;
 use kiln_github::AppSigner;
 
+use crate::code::Code;
 use crate::error::Error;
 use crate::ports::{Account, Caller, Cloud};
 
@@ -53,27 +54,29 @@ pub struct Finding {
     pub what: String,
     /// How it is mended, unless it is good.
     pub hint: Option<String>,
+    /// The failure behind it, where there is one.
+    pub code: Option<Code>,
 }
 
 impl Finding {
     /// It holds.
     pub fn good(check: &'static str, what: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Good, what: what.into(), hint: None }
+        Self { check, verdict: Verdict::Good, what: what.into(), hint: None, code: None }
     }
 
     /// It holds, with something to know.
     pub fn notice(check: &'static str, what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Notice, what: what.into(), hint: Some(hint.into()) }
+        Self { check, verdict: Verdict::Notice, what: what.into(), hint: Some(hint.into()), code: None }
     }
 
     /// It does not hold.
     pub fn wrong(check: &'static str, what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Wrong, what: what.into(), hint: Some(hint.into()) }
+        Self { check, verdict: Verdict::Wrong, what: what.into(), hint: Some(hint.into()), code: None }
     }
 
     /// It could not be looked at.
     pub fn unknown(check: &'static str, what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Unknown, what: what.into(), hint: Some(hint.into()) }
+        Self { check, verdict: Verdict::Unknown, what: what.into(), hint: Some(hint.into()), code: None }
     }
 
     /// A look that failed.
@@ -81,12 +84,16 @@ impl Finding {
         let mut what = error.to_string();
         let mut cause = std::error::Error::source(error);
         while let Some(source) = cause {
-            what.push_str(": ");
-            what.push_str(&source.to_string());
+            let said = source.to_string();
+            // Some say in their own message what lies below them.
+            if !what.contains(&said) {
+                what.push_str(": ");
+                what.push_str(&said);
+            }
             cause = source.source();
         }
         let hint = error.hint.clone().unwrap_or_else(|| "mend what is named, then look again".to_owned());
-        Self { check, verdict, what, hint: Some(hint) }
+        Self { check, verdict, what, hint: Some(hint), code: Some(error.code) }
     }
 }
 

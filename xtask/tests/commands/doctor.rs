@@ -181,13 +181,15 @@ async fn without_credentials_or_kiln_toml_the_rest_is_said_not_to_be_looked_at()
     world.write_config(VERSIONS[0], &fleet("linux", "")).unwrap();
     let nobody = [("AWS_ACCESS_KEY_ID", String::new()), ("AWS_SECRET_ACCESS_KEY", String::new())];
     let (planted, code) = findings(&world, &nobody).await;
-    assert_eq!(code, Some(5));
+    assert_eq!(code, Some(4));
     found(&planted, "wrong", "credentials", "credentials", "AWS_PROFILE");
     found(&planted, "unknown", "github", "GitHub", "the same");
 
     std::fs::write(world.config(), "organization = 7\n").unwrap();
     let (planted, code) = findings(&world, &[]).await;
-    assert_eq!(code, Some(5));
+    assert_eq!(code, Some(3));
     found(&planted, "wrong", "kiln.toml", "organization", "");
+    let said = planted.iter().find(|finding| finding["check"] == "kiln.toml").unwrap()["what"].as_str().unwrap();
+    assert_eq!(said.matches("`organization` is an integer").count(), 1, "{said}");
     world.shutdown().await.unwrap();
 }

@@ -13,6 +13,7 @@ mod destroy;
 mod doctor;
 mod failures;
 mod init;
+mod input;
 mod interrupt;
 mod kill;
 mod map;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use kiln_config::config::ConfigError;
 use serde_json::Value;
 
+use super::clean::clean;
 use super::document::Document;
 use super::failure::Account;
 
@@ -49,7 +50,7 @@ impl Actions {
     /// The step's summary.
     pub(crate) fn write_summary(&self, document: &Document, failure: Option<&Account>) -> std::io::Result<()> {
         let Some(path) = &self.summary else { return Ok(()) };
-        append(path, &summary(document, failure))
+        append(path, &clean(&summary(document, failure)))
     }
 }
 
@@ -108,20 +109,11 @@ pub(crate) fn errors(command: &str, account: &Account, config: Option<&ConfigErr
 
 /// A command's text on one line, in the runner's own escapes.
 fn data(text: &str) -> String {
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    clean(text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
 fn property(text: &str) -> String {
     data(text).replace(':', "%3A").replace(',', "%2C")
-}
-
-/// What AWS or a stack's events say must not be a command to the runner.
-pub(crate) fn harmless(line: &str) -> String {
-    let text = line.replace("##[", "## [");
-    match text.trim_start().strip_prefix("::") {
-        Some(rest) => format!("{}: :{rest}", &text[..text.len() - text.trim_start().len()]),
-        None => text,
-    }
 }
 
 /// Markdown of the plan and the result.
@@ -178,14 +170,7 @@ mod tests {
     #[test]
     fn commands_of_several_lines_stay_one_command() {
         assert_eq!(group("[1/2] 100%\nof it"), "::group::[1/2] 100%25%0Aof it");
-        assert_eq!(warning("a: b, c", "x\r\ny: z"), "::warning title=a%3A b%2C c::x%0D%0Ay: z");
-    }
-
-    #[test]
-    fn what_others_say_is_no_command() {
-        assert_eq!(harmless("  ::set-output name=x::y"), "  : :set-output name=x::y");
-        assert_eq!(harmless("why ##[error]no"), "why ## [error]no");
-        assert_eq!(harmless("arn:aws::x"), "arn:aws::x");
+        assert_eq!(warning("a: b, c", "x\r\ny: z"), "::warning title=a%3A b%2C c::x%0Ay: z");
     }
 
     #[test]

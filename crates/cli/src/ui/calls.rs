@@ -72,7 +72,7 @@ impl io::Write for Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let text = redact(&String::from_utf8_lossy(&self.0));
-        super::aside(text.trim_end());
+        super::aside(&super::clean(text.trim_end()));
     }
 }
 

@@ -123,7 +123,10 @@ async fn quota(config: &Config, types: &BTreeMap<String, InstanceTypeFacts>, clo
         let facts = fleet.instance_types.iter().filter(|name| is_standard(name.as_str()));
         facts.filter_map(|name| types.get(name.as_str())).map(|facts| facts.vcpus).max().unwrap_or_default()
     };
-    let needed: u32 = config.fleets.values().map(|fleet| (fleet.max + fleet.max.div_ceil(10)) * largest(fleet)).sum();
+    // Of the numbers' whole range: what is absurd must come out as too much, not as little.
+    let most = |fleet: &Fleet| u64::from(fleet.max) + u64::from(fleet.max.div_ceil(10));
+    let needed = config.fleets.values().map(|fleet| most(fleet).saturating_mul(u64::from(largest(fleet))));
+    let needed = needed.fold(0, u64::saturating_add);
     if needed == 0 {
         let what = "no fleet uses an instance type of the standard families, whose quota is the one looked at";
         return Finding::notice(check, what, "look at the family's own quota in Service Quotas, service ec2");
@@ -132,7 +135,7 @@ async fn quota(config: &Config, types: &BTreeMap<String, InstanceTypeFacts>, clo
         Ok(quota) => quota,
         Err(error) => return Finding::failed(check, Verdict::Unknown, &error.into()),
     };
-    if needed <= quota {
+    if needed <= u64::from(quota) {
         return Finding::good(check, format!("{quota} vCPUs of standard instances; all fleets at `max` take {needed}"));
     }
     Finding::wrong(
