@@ -41,7 +41,7 @@ enum Look {
     User,
     /// It may not use sudo.
     Sudo,
-    /// The runner's programs, owned by its user.
+    /// The runner's programs, which are root's.
     Runner,
     /// The runner is the release that the image records.
     Version,

@@ -27,11 +27,11 @@ const IN_REACH: u8 = 10;
 /// It does, or it can't be told.
 pub(crate) async fn check(machine: &Machine, user: &User) -> anyhow::Result<()> {
     let own = std::env::current_exe().context("find this executable")?;
-    let mut probe = machine.command_as(user, &own, &machine.path("/"))?;
-    if let Some(endpoint) = std::env::var_os(ENDPOINT) {
-        probe.env(ENDPOINT, endpoint);
+    let mut probe = machine.command_as(user, &own, &machine.path("/"))?.arg("probe-metadata");
+    if let Ok(endpoint) = std::env::var(ENDPOINT) {
+        probe = probe.env(ENDPOINT, &endpoint);
     }
-    let status = probe.arg("probe-metadata").status().await.context("probe the metadata service")?;
+    let status = probe.output().await.context("probe the metadata service")?.status;
     match status.code().and_then(|code| u8::try_from(code).ok()) {
         Some(OUT_OF_REACH) => Ok(()),
         Some(IN_REACH) => bail!(
@@ -50,7 +50,7 @@ pub(crate) async fn lift(machine: &Machine) -> anyhow::Result<()> {
     if !machine.is_whole() {
         return Ok(());
     }
-    let status = tokio::process::Command::new("systemctl").args(["stop", UNIT]).status().await;
+    let status = tokio::process::Command::new("/usr/bin/systemctl").args(["stop", UNIT]).status().await;
     let status = status.with_context(|| format!("stop {UNIT}"))?;
     if !status.success() {
         bail!("systemctl stop {UNIT} ended with {status}");
@@ -73,6 +73,12 @@ const ENDPOINT: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
 pub(crate) fn endpoint() -> String {
     let endpoint = std::env::var(ENDPOINT).unwrap_or_else(|_| "http://169.254.169.254".to_owned());
     endpoint.trim_end_matches('/').to_owned()
+}
+
+/// Its host, where it is elsewhere than on every instance.
+pub(crate) fn endpoint_host() -> Option<String> {
+    let endpoint: url::Url = std::env::var(ENDPOINT).ok()?.parse().ok()?;
+    endpoint.host_str().map(|host| host.trim_matches(['[', ']']).to_owned())
 }
 
 /// Tries to connect, as whoever runs it.

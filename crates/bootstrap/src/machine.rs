@@ -1,12 +1,16 @@
 //! The machine's files and its unprivileged user.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 use nix::unistd::{Uid, geteuid};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+use zeroize::Zeroizing;
+
+use crate::enter::{self, Ids, Order};
 
 /// The machine, seen from its root directory.
 #[derive(Debug)]
@@ -30,6 +34,15 @@ impl Machine {
         Self { root }
     }
 
+    /// The control group of jobs, where the machine has one: a folder has none, and neither has an image without the unit.
+    pub(crate) fn jobs_group(&self) -> Option<PathBuf> {
+        if !self.is_whole() {
+            return None;
+        }
+        let groups = HIERARCHIES.iter().map(|hierarchy| Path::new(hierarchy).join(JOBS_GROUP));
+        groups.into_iter().find(|group| group.join("cgroup.procs").exists())
+    }
+
     /// A path of the machine's, such as `/etc/passwd`.
     pub(crate) fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))
@@ -38,6 +51,25 @@ impl Machine {
     /// Is it the machine itself, and not a folder that stands for one?
     pub(crate) fn is_whole(&self) -> bool {
         self.root == Path::new("/")
+    }
+
+    /// Writes a file, in a folder that is made where it is missing; both belong to who runs this.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub(crate) fn write(&self, path: &str, text: &str, mode: u32) -> anyhow::Result<()> {
+        use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+        let path = self.path(path);
+        let write = || {
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            let mut file =
+                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&path)?;
+            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+            file.write_all(text.as_bytes())
+        };
+        write().with_context(|| format!("write {}", path.display()))
     }
 
     /// Looks a user up in the machine's own files: a static binary has no other way, and a rehearsal's root is not `/`.
@@ -69,7 +101,7 @@ impl Machine {
         user.groups.retain(|group| *group != docker);
         // A folder's users log in nowhere.
         if self.is_whole() {
-            let output = Command::new("gpasswd").args(["--delete", &user.name, "docker"]).output().await;
+            let output = Command::new("/usr/bin/gpasswd").args(["--delete", &user.name, "docker"]).output().await;
             let output = output.context("run gpasswd")?;
             let said = String::from_utf8_lossy(&output.stderr);
             ensure!(output.status.success(), "gpasswd ended with {}: {}", output.status, said.trim());
@@ -82,7 +114,7 @@ impl Machine {
         if !self.is_whole() {
             return;
         }
-        match Command::new("systemctl").args(["--no-block", "poweroff"]).status().await {
+        match Command::new("/usr/bin/systemctl").args(["--no-block", "poweroff"]).status().await {
             Ok(status) if status.success() => {}
             Ok(status) => tracing::error!("systemctl poweroff ended with {status}"),
             Err(error) => tracing::error!(%error, "systemctl poweroff can't be run"),
@@ -104,43 +136,108 @@ impl Machine {
     ///
     /// # Errors
     /// This process is neither root nor that user.
-    pub(crate) fn command_as(&self, user: &User, program: &Path, directory: &Path) -> anyhow::Result<Command> {
-        let mut command = match geteuid() {
-            own if own == Uid::from_raw(user.uid) => Command::new(program),
-            own if own.is_root() => {
-                // std can't set supplementary groups; util-linux's setpriv can, and becomes the program.
-                let mut setpriv = Command::new("setpriv");
-                setpriv.arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
-                match user.groups.iter().map(ToString::to_string).reduce(|all, next| format!("{all},{next}")) {
-                    Some(groups) => setpriv.arg(format!("--groups={groups}")),
-                    None => setpriv.arg("--clear-groups"),
-                };
-                setpriv.args(["--no-new-privs", "--"]).arg(program);
-                setpriv
-            }
+    pub(crate) fn command_as(&self, user: &User, program: &Path, directory: &Path) -> anyhow::Result<RunAs> {
+        let ids = match geteuid() {
+            own if own == Uid::from_raw(user.uid) => None,
+            own if own.is_root() => Some(Ids { uid: user.uid, gid: user.gid, groups: user.groups.clone() }),
             own => bail!("running as uid {own}, which can't become `{}` (uid {})", user.name, user.uid),
         };
-        let environment: BTreeMap<&str, &OsStr> = BTreeMap::from([
-            ("HOME", OsStr::new(&user.home)),
-            ("USER", OsStr::new(&user.name)),
-            ("LOGNAME", OsStr::new(&user.name)),
-            ("SHELL", OsStr::new("/bin/bash")),
-            ("LANG", OsStr::new("C.UTF-8")),
-            ("PATH", OsStr::new("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")),
-        ]);
-        command
-            .env_clear()
-            .envs(environment)
-            .current_dir(directory)
-            .stdin(std::process::Stdio::null())
-            .process_group(0);
-        Ok(command)
+        let environment = [
+            ("HOME", user.home.as_str()),
+            ("USER", &user.name),
+            ("LOGNAME", &user.name),
+            ("SHELL", "/bin/bash"),
+            ("LANG", "C.UTF-8"),
+            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Ok(RunAs(Order {
+            user: ids,
+            program: program.to_owned(),
+            arguments: Vec::new(),
+            directory: directory.to_owned(),
+            environment: environment.into(),
+            group: None,
+            oom_score: None,
+        }))
     }
 }
+
+/// A program that is to run as the runner's user.
+pub(crate) struct RunAs(Order);
+
+impl RunAs {
+    pub(crate) fn arg(mut self, argument: &str) -> Self {
+        self.0.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Sets a variable, over one that is set.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.0.environment.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    pub(crate) fn envs(mut self, variables: &BTreeMap<String, String>) -> Self {
+        self.0.environment.extend(variables.clone());
+        self
+    }
+
+    /// Puts it among the jobs: into their control group, where the machine has one, and behind this binary for the OOM
+    /// killer.
+    pub(crate) fn among_jobs(mut self, machine: &Machine) -> Self {
+        self.0.group = machine.jobs_group();
+        self.0.oom_score = self.0.group.is_some().then_some(LISTENER_OOM_SCORE);
+        self
+    }
+
+    /// Starts it, its output piped. It is killed when what is returned is dropped.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub(crate) fn spawn(&self) -> anyhow::Result<Child> {
+        let order = Zeroizing::new(serde_json::to_vec(&self.0)?);
+        let (stdin, mut order_to) = std::io::pipe().context("make a pipe")?;
+        // The file that runs, whatever has become of its path since.
+        let child = Command::new("/proc/self/exe")
+            .arg(enter::COMMAND)
+            .env_clear()
+            .stdin(Stdio::from(stdin))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .context("start this binary once more")?;
+        order_to.write_all(&order).context("say what to become")?;
+        Ok(child)
+    }
+
+    /// Starts it, and waits for its end.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub(crate) async fn output(&self) -> anyhow::Result<Output> {
+        self.spawn()?.wait_with_output().await.context("wait for its end")
+    }
+}
+
+/// The binary itself has -900. A step of a job has 500, as the runner sets it.
+const LISTENER_OOM_SCORE: i32 = -500;
+
+/// The control group that the listener and its jobs are in.
+const JOBS_GROUP: &str = "kiln.slice/kiln-jobs.slice/kiln-jobs.service";
+
+/// Where control groups are: of version 2, or of systemd's own hierarchy of version 1.
+const HIERARCHIES: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/systemd"];
 
 impl User {
     pub(crate) fn uid(&self) -> u32 {
         self.uid
+    }
+
+    pub(crate) fn gid(&self) -> u32 {
+        self.gid
     }
 
     /// Finds a user in the texts of `passwd(5)` and `group(5)`.

@@ -5,6 +5,8 @@
 
 mod aws;
 mod check;
+mod directory;
+mod enter;
 mod guard;
 mod identify;
 mod life;
@@ -12,9 +14,11 @@ mod log;
 mod machine;
 mod outside;
 mod phase;
+mod processes;
 mod register;
 mod run;
 mod serve;
+mod settings;
 mod switch;
 
 use std::path::PathBuf;
@@ -54,12 +58,17 @@ enum Command {
     /// Try to reach the metadata service; `run` calls it as the runner's user.
     #[command(hide = true)]
     ProbeMetadata,
+    /// Become one of the runner's programs; `run` calls it for each.
+    #[command(hide = true)]
+    Enter,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if matches!(cli.command, Command::ProbeMetadata) {
-        return guard::probe();
+    match cli.command {
+        Command::ProbeMetadata => return guard::probe(),
+        Command::Enter => return enter::enter(),
+        Command::Run | Command::Check(_) => {}
     }
     log::set_up();
     let machine = Machine::new(cli.root);
@@ -73,6 +82,6 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run => runtime.block_on(run::run(&machine)),
         Command::Check(args) => runtime.block_on(check::check(&machine, &args)),
-        Command::ProbeMetadata => guard::probe(),
+        Command::ProbeMetadata | Command::Enter => ExitCode::FAILURE,
     }
 }

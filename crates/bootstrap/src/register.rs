@@ -1,19 +1,20 @@
 //! Registration: a registration token and `config.sh`, or a just-in-time configuration.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use kiln_config::boot::BootConfig;
-use kiln_config::model::Registration;
+use kiln_config::model::{Label, Registration};
 use kiln_github::{Deleted, Error, ErrorKind, JitConfig, JitRequest, OrgClient};
 use secrecy::{ExposeSecret as _, SecretString};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::AsyncRead;
 
+use crate::directory::RunnerDirectory;
 use crate::identify::Identity;
-use crate::machine::{Machine, User};
+use crate::machine::{Machine, RunAs, User};
+use crate::serve::Lines;
+use crate::settings;
 
 /// A name is taken only by a half-made registration of this very boot; one of these is free.
 const MOST_NAMES: usize = 3;
@@ -32,7 +33,7 @@ pub(crate) struct Registered {
     /// How long the runner's own `config.sh` took, which a just-in-time runner has no need of.
     pub(crate) config_sh_ms: Option<u64>,
     pub(crate) user: User,
-    pub(crate) directory: PathBuf,
+    pub(crate) directory: RunnerDirectory,
     /// What the runner and its jobs find in their environment.
     pub(crate) environment: BTreeMap<String, String>,
 }
@@ -43,10 +44,9 @@ pub(crate) const HOOKS: [(&str, &str); 2] = [
     ("ACTIONS_RUNNER_HOOK_JOB_COMPLETED", "/opt/kiln/hooks/job-completed.sh"),
 ];
 
-/// BootConfig's variables, and the hooks that the image has unless BootConfig names others. The runner's own `.env` does
-/// as much, but a job can rewrite it.
+/// BootConfig's variables, and the hooks that the image has unless BootConfig names others.
 fn environment(machine: &Machine, config: &BootConfig) -> BTreeMap<String, String> {
-    let mut environment = config.environment.clone();
+    let mut environment = settings::with_proxies(&config.environment);
     for (variable, path) in HOOKS {
         let path = machine.path(path);
         if path.exists() {
@@ -72,11 +72,12 @@ pub(crate) async fn register(
     github: &OrgClient,
 ) -> anyhow::Result<Registered> {
     let config = &identity.config;
-    let directory = machine.path(&config.runner.directory);
+    let directory = RunnerDirectory::new(machine.path(&config.runner.directory), &user);
     let environment = environment(machine, config);
+    directory.clear(&environment)?;
     let (name, id, jit, config_sh_ms) = match config.registration {
         Registration::Persistent => {
-            let (name, ms) = persistent(machine, identity, github, &user, &directory).await?;
+            let (name, ms) = persistent(machine, identity, github, &user, &directory, &environment).await?;
             (name, None, None, Some(ms))
         }
         Registration::Ephemeral => {
@@ -92,23 +93,16 @@ async fn persistent(
     identity: &Identity,
     github: &OrgClient,
     user: &User,
-    directory: &Path,
+    directory: &RunnerDirectory,
+    environment: &BTreeMap<String, String>,
 ) -> anyhow::Result<(String, u64)> {
     let config = &identity.config;
+    let labels = custom_labels(config)?;
     let token = github.registration_token().await?;
-    // What an earlier start of this instance left; config.sh refuses to go over it.
-    for file in [".runner", ".credentials", ".credentials_rsaparams"] {
-        match std::fs::remove_file(directory.join(file)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove {}", directory.join(file).display()));
-            }
-            _ => {}
-        }
-    }
     let name = format!("{}-{}", config.fleet, identity.instance);
-    let labels: Vec<&str> = config.labels.iter().map(kiln_config::model::Label::as_str).collect();
     let url = format!("{}/{}", config.github.url.as_str().trim_end_matches('/'), config.organization);
-    let mut command = machine.command_as(user, &directory.join("config.sh"), directory)?;
+    let mut command =
+        machine.command_as(user, &directory.path().join("config.sh"), directory.path())?.envs(environment);
     // By environment: arguments can be read by every process of the machine.
     for (input, value) in [
         ("UNATTENDED", "true"),
@@ -122,36 +116,97 @@ async fn persistent(
         ("DISABLEUPDATE", "true"),
         ("WORK", "_work"),
     ] {
-        command.env(format!("ACTIONS_RUNNER_INPUT_{input}"), value);
+        command = command.env(&format!("ACTIONS_RUNNER_INPUT_{input}"), value);
     }
     let begin = Instant::now();
-    let mut child =
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn().context("start config.sh")?;
-    let (mut said, mut complained) = (String::new(), String::new());
+    configure(&command).await?;
+    directory.seal()?;
+    Ok((name, u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX)))
+}
+
+/// Runs `config.sh` to its end, and reads all of what it says.
+async fn configure(command: &RunAs) -> anyhow::Result<()> {
+    let mut child = command.spawn().context("start config.sh")?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let (stdout, stderr) = (stdout.context("stdout is piped")?, stderr.context("stderr is piped")?);
-    // Bounded: config.sh says a screen or two.
-    let (mut stdout, mut stderr) = (stdout.take(64 * 1024), stderr.take(64 * 1024));
-    let (_, _, status) =
-        tokio::try_join!(stdout.read_to_string(&mut said), stderr.read_to_string(&mut complained), child.wait())
-            .context("run config.sh")?;
-    if !status.success() {
-        let told = format!("{said} {complained}").to_lowercase();
-        // The runner has no exit code for it; these are the words of GitHub's answer.
-        if told.contains("runner version") && told.contains("deprecated") {
-            return Err(Deprecated(complained.trim().to_owned()).into());
-        }
-        bail!("config.sh ended with {status}: {} {}", said.trim(), complained.trim());
+    let (said, complained, status) = tokio::join!(last_lines(stdout), last_lines(stderr), child.wait());
+    let status = status.context("run config.sh")?;
+    if status.success() {
+        return Ok(());
     }
-    Ok((name, u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX)))
+    if is_too_old(&said) || is_too_old(&complained) {
+        return Err(Deprecated(complained.join(" ")).into());
+    }
+    bail!("config.sh ended with {status}: {} {}", said.join(" "), complained.join(" "));
+}
+
+/// What was said last, to the end: who is not listened to any more would wait.
+async fn last_lines(stream: impl AsyncRead + Unpin) -> Vec<String> {
+    // A screen or two, which is what config.sh says at most.
+    const MOST: usize = 50;
+    let (mut lines, mut last) = (Lines::new(stream), VecDeque::new());
+    while let Some(line) = lines.next().await {
+        if last.len() == MOST {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+    last.into()
+}
+
+/// The runner has no exit code for it; these are the words of GitHub's answers. The first comes with a 404, as that for an
+/// organization that is not there.
+///
+/// Source: <https://github.com/man-group/ArcticDB/issues/3404> and <https://github.com/singnet/das/issues/1287>; the second
+/// from before 2026-09-25.
+fn is_too_old(said: &[String]) -> bool {
+    let said = said.join(" ").to_lowercase();
+    let has = |words: &[&str]| words.iter().all(|words| said.contains(words));
+    has(&["runner version", "out of date"])
+        || has(&["minimum runner version"])
+        || has(&["runner version", "deprecated"])
+}
+
+/// The labels that GitHub's own `config.sh` gives every runner. GitHub itself gives a just-in-time runner none.
+///
+/// Source: `CreateNewAgent` in `Runner.Listener/Configuration/ConfigurationManager.cs` and `VarUtil.cs` of actions/runner.
+const DEFAULT_LABELS: [&str; 3] = ["self-hosted", "Linux", ARCHITECTURE];
+
+const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
+    "ARM64"
+} else if cfg!(target_arch = "x86_64") {
+    "X64"
+} else {
+    "ARM"
+};
+
+/// What GitHub takes of a runner's labels, its own included.
+///
+/// Source: `labels` of `generate-jitconfig` in GitHub's API description, 1 to 100.
+const MOST_LABELS: usize = 100;
+
+/// The fleet's labels beside GitHub's own, each once: GitHub does not mind their case.
+fn custom_labels(config: &BootConfig) -> anyhow::Result<Vec<&str>> {
+    let mut labels: Vec<&str> = Vec::new();
+    for label in config.labels.iter().map(Label::as_str) {
+        if !DEFAULT_LABELS.iter().chain(&labels).any(|known| known.eq_ignore_ascii_case(label)) {
+            labels.push(label);
+        }
+    }
+    let all = labels.len() + DEFAULT_LABELS.len();
+    ensure!(
+        all <= MOST_LABELS,
+        "the runner would have {all} labels with GitHub's own {}; GitHub takes {MOST_LABELS}: give the fleet fewer in kiln.toml",
+        DEFAULT_LABELS.join(", ")
+    );
+    Ok(labels)
 }
 
 async fn ephemeral(identity: &Identity, github: &OrgClient) -> anyhow::Result<JitConfig> {
     let config = &identity.config;
     let runner_group_id = group_id(github, &config.runner_group).await?;
-    // Labels must not be empty here, and GitHub adds none of its own to a just-in-time runner.
-    let mut labels = vec!["self-hosted".to_owned(), "linux".to_owned()];
-    labels.extend(config.labels.iter().map(ToString::to_string));
+    let labels = DEFAULT_LABELS.into_iter().chain(custom_labels(config)?);
+    let labels: Vec<String> = labels.map(str::to_owned).collect();
     for _ in 0..MOST_NAMES {
         let name = format!("{}-{}-{}", config.fleet, identity.instance, suffix());
         let request = JitRequest { name, runner_group_id, labels: labels.clone(), work_folder: "_work".to_owned() };
@@ -197,4 +252,22 @@ fn suffix() -> String {
     // Without random numbers there was no JWT either.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     format!("{:08x}", u32::from_be_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_that_is_too_old_is_known_by_githubs_words() {
+        let old = "Your runner version is out of date and can no longer register with GitHub. The minimum runner version \
+                   required to register with GitHub Actions is now 2.329.0.";
+        let old_json = format!("{{\"message\":\"{old}\",\"status\":\"404\"}}");
+        for said in [old, &old_json, "Runner version v2.300.0 is deprecated and cannot be registered."] {
+            assert!(is_too_old(&["Http response code: NotFound".to_owned(), said.to_owned()]), "{said}");
+        }
+        for said in ["{\"message\":\"Not Found\"}", "The package is deprecated.", ""] {
+            assert!(!is_too_old(&[said.to_owned()]), "{said}");
+        }
+    }
 }

@@ -19,6 +19,7 @@ use crate::machine::Machine;
 use crate::outside::{Real, Signals};
 use crate::phase::{phase, spent};
 use crate::register::{Deprecated, Registered, register};
+use crate::settings;
 use crate::switch::{self, SWITCH_BOUND, Switch};
 
 const USER_AGENT: &str = concat!("kiln-bootstrap/", env!("CARGO_PKG_VERSION"));
@@ -52,6 +53,8 @@ pub(crate) async fn run(machine: &Machine) -> ExitCode {
     let identified = async {
         let found = phase("identify", IDENTIFY_BOUND, Box::pin(metadata.identify())).await?;
         let config = phase("configure", IDENTIFY_BOUND, async { found.0.configure() }).await?;
+        settings::apply(&config.0.config.environment)?;
+        settings::give_to_docker(machine, &config.0.config.environment).await?;
         anyhow::Ok((found, config, Signals::catch().context("catch signals")?))
     };
     let ((found, identify_ms), (identity, configure_ms), signals) = match identified.await {

@@ -1,6 +1,7 @@
 //! GitHub's own listener, as the unprivileged user.
 
-use std::process::Stdio;
+mod ear;
+
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,27 +11,30 @@ use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::Child;
 use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::Instrument as _;
 
 use crate::life::{Heard, Process};
-use crate::machine::Machine;
+use crate::machine::{Machine, User};
+use crate::processes;
 use crate::register::Registered;
+use ear::Ear;
 
 /// An idle listener ends within a second of SIGINT; half a minute is for a machine under load.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// What the listener says once it has a session, when a job begins, and when it ends.
-///
-/// Source: `Runner.Listener`'s `MessageListener` and `JobDispatcher`, in actions/runner.
-const LISTENING: &str = "Listening for Jobs";
-const BEGINS: &str = "Running job: ";
-const ENDS: &str = " completed with result: ";
+/// What of a line is read at most. The runner's own lines have a job's name in them, and nothing else of any length.
+const LONGEST_LINE: usize = 8 * 1024;
+
+/// Between two looks whether a worker is there.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The listener's process.
 #[derive(Debug)]
 pub(crate) struct Listener {
     child: Child,
     group: Option<Pid>,
+    user: User,
     heard: watch::Receiver<Heard>,
 }
 
@@ -40,28 +44,28 @@ impl Listener {
     /// # Errors
     /// It can't be started.
     pub(crate) fn start(machine: &Machine, registered: &Registered) -> anyhow::Result<Self> {
-        let program = registered.directory.join("bin/Runner.Listener");
-        let mut command = machine.command_as(&registered.user, &program, &registered.directory)?;
-        command.arg("run").envs(&registered.environment).env("ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE", "1");
+        registered.directory.prepare(&registered.environment)?;
+        let program = registered.directory.path().join("bin/Runner.Listener");
+        let mut command = machine
+            .command_as(&registered.user, &program, registered.directory.path())?
+            .arg("run")
+            .envs(&registered.environment)
+            .env("ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE", "1")
+            .among_jobs(machine);
         if let Some(jit) = &registered.jit {
             // The listener removes it from its environment when it has read it.
-            command.env("ACTIONS_RUNNER_INPUT_JITCONFIG", jit.expose_secret());
+            command = command.env("ACTIONS_RUNNER_INPUT_JITCONFIG", jit.expose_secret());
         }
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("start {}", program.display()))?;
+        let mut child = command.spawn().with_context(|| format!("start {}", program.display()))?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let (tell, heard) = watch::channel(Heard::default());
         if let Some(stdout) = child.stdout.take() {
-            tokio::spawn(forward(stdout, Some(tell)).in_current_span());
+            tokio::spawn(listen(stdout, group, tell).in_current_span());
         }
         if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(forward(stderr, None).in_current_span());
+            tokio::spawn(forward(stderr).in_current_span());
         }
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-        Ok(Self { child, group, heard })
+        Ok(Self { child, group, user: registered.user.clone(), heard })
     }
 }
 
@@ -79,59 +83,115 @@ impl Process for Listener {
             let _ = killpg(group, Signal::SIGINT);
             if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
                 tracing::warn!(phase = "drain", "the listener did not end in {} s: killing it", GRACE.as_secs());
+                // It has not been waited for, so that its number is still its own.
+                let _ = killpg(group, Signal::SIGKILL);
+            }
+            let _ = self.child.wait().await;
+        }
+        // What a job left running goes too: one by one, since a group's number is another's once the group is empty.
+        if let Some(group) = self.group {
+            processes::end_group(group, self.user.uid());
+        }
+    }
+}
+
+/// Reads what the listener says, and looks at what it does, until it ends.
+async fn listen(stream: impl AsyncRead + Unpin, listener: Option<Pid>, tell: watch::Sender<Heard>) {
+    let mut lines = Lines::new(stream);
+    let mut ear = Ear::default();
+    let mut looks = interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let news = tokio::select! {
+            line = lines.next() => {
+                let Some(line) = line else { return };
+                tracing::info!(phase = "serve", listener = line);
+                ear.hears(&line, || processes::has_worker(listener))
+            }
+            _ = looks.tick() => ear.looks(processes::has_worker(listener)),
+        };
+        let now = ear.heard();
+        tell.send_if_modified(|heard| {
+            let before = std::mem::replace(heard, now);
+            news || before != now
+        });
+    }
+}
+
+async fn forward(stream: impl AsyncRead + Unpin) {
+    let mut lines = Lines::new(stream);
+    while let Some(line) = lines.next().await {
+        tracing::info!(phase = "serve", listener = line);
+    }
+}
+
+/// Lines of whatever comes: no longer than [`LONGEST_LINE`], and what is not text made readable.
+pub(crate) struct Lines<S> {
+    stream: BufReader<S>,
+    line: Vec<u8>,
+    /// The line was longer: the rest of it is passed over.
+    cut: bool,
+}
+
+impl<S: AsyncRead + Unpin> Lines<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream: BufReader::new(stream), line: Vec::new(), cut: false }
+    }
+
+    /// The next line that is not blank; `None` at the end. May be dropped and called again.
+    pub(crate) async fn next(&mut self) -> Option<String> {
+        loop {
+            let part = match self.stream.fill_buf().await {
+                Ok(part) if !part.is_empty() => part,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Ok(_) | Err(_) if self.line.is_empty() => return None,
+                Ok(_) | Err(_) => return Some(self.take()),
+            };
+            let end = part.iter().position(|byte| *byte == b'\n');
+            let read = end.map_or(part.len(), |end| end + 1);
+            let text = &part[..end.unwrap_or(part.len())];
+            let room = LONGEST_LINE - self.line.len();
+            self.cut |= text.len() > room;
+            self.line.extend_from_slice(&text[..text.len().min(room)]);
+            self.stream.consume(read);
+            if end.is_some() {
+                let line = self.take();
+                if !line.trim().is_empty() {
+                    return Some(line);
+                }
             }
         }
-        // What a job left running goes too.
-        if let Some(group) = self.group {
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-        let _ = self.child.wait().await;
     }
-}
 
-async fn forward(stream: impl AsyncRead + Unpin, tell: Option<watch::Sender<Heard>>) {
-    let mut lines = BufReader::new(stream).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        if line.trim().is_empty() {
-            continue;
-        }
-        tracing::info!(phase = "serve", listener = line);
-        if let Some(tell) = &tell {
-            tell.send_if_modified(|heard| hear(heard, &line));
-        }
+    fn take(&mut self) -> String {
+        let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).trim_end_matches('\r').to_owned();
+        if std::mem::take(&mut self.cut) { line + " […]" } else { line }
     }
-}
-
-/// Takes in a line; did it tell something new?
-fn hear(heard: &mut Heard, line: &str) -> bool {
-    let before = *heard;
-    if line.contains(LISTENING) {
-        heard.online = true;
-    } else if line.contains(BEGINS) {
-        heard.busy = true;
-    } else if line.contains(ENDS) {
-        heard.busy = false;
-    }
-    // The end of a job is news though it was short: the idle time begins anew.
-    *heard != before || line.contains(ENDS)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_listener_is_heard_in_its_own_words() {
-        let mut heard = Heard::default();
-        for (line, news, online, busy) in [
-            ("√ Connected to GitHub", false, false, false),
-            ("2026-11-23 09:00:00Z: Listening for Jobs", true, true, false),
-            ("2026-11-23 09:00:05Z: Running job: build", true, true, true),
-            ("2026-11-23 09:00:06Z: Job build completed with result: Succeeded", true, true, false),
-            ("2026-11-23 09:00:07Z: Job next completed with result: Failed", true, true, false),
-        ] {
-            assert_eq!(hear(&mut heard, line), news, "{line}");
-            assert_eq!((heard.online, heard.busy), (online, busy), "{line}");
+    async fn all(bytes: &[u8]) -> Vec<String> {
+        let mut lines = Lines::new(bytes);
+        let mut all = Vec::new();
+        while let Some(line) = lines.next().await {
+            all.push(line);
         }
+        all
+    }
+
+    #[tokio::test]
+    async fn lines_are_read_to_the_end_whatever_they_hold() {
+        assert_eq!(all(b"one\n\n  \ntwo\r\nthree").await, ["one", "two", "three"]);
+        assert_eq!(all(b"\xff\xfe\nafter\n").await, ["\u{fffd}\u{fffd}", "after"]);
+        let long = [vec![b'x'; 3 * LONGEST_LINE], b"\nafter\n".to_vec()].concat();
+        let lines = all(&long).await;
+        assert_eq!(lines[0].len(), LONGEST_LINE + " […]".len());
+        assert!(lines[0].ends_with("x […]"));
+        assert_eq!(lines[1], "after");
+        let exact = [vec![b'x'; LONGEST_LINE], b"\n".to_vec()].concat();
+        assert_eq!(all(&exact).await, ["x".repeat(LONGEST_LINE)]);
     }
 }

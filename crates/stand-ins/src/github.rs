@@ -229,12 +229,28 @@ impl GitHub {
         self.shared.state().apps[0].installed = installed;
     }
 
-    /// From now on a runner of this version gets no session.
+    /// From now on a runner of this version gets no job: it has its session, and is refused at the first poll.
     pub fn deprecate(&self, version: &str) {
         let mut state = self.shared.state();
         let now = state.now();
         let ends = Deprecation { registration: Some(now), runtime: Some(now) };
         state.deprecated.insert(version.to_owned(), ends);
+    }
+
+    /// From now on an older version can't register.
+    pub fn set_oldest_version(&self, version: &str) {
+        version.clone_into(&mut self.shared.state().oldest);
+    }
+
+    /// Whether a runner that runs a job is deleted as well, with a 204, as GitHub has done. Its job goes on to its end.
+    pub fn delete_busy_runners(&self, deletes: bool) {
+        self.shared.state().deletes_busy = deletes;
+    }
+
+    /// Whether lists leave out the runners that register from now on, as GitHub's do for a while.
+    pub fn lag_lists(&self, lags: bool) {
+        let mut state = self.shared.state();
+        state.listed_up_to = lags.then(|| state.next());
     }
 
     /// Announces a version's ends, counted from now; `None` sets no date.
@@ -325,7 +341,7 @@ impl GitHub {
         let runner = state.runners.get_mut(&id).filter(|runner| runner.online() && runner.job.is_none())?;
         runner.job = Some(job);
         let running = JobState::InProgress { runner: runner.name.clone() };
-        let spec = JobSpec { labels: Vec::new(), steps: vec![Step::Hold] };
+        let spec = JobSpec { name: None, labels: Vec::new(), steps: vec![Step::Hold] };
         state.jobs.insert(job, Job { spec, state: running, released: false, taken: true });
         Some(job)
     }
@@ -379,7 +395,7 @@ impl GitHub {
 
     /// The runners it knows.
     pub fn runners(&self) -> Vec<KnownRunner> {
-        self.shared.state().runners.values().map(KnownRunner::of).collect()
+        self.shared.state().runners.values().filter(|runner| !runner.deleted).map(KnownRunner::of).collect()
     }
 
     /// Removes a runner, as an owner can in the organization's settings.

@@ -50,7 +50,7 @@ impl MachineFolder {
         let folder = machine.path("opt/actions-runner");
         std::fs::create_dir_all(&folder)?;
         tar::Archive::new(flate2::read::GzDecoder::new(release.bytes.as_slice())).unpack(&folder)?;
-        give_to_runner(&folder)?;
+        lay_out(&folder)?;
         Ok(machine)
     }
 
@@ -113,6 +113,24 @@ impl MachineFolder {
 pub fn give_to_runner(path: &Path) -> anyhow::Result<()> {
     let (uid, gid) = runner_ids();
     give(path, Uid::from_raw(uid), Gid::from_raw(gid))
+}
+
+/// Lays a runner's folder out as the image does: the programs are root's, two folders the runner's, and in the folder itself
+/// it may make files but delete no one else's.
+///
+/// # Errors
+/// Something can't be given away.
+pub fn lay_out(folder: &Path) -> anyhow::Result<()> {
+    for name in ["_work", "_diag"] {
+        let path = folder.join(name);
+        std::fs::create_dir_all(&path)?;
+        give_to_runner(&path)?;
+    }
+    if geteuid().is_root() {
+        fchownat(AT_FDCWD, folder, None, Some(Gid::from_raw(runner_ids().1)), AtFlags::empty())?;
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o1775))?;
+    }
+    Ok(())
 }
 
 fn give(path: &Path, uid: Uid, gid: Gid) -> anyhow::Result<()> {

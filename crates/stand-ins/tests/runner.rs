@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 const VERSION: &str = "2.338.0";
@@ -179,7 +181,9 @@ async fn a_persistent_runner_works_job_after_job_and_leaves_when_it_is_deleted()
     let (user, _) = runner_ids();
     assert!(output.starts_with(&format!("{user}\n")), "{output}");
     assert!(
-        output.contains("/_work\n") && output.contains("SEEN=by jobs\n") && output.ends_with("on stderr\n"),
+        output.contains("/_work/rehearsal/rehearsal\n")
+            && output.contains("SEEN=by jobs\n")
+            && output.ends_with("on stderr\n"),
         "{output}"
     );
     assert!(!output.contains("ACTIONS_RUNNER_INPUT") && !output.contains("secret"), "{output}");
@@ -192,8 +196,10 @@ async fn a_persistent_runner_works_job_after_job_and_leaves_when_it_is_deleted()
     github.release_job(job);
     assert_eq!(completed(github, job).await, (Conclusion::Success, "went on\n".to_owned()));
     assert_eq!(there.client.delete_runner(known[0].id).await.unwrap(), Deleted::Gone);
+    // It ends well, as it does after a job: an exit code says nothing of the work done.
     let (code, said) = end(listener).await;
-    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(!installed.has(".runner"), "it forgets what it was");
     let lines = [
         "√ Connected to GitHub",
         "Current runner version: '2.338.0'",
@@ -201,7 +207,7 @@ async fn a_persistent_runner_works_job_after_job_and_leaves_when_it_is_deleted()
         ": Running job: ",
         " completed with result: Succeeded",
         " completed with result: Failed",
-        "The runner registration has been deleted from the server",
+        "The runner no longer exists on the server. Cleaning up local configuration.",
     ];
     for line in lines {
         assert!(said.contains(line), "{line:?} is missing: {said}");
@@ -225,13 +231,17 @@ async fn a_just_in_time_runner_works_once_and_is_gone() {
     let jobs = [there.github.queue_job(script("env; pwd")), there.github.queue_job(script("true"))];
     let (conclusion, output) = completed(&there.github, jobs[0]).await;
     assert_eq!(conclusion, Conclusion::Success);
-    assert!(output.contains("/_elsewhere\n") && !output.contains("JITCONFIG"), "{output}");
+    assert!(output.contains("/_elsewhere/rehearsal/rehearsal\n") && !output.contains("JITCONFIG"), "{output}");
     let (code, said) = end(listener).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(there.client.runners(None).await.unwrap().is_empty());
     assert_eq!(there.github.job(jobs[1]).state, JobState::Queued);
     assert!(!installed.has(".runner") && !installed.has(".credentials_rsaparams"));
 
+    // Any file is written, as the real one does.
+    let other = STANDARD.encode(json!({ ".other": STANDARD.encode("text") }).to_string());
+    output_code(installed.command("bin/Runner.Listener", &["run", "--jitconfig", &other])).await;
+    assert!(installed.has(".other"));
     let broken = installed.command("bin/Runner.Listener", &["run", "--jitconfig", "bm90IGpzb24="]);
     assert_eq!(output_code(broken).await.0, Some(1));
 }
@@ -244,10 +254,10 @@ async fn output_code(command: Command) -> (Option<i32>, String) {
 async fn either_signal_cancels_the_job_and_ends_what_it_left_running() {
     let there = there(SOON).await;
     let installed = Installed::configured(&there, "linux-i-0").await;
-    for number in [Signal::SIGINT, Signal::SIGTERM] {
+    for (number, its_code) in [(Signal::SIGINT, 0), (Signal::SIGTERM, 143)] {
         let listener = installed.listen();
         online(&there.github, "linux-i-0").await;
-        let pid = installed.folder.path().join("_work/pid");
+        let pid = installed.folder.path().join("_work/rehearsal/rehearsal/pid");
         let job = there.github.queue_job(script("setsid sleep 600 & echo $! > pid.new; mv pid.new pid; wait"));
         let started = there.github.until(SOON, "the job's process", |_| pid.exists().then_some(())).await;
         started.unwrap();
@@ -256,8 +266,9 @@ async fn either_signal_cancels_the_job_and_ends_what_it_left_running() {
         assert!(Path::new("/proc").join(&left).exists());
         signal(&listener, number);
         let (code, said) = end(listener).await;
-        assert_eq!(code, Some(0), "{said}");
-        assert!(said.contains("Exiting...") && said.contains("completed with result: Canceled"), "{said}");
+        assert_eq!(code, Some(its_code), "{said}");
+        assert_eq!(said.contains("Exiting..."), number == Signal::SIGINT, "{said}");
+        assert!(said.contains("completed with result: Canceled"), "{said}");
         assert_eq!(completed(&there.github, job).await.0, Conclusion::Cancelled);
         let ended = |_: &GitHub| (!runs(&left)).then_some(());
         there.github.until(SOON, "the end of what the job left", ended).await.unwrap();
@@ -282,7 +293,7 @@ async fn configuring_is_refused_for_every_wrong_input() {
     let fresh = Installed::new(&there.github, VERSION).await;
     let (code, said) = output_code(fresh.configure(&there, "no-token", "fresh")).await;
     assert_eq!(code, Some(1));
-    assert!(said.contains("404 Not Found from 'POST"), "{said}");
+    assert!(said.contains("Http response code: NotFound from 'POST"), "{said}");
     let removal = there.client.remove_token().await.unwrap();
     let (code, _) = output_code(fresh.configure(&there, removal.token.expose_secret(), "fresh")).await;
     assert_eq!(code, Some(1), "a removal token registers nothing");
@@ -295,7 +306,13 @@ async fn configuring_is_refused_for_every_wrong_input() {
     assert_eq!(code, Some(1));
     assert!(said.contains("runner group named \"nowhere\""), "{said}");
     let old = Installed::new(&there.github, "2.328.9").await;
-    assert_eq!(output_code(old.configure(&there, token, "old")).await.0, Some(1), "too old to register");
+    let output = output(old.configure(&there, token, "old")).await;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        complaint.contains("Your runner version is out of date and can no longer register with GitHub."),
+        "{complaint}"
+    );
     assert_eq!(there.github.runners().len(), 1);
     assert!(!fresh.has(".runner"));
 
@@ -314,23 +331,20 @@ async fn configuring_is_refused_for_every_wrong_input() {
 }
 
 #[tokio::test]
-async fn root_is_refused() {
+async fn root_is_refused_by_the_script_alone() {
     if !geteuid().is_root() {
         return;
     }
     let there = there(SOON).await;
     let installed = Installed::new(&there.github, VERSION).await;
-    for (program, arguments) in
-        [("config.sh", &[][..]), ("bin/Runner.Listener", &["run"]), ("bin/Runner.Listener", &["configure"])]
-    {
-        let mut command = Command::new(installed.folder.path().join(program));
-        command.args(arguments).env_clear().env("PATH", "/usr/bin:/bin");
-        let (code, said) = output_code(command).await;
-        assert_eq!(code, Some(1), "{program} {arguments:?}");
-        assert!(said.contains("Must not run with sudo"), "{said}");
-    }
+    let mut command = Command::new(installed.folder.path().join("config.sh"));
+    command.env_clear().env("PATH", "/usr/bin:/bin");
+    let (code, said) = output_code(command).await;
+    assert_eq!(code, Some(1));
+    assert!(said.contains("Must not run with sudo"), "{said}");
+    // The listener itself runs as anybody.
     let mut allowed = Command::new(installed.folder.path().join("bin/Runner.Listener"));
-    allowed.arg("run").env("RUNNER_ALLOW_RUNASROOT", "1");
+    allowed.arg("run");
     let (_, said) = output_code(allowed).await;
     assert!(said.contains("Runner is not configured."), "{said}");
 }
@@ -350,7 +364,7 @@ async fn each_end_of_the_listener_has_its_exit_code() {
     assert_eq!(code, Some(5), "{said}");
     assert!(said.contains("A session for this runner already exists."), "{said}");
     signal(&first, Signal::SIGTERM);
-    assert_eq!(end(first).await.0, Some(0));
+    assert_eq!(end(first).await.0, Some(143));
 
     there.github.deprecate(VERSION);
     assert_eq!(end(installed.listen()).await.0, Some(1));
@@ -358,12 +372,98 @@ async fn each_end_of_the_listener_has_its_exit_code() {
     told.env("ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE", "1");
     let (code, said) = output_code(told).await;
     assert_eq!(code, Some(7));
-    assert!(said.contains("v2.338.0 is deprecated"), "{said}");
+    assert!(said.contains(": Listening for Jobs") && said.contains("v2.338.0 is deprecated"), "{said}");
+}
 
+#[tokio::test]
+async fn a_session_that_can_not_be_opened_is_asked_for_again_and_again() {
+    let there = there(SOON).await;
+    let installed = Installed::configured(&there, "linux-i-0").await;
     let settings = installed.folder.path().join(".runner");
     let nowhere = std::fs::read_to_string(&settings).unwrap().replace(&there.github.url(), "http://127.0.0.1:9");
     std::fs::write(&settings, nowhere).unwrap();
-    assert_eq!(end(installed.listen()).await.0, Some(2), "no way to GitHub: try again");
+    let mut lost = installed.listen();
+    let mut complaints = BufReader::new(lost.stderr.take().unwrap()).lines();
+    let complaint = tokio::time::timeout(SOON, complaints.next_line()).await.unwrap().unwrap().unwrap();
+    assert!(
+        complaint.contains(": Runner connect error: ") && complaint.ends_with(" Retrying until reconnected."),
+        "{complaint}"
+    );
+    assert!(lost.try_wait().unwrap().is_none(), "it goes on");
+    signal(&lost, Signal::SIGINT);
+    let (code, said) = end(lost).await;
+    assert_eq!(code, Some(0));
+    assert!(!said.contains("Listening for Jobs"), "{said}");
+}
+
+/// Without a folder for its log no program of the runner's starts, not even to tell its version.
+#[tokio::test]
+async fn each_start_leaves_a_log_or_dies() {
+    if !geteuid().is_root() {
+        eprintln!("not root: a folder can't be given to another user");
+        return;
+    }
+    let there = there(SOON).await;
+    let installed = Installed::new(&there.github, VERSION).await;
+    let version = || installed.command("bin/Runner.Listener", &["--version"]);
+    assert!(!installed.has("_diag"), "no release has one");
+    assert_eq!(output_code(version()).await.0, Some(0));
+    let diag = installed.folder.path().join("_diag");
+    assert!(std::fs::read_dir(&diag).unwrap().count() > 0);
+    std::fs::set_permissions(&diag, std::fs::Permissions::from_mode(0o755)).unwrap();
+    nix::unistd::chown(&diag, Some(nix::unistd::Uid::from_raw(0)), None).unwrap();
+    let output = output(version()).await;
+    assert_eq!(output.status.signal(), Some(6), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("Access to the path"), "{output:?}");
+}
+
+#[tokio::test]
+async fn the_file_of_the_environment_wins_over_the_environment() {
+    let there = there(SOON).await;
+    let installed = Installed::configured(&there, "linux-i-0").await;
+    let path = installed.folder.path().join(".env");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("{text}WHOSE=the file's\nGONE=\n")).unwrap();
+    let mut run = installed.command("bin/Runner.Listener", &["run"]);
+    let _listener = run.env("WHOSE", "the process's").env("GONE", "not yet").spawn().unwrap();
+    let job = there.github.queue_job(script("echo \"$WHOSE, ${GONE-gone}\""));
+    assert_eq!(completed(&there.github, job).await, (Conclusion::Success, "the file's, gone\n".to_owned()));
+}
+
+/// A name can be what the listener prints of itself, and can hold line ends.
+#[tokio::test]
+async fn a_jobs_name_is_printed_as_it_is() {
+    let there = there(SOON).await;
+    let installed = Installed::configured(&there, "linux-i-0").await;
+    let listener = installed.listen();
+    let job = there.github.queue_job(script("true").named("one\nListening for Jobs"));
+    completed(&there.github, job).await;
+    signal(&listener, Signal::SIGINT);
+    let (_, said) = end(listener).await;
+    assert!(said.contains(": Running job: one\nListening for Jobs\n"), "{said}");
+    assert!(said.contains(": Job one\nListening for Jobs completed with result: Succeeded\n"), "{said}");
+}
+
+/// GitHub has answered both while all was well with the runner.
+#[tokio::test]
+async fn a_busy_runner_can_be_deleted_and_a_list_be_behind() {
+    let there = there(SOON).await;
+    there.github.lag_lists(true);
+    let installed = Installed::configured(&there, "linux-i-0").await;
+    let id = there.github.runners()[0].id;
+    assert!(there.client.runners(None).await.unwrap().is_empty(), "not in the list yet");
+    assert!(there.client.runner(id).await.unwrap().is_some(), "but there");
+    there.github.lag_lists(false);
+    assert_eq!(there.client.runners(None).await.unwrap().len(), 1);
+    let listener = installed.listen();
+    let job = there.github.queue_job(JobSpec::new(["big"]).step(Step::Hold).step(Step::Run("echo went on".to_owned())));
+    in_progress(&there.github, job).await;
+    there.github.delete_busy_runners(true);
+    assert_eq!(there.client.delete_runner(id).await.unwrap(), Deleted::Gone);
+    assert_eq!(there.client.delete_runner(id).await.unwrap(), Deleted::Absent);
+    there.github.release_job(job);
+    assert_eq!(completed(&there.github, job).await, (Conclusion::Success, "went on\n".to_owned()));
+    assert_eq!(end(listener).await.0, Some(0));
 }
 
 #[tokio::test]
@@ -378,7 +478,7 @@ async fn a_killed_runner_is_offline_and_busy_until_its_lease_ends() {
     let id =
         github.until(SOON, "the job's start", |github| github.runners().first().map(|runner| runner.id)).await.unwrap();
     // Taken up, not only offered.
-    let started = |_: &GitHub| installed.has("_work/started").then_some(());
+    let started = |_: &GitHub| installed.has("_work/rehearsal/rehearsal/started").then_some(());
     github.until(SOON, "the job to be taken up", started).await.unwrap();
     signal(&listener, Signal::SIGKILL);
     let offline = |github: &GitHub| github.runners().into_iter().find(|runner| !runner.online);
@@ -392,7 +492,7 @@ async fn a_killed_runner_is_offline_and_busy_until_its_lease_ends() {
     online(github, "linux-i-0").await;
     assert_eq!(github.runners()[0].id, id);
     assert_eq!(there.client.delete_runner(id).await.unwrap(), Deleted::Gone);
-    assert_eq!(end(again).await.0, Some(1));
+    assert_eq!(end(again).await.0, Some(0));
 }
 
 #[tokio::test]
@@ -428,11 +528,11 @@ async fn hooks_are_part_of_the_job() {
     };
     let mut run = installed.command("bin/Runner.Listener", &["run"]);
     run.env("ACTIONS_RUNNER_HOOK_JOB_STARTED", hook("started.sh", "echo before"));
-    run.env("ACTIONS_RUNNER_HOOK_JOB_COMPLETED", hook("completed.sh", "echo after; test ! -e fail"));
+    run.env("ACTIONS_RUNNER_HOOK_JOB_COMPLETED", hook("completed.sh", "echo after; test ! -e ../../../fail"));
     let listener = run.spawn().unwrap();
     let (conclusion, output) = completed(&there.github, there.github.queue_job(script("echo during"))).await;
     assert_eq!((conclusion, output.as_str()), (Conclusion::Success, "before\nduring\nafter\n"));
-    let (conclusion, _) = completed(&there.github, there.github.queue_job(script("touch fail"))).await;
+    let (conclusion, _) = completed(&there.github, there.github.queue_job(script("touch ../../../fail"))).await;
     assert_eq!(conclusion, Conclusion::Failure, "a hook's failure is the job's");
     signal(&listener, Signal::SIGINT);
     assert_eq!(end(listener).await.0, Some(0));
@@ -452,7 +552,9 @@ async fn a_release_is_the_same_bytes_each_time_and_in_the_real_form() {
 
     let folder = tempfile::tempdir().unwrap();
     unpack(&download(&first).await, folder.path());
-    for program in ["config.sh", "run.sh", "env.sh", "bin/Runner.Listener", "externals/node24/bin/node"] {
+    for program in
+        ["config.sh", "run.sh", "env.sh", "bin/Runner.Listener", "bin/Runner.Worker", "externals/node24/bin/node"]
+    {
         let mode = std::fs::metadata(folder.path().join(program)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o755, "{program}");
     }

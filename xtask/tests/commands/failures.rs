@@ -48,8 +48,8 @@ async fn an_image_that_can_not_serve_is_rolled_back_from() {
 
     world.write_config(VERSIONS[1], FLEETS).unwrap();
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
-    // Between the bake and the roll-out GitHub stops to serve what was baked.
-    world.github.deprecate(VERSIONS[1]);
+    // Between the bake and the rollout GitHub stops to register what was baked.
+    world.github.set_oldest_version("99.0.0");
     let said = refused(&world, &["deploy", "--fleet", "linux"], 6).await;
     assert!(said.contains("instance refresh") && said.contains("the version before still serves"), "{said}");
     assert!(said.contains("already done:"), "{said}");
@@ -60,6 +60,7 @@ async fn an_image_that_can_not_serve_is_rolled_back_from() {
     assert!(serving.iter().any(|runner| runner.id == online[0].id), "the runner that served before still does");
 
     // Back to the pin that is served: the same command ends right.
+    world.github.set_oldest_version(VERSIONS[0]);
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
     world.run(&["deploy"], quiet).await.unwrap().success().unwrap();

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::geteuid;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::{Args, Found, Look};
+use crate::directory::USERS;
 use crate::guard;
 use crate::machine::{Machine, User};
 use crate::register::HOOKS;
@@ -49,9 +51,10 @@ pub(super) async fn look(look: Look, machine: &Machine, args: &Args) -> Found {
             };
             (found, "take the user out of sudoers and its groups: a job that becomes root becomes the App")
         }
-        Look::Runner => {
-            (user().and_then(|user| runner(machine, &user)), "unpack the runner again, and give all of it to the user")
-        }
+        Look::Runner => (
+            user().and_then(|user| runner(machine, &user)),
+            "lay the runner's folder out again, as the component document runner.yml does",
+        ),
         Look::Version => {
             let found = match user() {
                 Ok(user) => version(machine, &user).await,
@@ -83,7 +86,11 @@ async fn sudo(machine: &Machine, user: &User) -> anyhow::Result<String> {
             None => Ok(none),
         };
     }
-    let output = match Command::new("sudo").args(["--list", "--non-interactive", "--other-user", USER]).output().await {
+    let output = match Command::new("/usr/bin/sudo")
+        .args(["--list", "--non-interactive", "--other-user", USER])
+        .output()
+        .await
+    {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok("there is no sudo".to_owned()),
         output => output.context("run sudo")?,
     };
@@ -131,8 +138,8 @@ fn runner(machine: &Machine, user: &User) -> anyhow::Result<String> {
     for program in ["config.sh", "bin/Runner.Listener"] {
         executable(&directory.join(program))?;
     }
-    let files = owned(&directory, user)?;
-    Ok(format!("{files} files in {}, all of {USER}'s", directory.display()))
+    let files = guarded_files(&directory, user)?;
+    Ok(format!("{files} files in {}, all of them root's, and the user's own two folders", directory.display()))
 }
 
 fn executable(path: &Path) -> anyhow::Result<()> {
@@ -141,17 +148,46 @@ fn executable(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many files there are; an error names the first that is another's.
-fn owned(path: &Path, user: &User) -> anyhow::Result<u64> {
-    let mut files = 0;
-    let mut rest = vec![path.to_owned()];
+/// How many files there are; an error names the first that a job could change, or where the runner could not write. Who runs
+/// this without being root can give nothing away, and sees only that the folders are there.
+fn guarded_files(directory: &Path, user: &User) -> anyhow::Result<u64> {
+    let mode = |found: &std::fs::Metadata| found.permissions().mode() & 0o7777;
+    let look = |path: &Path| std::fs::symlink_metadata(path).with_context(|| format!("look at {}", path.display()));
+    let root = geteuid().is_root();
+    let top = look(directory)?;
+    ensure!(
+        !root || top.uid() == 0 && top.gid() == user.gid() && mode(&top) == 0o1775,
+        "{} belongs to uid {}, gid {} and has mode {:o}, not to root and the user's group with 1775",
+        directory.display(),
+        top.uid(),
+        top.gid(),
+        mode(&top)
+    );
+    for name in USERS {
+        let path = directory.join(name);
+        let found = look(&path)?;
+        ensure!(
+            found.is_dir() && found.uid() == user.uid(),
+            "{} belongs to uid {}, not to {USER}",
+            path.display(),
+            found.uid()
+        );
+    }
+    let (mut files, mut rest) = (0, vec![directory.to_owned()]);
     while let Some(path) = rest.pop() {
-        let metadata = std::fs::symlink_metadata(&path).with_context(|| format!("look at {}", path.display()))?;
-        ensure!(metadata.uid() == user.uid(), "{} belongs to uid {}, not to {USER}", path.display(), metadata.uid());
+        let found = look(&path)?;
         files += 1;
-        if metadata.is_dir() {
+        if path != directory && root {
+            ensure!(found.uid() == 0, "{} belongs to uid {}, not to root", path.display(), found.uid());
+            let open = mode(&found) & 0o022 != 0 && !found.is_symlink();
+            ensure!(!open, "{} has mode {:o}, and can be written to by others", path.display(), mode(&found));
+        }
+        if found.is_dir() {
             for entry in std::fs::read_dir(&path).with_context(|| format!("list {}", path.display()))? {
-                rest.push(entry?.path());
+                let entry = entry?;
+                if path != directory || !USERS.iter().any(|name| entry.file_name() == *name) {
+                    rest.push(entry.path());
+                }
             }
         }
     }
@@ -164,8 +200,8 @@ async fn version(machine: &Machine, user: &User) -> anyhow::Result<String> {
     let recorded = std::fs::read_to_string(&record).with_context(|| format!("read {}", record.display()))?;
     let directory = machine.path(DIRECTORY);
     let program = directory.join("bin/Runner.Listener");
-    let mut command = machine.command_as(user, &program, &directory)?;
-    let output = command.arg("--version").output().await.with_context(|| format!("run {}", program.display()))?;
+    let command = machine.command_as(user, &program, &directory)?.arg("--version");
+    let output = command.output().await.with_context(|| format!("run {}", program.display()))?;
     let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     ensure!(output.status.success(), "{} ended with {}", program.display(), output.status);
     ensure!(found == recorded.trim(), "it is {found}, the image records {}", recorded.trim());
@@ -221,7 +257,7 @@ const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 async fn clock() -> anyhow::Result<String> {
     let deadline = Instant::now() + CLOCK_BOUND;
     loop {
-        let output = Command::new("timedatectl").output().await.context("run timedatectl")?;
+        let output = Command::new("/usr/bin/timedatectl").output().await.context("run timedatectl")?;
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "timedatectl ended with {}: {}", output.status, complaint.trim());
         let said = String::from_utf8_lossy(&output.stdout);

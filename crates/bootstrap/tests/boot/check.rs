@@ -117,22 +117,57 @@ async fn a_well_baked_image_passes_and_each_flaw_is_named() {
     assert!(matches!(&full[..], [[look, _]] if look == "disk"), "{full:?}");
 }
 
+/// What a job could change is what the next one would be run by.
 #[tokio::test]
-async fn a_file_that_is_not_the_runners_is_found_wherever_it_is() {
+async fn a_program_that_a_job_could_change_is_found_wherever_it_is() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("not root: no file can be another's");
         return;
     }
     let machine = baked().await;
-    bash(
-        &machine.path(""),
-        "mkdir -p opt/actions-runner/bin/deep; touch opt/actions-runner/bin/deep/file; chown --reference opt/actions-runner opt/actions-runner/bin/deep",
-    );
-    let said = wrong(&check(&machine, &["--json"]));
-    assert!(
-        matches!(&said[..], [[look, found]] if look == "runner" && found.contains("bin/deep/file belongs to uid 0")),
-        "{said:?}"
-    );
+    for (flaw, fixed, found) in [
+        (
+            "mkdir -p bin/deep; touch bin/deep/file; chown --reference _work bin/deep/file",
+            "rm -r bin/deep",
+            "bin/deep/file belongs to uid 65534, not to root",
+        ),
+        (
+            "chmod g+w externals/node24/bin/node",
+            "chmod g-w externals/node24/bin/node",
+            "and can be written to by others",
+        ),
+        ("chown 65534 .", "chown 0 .", "not to root and the user's group with 1775"),
+        ("chmod 775 .", "chmod 1775 .", "not to root and the user's group with 1775"),
+        ("chown 0 _diag", "chown 65534 _diag", "_diag belongs to uid 0, not to runner"),
+        ("rm -r _work", "mkdir _work; chown 65534 _work", "_work"),
+        ("ln -s /etc/passwd extra; chown --no-dereference 65534 extra", "rm extra", "extra belongs to uid 65534"),
+    ] {
+        bash(&machine.path("opt/actions-runner"), flaw);
+        let said = wrong(&check(&machine, &["--json"]));
+        assert!(said.iter().any(|[look, what]| look == "runner" && what.contains(found)), "{flaw}: {said:?}");
+        bash(&machine.path("opt/actions-runner"), fixed);
+        assert_eq!(wrong(&check(&machine, &["--json"])), Vec::<[String; 2]>::new(), "{flaw}");
+    }
+}
+
+/// A check that changes what it checks would bake an image on which no runner starts.
+#[tokio::test]
+async fn the_runners_check_leaves_its_folder_as_it_was() {
+    let machine = baked().await;
+    let directory = machine.path("opt/actions-runner");
+    let run = || {
+        let mut check = Command::new("bash");
+        check.arg(format!("{FILES}/opt/kiln/checks/runner.sh")).arg(&directory).arg(VERSION).output().unwrap()
+    };
+    let output = run();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(std::fs::read_dir(directory.join("_diag")).unwrap().count(), 0);
+    assert_eq!(wrong(&check(&machine, &["--json"])), Vec::<[String; 2]>::new());
+    if nix::unistd::geteuid().is_root() {
+        bash(&directory, "rm -r _diag");
+        let output = run();
+        assert!(!output.status.success(), "{output:?}");
+    }
 }
 
 #[tokio::test]

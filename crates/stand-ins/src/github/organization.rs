@@ -44,14 +44,19 @@ pub(super) fn handle(
         ("POST", ["runners", "generate-jitconfig"]) => jit_config(state, &call.json(), &shared.url()),
         ("GET", ["runners"]) => {
             let name = call.query("name");
-            let fits = |runner: &&Runner| name.as_ref().is_none_or(|name| runner.name == *name);
+            // source: <https://github.com/github-aws-runners/terraform-aws-github-runner/issues/4391>: a new runner is not in the
+            // list at once. By its id it is found.
+            let newest = state.listed_up_to.unwrap_or(u64::MAX);
+            let fits = |runner: &&Runner| {
+                !runner.deleted && runner.id <= newest && name.as_ref().is_none_or(|name| runner.name == *name)
+            };
             let all: Vec<&Runner> = state.runners.values().filter(fits).collect();
             Ok(page(call, "runners", &all, |runner| described(runner)))
         }
         ("GET", ["runners", "downloads"]) => Ok(downloads(state)),
         ("GET", ["runners", "deprecations", version]) => deprecation(state, version),
         ("GET", ["runners", id]) => {
-            let runner = id.parse().ok().and_then(|id| state.runners.get(&id));
+            let runner = id.parse().ok().and_then(|id| state.runners.get(&id)).filter(|runner| !runner.deleted);
             runner.map(|runner| ok(200, &described(runner))).ok_or_else(|| Box::new(refuse(404, "Not Found")))
         }
         ("DELETE", ["runners", id]) => delete(state, id),
@@ -189,7 +194,14 @@ pub(super) fn releases(state: &State, call: &Call) -> Answered {
 
 fn delete(state: &mut State, id: &str) -> Answered {
     let id: u64 = id.parse().map_err(|_| Box::new(refuse(404, "Not Found")))?;
-    let Some(runner) = state.runners.get(&id) else { return no(404, "Not Found") };
+    let deletes_busy = state.deletes_busy;
+    let runner = state.runners.get_mut(&id).filter(|runner| !runner.deleted);
+    let Some(runner) = runner else { return no(404, "Not Found") };
+    // source: <https://github.com/github-aws-runners/terraform-aws-github-runner/issues/5085>: a 204 while a job runs.
+    if runner.job.is_some() && deletes_busy {
+        runner.deleted = true;
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     if runner.job.is_some() {
         let name = &runner.name;
         return no(422, &format!("Bad request - Runner \"{name}\" is currently running a job and cannot be deleted."));

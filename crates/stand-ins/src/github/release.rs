@@ -21,19 +21,24 @@ pub struct Release {
     pub bytes: Vec<u8>,
 }
 
+/// source: Misc/layoutroot/config.sh:3-9 and 62-85
+/// assumption: the libraries that it looks for (lines 11-60) are there.
 const CONFIG: &str = r#"#!/bin/bash
 if [[ $(id -u) -eq 0 && -z "$RUNNER_ALLOW_RUNASROOT" ]]; then
   echo "Must not run with sudo"
   exit 1
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
+source ./env.sh
 if [[ "$1" == remove ]]; then
   exec ./bin/Runner.Listener "$@"
 fi
 exec ./bin/Runner.Listener configure "$@"
 "#;
 
-/// As the real one it hides the listener's exit code, but for a deprecated version's, and starts it again after a 2.
+/// It hides the listener's exit code, but for a deprecated version's, and starts it again after a 2.
+///
+/// source: Misc/layoutroot/run.sh, Misc/layoutroot/run-helper.sh.template
 const RUN: &str = r#"#!/bin/bash
 if [[ $(id -u) -eq 0 && -z "$RUNNER_ALLOW_RUNASROOT" ]]; then
   echo "Must not run interactively with sudo"
@@ -51,9 +56,17 @@ while :; do
 done
 "#;
 
-/// The real one records the user's PATH and language for the listener, which reads `.env`.
-const ENV: &str =
-    "#!/bin/bash\ncd \"$(dirname \"${BASH_SOURCE[0]}\")\" || exit 1\necho \"LANG=${LANG:-C.UTF-8}\" >.env\n";
+/// Keeps the path in `.path`, and in `.env`, which the listener reads at each start, the language. What can't be written is
+/// complained about, and that is all.
+///
+/// source: Misc/layoutroot/env.sh:16-40
+const ENV: &str = r#"#!/bin/bash
+[[ -f .env ]] || : >.env
+echo "$PATH" >.path
+if [[ -n "$LANG" ]] && ! grep --quiet '^LANG=' .env; then
+  echo "LANG=$LANG" >>.env
+fi
+"#;
 
 const DEPENDENCIES: &str = "#!/bin/bash\necho \"Can't detect current OS type\"\nexit 1\n";
 
@@ -76,6 +89,8 @@ pub(super) fn pack(version: &str, listener: &Path, url: String) -> anyhow::Resul
         header.set_size(content.len() as u64);
         tar.append_data(&mut header, path, content)?;
     }
+    // The worker is the same program by another name.
+    tar.append_link(&mut header(0o777, EntryType::Symlink), "./bin/Runner.Worker", "Runner.Listener")?;
     // The real tarball has relative links too.
     tar.append_link(&mut header(0o777, EntryType::Symlink), "./externals/node", "node20")?;
     let bytes = tar.into_inner()?.finish()?;

@@ -19,9 +19,6 @@ use super::state::{Conclusion, JobState, Runner, State, TokenKind, random, versi
 /// How long a poll is held open. The real one holds for 50 s; a shorter one notices the end of a rehearsal.
 const POLL: Duration = Duration::from_millis(900);
 
-/// Since 2026-09 an older one can't register.
-const OLDEST: &str = "2.329.0";
-
 pub(super) fn download(shared: &Shared, path: &str) -> Response {
     let state = shared.state();
     let found = state.releases.iter().find(|(version, _)| {
@@ -84,15 +81,18 @@ pub(super) fn register<'a>(
         seen: None,
         job: None,
         simulated: None,
+        deleted: false,
     };
     state.runners.entry(id).or_insert(runner)
 }
 
 /// Files by name, each in base64, the whole in base64: the real document's form.
 pub(super) fn encoded_jit(runner: &Runner, url: &str, work: &str) -> String {
+    // source: a `.runner` of GitHub's read in <https://github.com/vitalyiegorov/tart-runner-fleet>, ADR 0041: text values, and
+    // names that begin with a capital letter.
     let settings = json!({
-        "agentId": runner.id, "agentName": runner.name, "ephemeral": runner.ephemeral, "serverUrl": url,
-        "workFolder": work,
+        "AgentId": runner.id.to_string(), "AgentName": runner.name, "Ephemeral": "True", "DisableUpdate": "True",
+        "PoolId": "1", "PoolName": "Default", "ServerUrl": url, "WorkFolder": work,
     });
     let files = [
         (".runner", settings),
@@ -145,6 +145,20 @@ fn exchange(shared: &Shared, call: &Call) -> Response {
     if !authorized(&state, call, "RemoteAuth", kinds) || !here {
         return refuse(404, "Not Found");
     }
+    // source: <https://github.com/man-group/ArcticDB/issues/3404>: with the status of an unknown organization.
+    // assumption: GitHub reads the version from the user agent, the only place in this request that has it.
+    let agent = call.headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let version = agent.split_once('/').map_or("", |(_, version)| version.split(' ').next().unwrap_or_default());
+    if wanted["runner_event"] == "register" && version_number(version) < version_number(&state.oldest) {
+        return refuse(
+            404,
+            &format!(
+                "Your runner version is out of date and can no longer register with GitHub. The minimum runner version \
+                 required to register with GitHub Actions is now {}.",
+                state.oldest
+            ),
+        );
+    }
     let (token, _) = state.mint(TokenKind::Admin);
     ok(200, &json!({ "token": token, "token_schema": "OAuthAccessToken" }))
 }
@@ -156,9 +170,6 @@ fn configure(shared: &Shared, call: &Call) -> Response {
     }
     let wanted = call.json();
     let text = |name: &str| wanted[name].as_str().unwrap_or_default();
-    if version_number(text("version")) < version_number(OLDEST) {
-        return refuse(403, &format!("Runner version v{} is deprecated and cannot be registered.", text("version")));
-    }
     let name = text("name");
     if name.is_empty() || name.len() > LONGEST_NAME {
         return refuse(422, &format!("A runner's name has 1 to {LONGEST_NAME} characters."));
@@ -205,15 +216,10 @@ fn open_session(shared: &Shared, call: &Call) -> Response {
     let mut state = shared.state();
     let wanted = call.json();
     let version = wanted["version"].as_str().unwrap_or_default().to_owned();
-    let deprecated =
-        state.deprecated.get(&version).is_some_and(|ends| ends.runtime.is_some_and(|at| at <= state.now()));
-    let known = |runner: &&Runner| wanted["credential"] == runner.credential.as_str();
+    let known = |runner: &&Runner| !runner.deleted && wanted["credential"] == runner.credential.as_str();
     let Some((id, online)) = state.runners.values().find(known).map(|runner| (runner.id, runner.online())) else {
         return refuse(404, "The runner registration has been deleted from the server, please re-configure.");
     };
-    if deprecated {
-        return refuse(403, &format!("Runner version v{version} is deprecated and cannot receive messages."));
-    }
     if online {
         return refuse(409, "A session for this runner already exists.");
     }
@@ -242,6 +248,9 @@ async fn poll(shared: &Shared, session: &str) -> Response {
     let deadline = Instant::now() + POLL;
     loop {
         let changed = shared.changed.notified();
+        if let Some(refusal) = too_old(&shared.state(), session) {
+            return refusal;
+        }
         match take_job(shared, session) {
             None => return gone(),
             Some(Some(job)) => {
@@ -256,6 +265,18 @@ async fn poll(shared: &Shared, session: &str) -> Response {
     }
 }
 
+/// A runner whose version is served no more has its session, and is refused at each poll.
+///
+/// source: Sdk/WebApi/WebApi/BrokerHttpClient.cs:121-125 (`RunnerVersionTooOld`); the words from
+/// <https://github.com/actions/runner/issues/4613>
+fn too_old(state: &State, session: &str) -> Option<Response> {
+    let runner = state.runners.values().find(|runner| runner.session.as_deref() == Some(session))?;
+    let version = runner.version.as_deref()?;
+    let ends = state.deprecated.get(version)?.runtime?;
+    let words = format!("Runner version v{version} is deprecated and cannot receive messages.");
+    (ends <= state.now()).then(|| refuse(403, &words))
+}
+
 /// `None`: no such session. `Some(None)`: nothing to do.
 fn take_job(shared: &Shared, session: &str) -> Option<Option<Value>> {
     let mut guard = shared.state();
@@ -264,13 +285,19 @@ fn take_job(shared: &Shared, session: &str) -> Option<Option<Value>> {
     if runner.job.is_some() {
         return Some(None);
     }
+    if runner.deleted {
+        let id = runner.id;
+        state.runners.remove(&id);
+        return None;
+    }
     let (name, id, labels) = (runner.name.clone(), runner.id, runner.labels.clone());
     let fits = |wanted: &[String]| wanted.iter().all(|label| labels.iter().any(|has| has.eq_ignore_ascii_case(label)));
     let queued = state.jobs.iter_mut().find(|(_, job)| job.state == JobState::Queued && fits(&job.spec.labels));
     let Some((&number, job)) = queued else { return Some(None) };
     job.state = JobState::InProgress { runner: name };
     job.taken = false;
-    let message = json!({ "job": number, "steps": job.spec.steps });
+    let shown = job.spec.name.clone().unwrap_or_else(|| number.0.to_string());
+    let message = json!({ "job": number, "name": shown, "steps": job.spec.steps });
     state.runners.get_mut(&id)?.job = Some(number);
     Some(Some(message))
 }

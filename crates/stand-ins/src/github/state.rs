@@ -21,6 +21,11 @@ pub(super) const INSTALLATION_ID: u64 = 77_001;
 /// GitHub's default, per installation and hour.
 pub(super) const HOURLY_LIMIT: u64 = 5000;
 
+/// Since 2026-09-25 an older version can't register.
+///
+/// source: the refusal of `…/actions/runner-registration` in <https://github.com/man-group/ArcticDB/issues/3404>
+const OLDEST: &str = "2.329.0";
+
 /// A runner is heard from at least once a second; one that was silent this long is offline.
 const SILENT: Duration = Duration::from_secs(5);
 
@@ -104,6 +109,8 @@ pub(super) struct Runner {
     pub(super) job: Option<JobId>,
     /// It is simulated: online or not, as it is told.
     pub(super) simulated: Option<bool>,
+    /// It was deleted while it ran a job, which goes on to its end.
+    pub(super) deleted: bool,
 }
 
 impl Runner {
@@ -156,6 +163,8 @@ pub struct JobId(pub u64);
 /// What a job wants and does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobSpec {
+    /// As a person sees it in the run, and as the runner prints it; the job's number where it has none.
+    pub name: Option<String>,
     /// Labels the runner must have, all of them.
     pub labels: Vec<String>,
     /// In order.
@@ -165,7 +174,14 @@ pub struct JobSpec {
 impl JobSpec {
     /// A job without steps.
     pub fn new<const N: usize>(labels: [&str; N]) -> Self {
-        Self { labels: labels.map(str::to_owned).to_vec(), steps: Vec::new() }
+        Self { name: None, labels: labels.map(str::to_owned).to_vec(), steps: Vec::new() }
+    }
+
+    /// The same by another name. GitHub takes any: line ends too, where a matrix brings them in.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.to_owned());
+        self
     }
 
     /// The same with a step more.
@@ -289,6 +305,12 @@ pub(super) struct State {
     /// A job whose runner was silent this long is given up. Until then its runner is offline and busy.
     pub(super) lease: Duration,
     pub(super) deprecated: BTreeMap<String, Deprecation>,
+    /// The oldest version that may register.
+    pub(super) oldest: String,
+    /// A runner that runs a job is deleted as well.
+    pub(super) deletes_busy: bool,
+    /// Lists leave out the runners with more than this id: they are behind.
+    pub(super) listed_up_to: Option<u64>,
     /// Calls left, and when there are [`HOURLY_LIMIT`] again.
     pub(super) limit: (u64, u64),
     /// The secondary limit, and for each path the minute that runs and how many POSTs it has seen.
@@ -335,6 +357,9 @@ impl State {
             jobs: BTreeMap::new(),
             lease,
             deprecated: BTreeMap::new(),
+            oldest: OLDEST.to_owned(),
+            deletes_busy: false,
+            listed_up_to: None,
             limit: (HOURLY_LIMIT, 0),
             posts_per_minute,
             posts: BTreeMap::new(),

@@ -38,13 +38,29 @@ for file in "${programs[@]}" "$directory"/bin/*.so; do
   fi
 done
 
-if ! found="$("$directory/bin/Runner.Listener" --version 2>&1)"; then
-  wrong "bin/Runner.Listener does not run: $found"
+# As the user whose folder for logs it is: every start writes there, and one of root's would leave a log that keeps the user
+# out. Nothing of this one stays.
+as_user() {
+  if ((EUID == 0)); then
+    setpriv --reuid="$(stat --format %u "$directory/_diag")" --regid="$(stat --format %g "$directory/_diag")" \
+      --clear-groups -- "$@"
+  else
+    "$@"
+  fi
+}
+
+complaint="$(mktemp)"
+if [[ ! -d "$directory/_diag" ]]; then
+  wrong "$directory has no folder _diag for the runner's logs"
+elif ! found="$(as_user "$directory/bin/Runner.Listener" --version 2>"$complaint")"; then
+  wrong "bin/Runner.Listener does not run: $found $(cat "$complaint")"
 elif [[ "$found" != "$version" ]]; then
   wrong "bin/Runner.Listener is $found, not $version"
 else
   echo "ok    bin/Runner.Listener is $found"
 fi
+rm -f "$complaint"
+find "$directory/_diag" -mindepth 1 -delete || wrong "$directory/_diag can't be emptied"
 for node in "${nodes[@]}"; do
   major="${node%/bin/node}"
   major="${major##*/node}"
