@@ -2,14 +2,14 @@
 
 use aws_sdk_autoscaling::error::ProvideErrorMetadata as _;
 use aws_sdk_autoscaling::types::{
-    AutoScalingGroup, DesiredConfiguration, InstanceRefresh, InstanceRefreshStatus, LaunchTemplate,
+    Activity, AutoScalingGroup, DesiredConfiguration, InstanceRefresh, InstanceRefreshStatus, LaunchTemplate,
     LaunchTemplateSpecification, MixedInstancesPolicy, RefreshPreferences as SdkPreferences, RefreshStrategy,
-    ScaleInProtectedInstances, StandbyInstances, SuspendedProcess,
+    ScaleInProtectedInstances, ScalingActivityStatusCode, StandbyInstances, SuspendedProcess,
 };
 use kiln_config::model::GroupName;
 use kiln_operations::ports::{
-    Group, GroupInstance, Groups, LaunchTemplateVersion, Refresh, RefreshPreferences, RefreshStatus, RefreshStop,
-    Result, Suspension,
+    Group, GroupInstance, Groups, Launch, LaunchOutcome, LaunchTemplateVersion, Refresh, RefreshPreferences,
+    RefreshStatus, RefreshStop, Result, Suspension,
 };
 
 use crate::Aws;
@@ -81,6 +81,17 @@ impl Groups for Aws {
             instances: instances.collect(),
             suspended: group.suspended_processes().iter().filter_map(suspension).collect(),
         }))
+    }
+
+    async fn launches(&self, name: &GroupName) -> Result<Vec<Launch>> {
+        let describe = self.autoscaling.describe_scaling_activities().auto_scaling_group_name(name.as_str());
+        let answer = match describe.max_records(100).send().await {
+            Ok(answer) => answer,
+            // A group that is not there yet has launched nothing.
+            Err(error) if error.message().is_some_and(|message| message.contains("not found")) => return Ok(Vec::new()),
+            Err(error) => return Err(self.failed(format!("read the scaling activities of `{name}`"), error)),
+        };
+        Ok(answer.activities.unwrap_or_default().iter().filter_map(launch_of).collect())
     }
 
     async fn newest_refresh(&self, name: &GroupName) -> Result<Option<Refresh>> {
@@ -185,6 +196,26 @@ impl Groups for Aws {
         let found = refreshes.first().map(refresh_of);
         found.ok_or_else(|| self.odd(format!("describe instance refresh {id} of `{name}`"), "there is none of that id"))
     }
+}
+
+/// The activity, if it is a launch: `Launching a new EC2 instance: i-…` while it goes on, with `Status Reason: …` behind it
+/// where it failed.
+///
+/// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-verify-scaling-activity.html>
+fn launch_of(activity: &Activity) -> Option<Launch> {
+    use ScalingActivityStatusCode as Status;
+    let description = activity.description()?.strip_prefix("Launching a new EC2 instance")?;
+    let word = description.trim_start_matches([':', ' ']).split([' ', '.']).next().unwrap_or_default();
+    let outcome = match activity.status_code() {
+        Some(Status::Successful) => LaunchOutcome::Succeeded,
+        Some(Status::Failed | Status::Cancelled) => {
+            let told = description.split_once("Status Reason: ").map(|(_, reason)| reason);
+            let reason = activity.status_message().or(told).unwrap_or("Auto Scaling gives no reason");
+            LaunchOutcome::Failed(reason.to_owned())
+        }
+        _ => LaunchOutcome::UnderWay,
+    };
+    Some(Launch { id: activity.activity_id()?.to_owned(), instance: word.parse().ok(), outcome })
 }
 
 /// The model names the error with the suffix, the service answers without.

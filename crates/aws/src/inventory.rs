@@ -6,8 +6,10 @@ use std::time::SystemTime;
 use aws_sdk_cloudformation::error::ProvideErrorMetadata as _;
 use aws_sdk_cloudformation::types::StackStatus;
 use aws_sdk_ec2::types::{Filter, Image, Instance, LaunchTemplateVersion, Tag};
-use kiln_config::model::{AmiId, SnapshotId};
-use kiln_operations::ports::{Inventory, Machine, OwnImage, OwnSnapshot, Result, TemplateVersion};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kiln_config::model::{AmiId, InstanceId, SnapshotId};
+use kiln_operations::ports::{Inventory, LastWords, Machine, OwnImage, OwnSnapshot, Result, TemplateVersion};
 use kiln_operations::when;
 
 use crate::Aws;
@@ -89,6 +91,11 @@ fn version_of(version: &LaunchTemplateVersion, latest: bool) -> Option<TemplateV
         ami: version.launch_template_data()?.image_id()?.parse().ok()?,
         latest,
     })
+}
+
+/// A console's line without what moves a terminal's cursor.
+fn printable(line: &str) -> String {
+    line.chars().filter(|letter| !letter.is_control()).collect::<String>().trim_end().to_owned()
 }
 
 impl Aws {
@@ -211,6 +218,20 @@ impl Inventory for Aws {
     async fn machines_of(&self, amis: &[AmiId]) -> Result<Vec<Machine>> {
         let amis = amis.iter().map(ToString::to_string).collect();
         self.listed_machines("look for instances of images", "image-id", amis).await
+    }
+
+    async fn last_words(&self, id: &InstanceId) -> Result<LastWords> {
+        let instances = self.ec2.describe_instances().filters(filter("instance-id", [id.as_str()])).send().await;
+        let instances = instances.map_err(|error| self.failed(format!("describe {id}"), error))?;
+        let instance = instances.reservations().iter().flat_map(|one| one.instances()).next();
+        let state = instance.and_then(|instance| instance.state_reason()).and_then(|reason| reason.message());
+        // Where the console can't be read, the reason is still worth showing.
+        let console = self.ec2.get_console_output().instance_id(id.as_str()).send().await.ok();
+        let text = console.and_then(|answer| STANDARD.decode(answer.output?).ok()).unwrap_or_default();
+        Ok(LastWords {
+            reason: state.map(str::to_owned),
+            console: String::from_utf8_lossy(&text).lines().map(printable).filter(|line| !line.is_empty()).collect(),
+        })
     }
 
     async fn parameters_below(&self, path: &str) -> Result<BTreeMap<String, String>> {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use aws_sdk_cloudformation::error::ProvideErrorMetadata as _;
 use aws_sdk_cloudformation::types::{
-    Capability, Change, ChangeSetStatus, ChangeSetType, Parameter, Replacement, Tag, TemplateStage,
+    Capability, Change, ChangeSetStatus, ChangeSetType, EventFilter, OperationEvent, Parameter, Replacement, Tag,
+    TemplateStage,
 };
 use kiln_operations::ports::{ChangeSet, ResourceChange, Result, Stack, StackEvent, StackRequest, Stacks};
 use kiln_operations::wait::Pace;
@@ -130,6 +131,27 @@ impl Aws {
         Ok(answer.template_body.unwrap_or_default())
     }
 
+    /// What CloudFormation's validation found, or a hook of the account's: the change set itself says only that it was
+    /// refused. `None` where that can't be read, or there is nothing of it.
+    ///
+    /// Source: <https://docs.aws.amazon.com/AWSCloudFormation/latest/APIReference/API_DescribeEvents.html>
+    async fn refused_by(&self, change_set: &str) -> Option<String> {
+        let failed = EventFilter::builder().failed_events(true).build();
+        let events =
+            self.cloudformation.describe_events().change_set_name(change_set).filters(failed).send().await.ok()?;
+        let reason = |event: &OperationEvent| {
+            let reason = event
+                .validation_status_reason()
+                .or(event.hook_status_reason())
+                .or(event.resource_status_reason())
+                .filter(|reason| !reason.is_empty())?;
+            let place = event.validation_path().or(event.logical_resource_id()).unwrap_or("the template");
+            Some(format!("{place}: {reason}"))
+        };
+        let reasons: Vec<String> = events.operation_events().iter().filter_map(reason).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
     async fn described_change_set(&self, stack: &str, id: &str) -> Result<ChangeSet> {
         let doing = format!("describe change set {id}");
         let mut pace = Pace::new(CHANGE_SET_BOUND);
@@ -148,7 +170,11 @@ impl Aws {
         if described.status() == Some(&ChangeSetStatus::Failed) {
             let reason = described.status_reason().unwrap_or("no reason given");
             let empty = reason.contains("didn't contain changes") || reason.contains("No updates are to be performed");
-            return if empty { Ok(change_set) } else { Err(self.odd(doing, reason)) };
+            if empty {
+                return Ok(change_set);
+            }
+            let why = self.refused_by(id).await.map(|why| format!("{reason}: {why}"));
+            return Err(self.odd(doing, why.unwrap_or_else(|| reason.to_owned())));
         }
         if described.next_token().is_none() {
             change_set.changes.extend(described.changes().iter().filter_map(change_of));

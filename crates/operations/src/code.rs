@@ -270,7 +270,7 @@ codes! {
         "The bake took longer than the timeout."
         "Run the same command again: it waits for this very build."
     RefreshSlow "refresh-slow" Timeout
-        "The instance refresh took longer than the longest drain and an hour."
+        "The instance refresh made no progress for as long as the longest drain and an hour."
         "Run the same command again: it waits for this very refresh. A job that does not end is the usual cause."
     DrainSlow "drain-slow" Timeout
         "Instances were still there after the longest job and a margin."

@@ -14,6 +14,7 @@ pub mod freshness;
 pub mod init;
 mod json_diff;
 pub mod keys;
+mod launches;
 pub mod orphans;
 pub mod pin;
 pub mod plan;

@@ -13,7 +13,7 @@ use kiln_github::{AppKey, AppSigner};
 
 pub use crate::keys::{HeldKey, KeyRecord, StoreContents, StoredKey};
 
-pub use inventory::{Inventory, Machine, OwnImage, OwnSnapshot, TemplateVersion};
+pub use inventory::{Inventory, LastWords, Machine, OwnImage, OwnSnapshot, TemplateVersion};
 
 use crate::plan::Plan;
 
@@ -536,10 +536,34 @@ pub struct RefreshStop {
     pub pause: Duration,
 }
 
+/// A launch of one of a group's instances, as the group's activities have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// The activity's id.
+    pub id: String,
+    /// The instance, where it came to one.
+    pub instance: Option<InstanceId>,
+    /// How it ended.
+    pub outcome: LaunchOutcome,
+}
+
+/// How a launch ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LaunchOutcome {
+    /// It has not.
+    UnderWay,
+    /// The instance came into service.
+    Succeeded,
+    /// It did not, for this reason.
+    Failed(String),
+}
+
 /// Auto Scaling.
 pub trait Groups: Send + Sync {
     /// The group, if it exists.
     fn group(&self, name: &GroupName) -> impl Future<Output = Result<Option<Group>>> + Send;
+    /// The group's launches, the newest first, as far back as the last hundred of its activities go.
+    fn launches(&self, name: &GroupName) -> impl Future<Output = Result<Vec<Launch>>> + Send;
     /// The group's newest refresh, if there ever was one.
     fn newest_refresh(&self, name: &GroupName) -> impl Future<Output = Result<Option<Refresh>>> + Send;
     /// Starts a refresh to a pinned version, with automatic rollback and skipping instances that match; returns its id.

@@ -10,8 +10,8 @@ use crate::json_diff::{Change, changes};
 use crate::ports::{ChangeSet, Consent, Consented, Progress, ResourceChange, Stack, StackEvent, StackRequest, Stacks};
 use crate::wait::{Pace, human};
 
-/// A NAT gateway and an Auto Scaling group with its first instances are up within minutes; an hour is CloudFormation's
-/// own default for a resource that must stabilise.
+/// A NAT gateway and an Auto Scaling group with its first instances are up within minutes. CloudFormation itself waits six
+/// hours for a group; the same command again waits on.
 pub const STACK_BOUND: Duration = Duration::from_secs(3600);
 
 /// The one way a stack is brought to its wanted state.
@@ -167,22 +167,51 @@ pub struct DeadStack {
     pub reason: String,
 }
 
+/// Looks beyond a stack while it is waited for: at why CloudFormation waits itself.
+pub(crate) trait Beyond: Send {
+    /// The reason for which the wait has no end in sight.
+    fn hopeless(&mut self, progress: &dyn Progress) -> impl Future<Output = Result<Option<String>>> + Send;
+    /// Does anything that the stack made serve already?
+    fn serves(&self) -> impl Future<Output = Result<bool>> + Send;
+}
+
+/// Nothing to look at.
+struct Nothing;
+
+impl Beyond for Nothing {
+    async fn hopeless(&mut self, _: &dyn Progress) -> Result<Option<String>> {
+        Ok(None)
+    }
+    async fn serves(&self) -> Result<bool> {
+        Ok(true)
+    }
+}
+
 /// Looks for a stack, waiting for an operation that is under way on it.
 ///
 /// # Errors
 /// [`crate::Kind::Precondition`] for a stack that must be mended by hand, [`crate::Kind::Timeout`] for one that stays in progress.
 pub async fn find(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<Found> {
+    find_beyond(cloud, name, &mut Nothing, progress).await
+}
+
+/// The same. A stack whose creation has no end in sight, and of which nothing serves, can only be deleted.
+pub(crate) async fn find_beyond(
+    cloud: &impl Stacks,
+    name: &str,
+    beyond: &mut impl Beyond,
+    progress: &dyn Progress,
+) -> Result<Found> {
     let mut pace = Pace::new(STACK_BOUND);
     loop {
         let Some(stack) = cloud.stack(name).await? else { return Ok(Found::Absent) };
         match stack.status.as_str() {
             "REVIEW_IN_PROGRESS" => return Ok(Found::Usable(stack)),
-            status if status.ends_with("_IN_PROGRESS") => {
-                progress.state(&format!("stack {name} is {status}: waiting for it"));
-                if pace.pause().await.is_err() {
-                    return Err(still_busy(name, status));
-                }
-            }
+            "CREATE_IN_PROGRESS" if !beyond.serves().await? => match beyond.hopeless(progress).await? {
+                Some(reason) => return Ok(Found::Dead(DeadStack { name: stack.name, status: stack.status, reason })),
+                None => wait_on(&mut pace, &stack, progress).await?,
+            },
+            status if status.ends_with("_IN_PROGRESS") => wait_on(&mut pace, &stack, progress).await?,
             status if can_be_updated(status) => return Ok(Found::Usable(stack)),
             "ROLLBACK_COMPLETE" | "ROLLBACK_FAILED" | "DELETE_FAILED" => {
                 let reason = reason(cloud, &stack).await;
@@ -191,6 +220,12 @@ pub async fn find(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> R
             _ => return Err(broken(cloud, &stack).await),
         }
     }
+}
+
+async fn wait_on(pace: &mut Pace, stack: &Stack, progress: &dyn Progress) -> Result<()> {
+    let Stack { name, status, .. } = stack;
+    progress.state(&format!("stack {name} is {status}: waiting for it"));
+    pace.pause().await.map_err(|_| still_busy(name, status))
 }
 
 /// Reads a stack, waiting for an operation that is under way on it, and refuses one that can't be updated.
@@ -239,7 +274,9 @@ pub async fn delete(cloud: &impl Stacks, name: &str, progress: &dyn Progress) ->
     let (mut asked, mut begun) = (false, false);
     loop {
         let Some(stack) = cloud.stack(name).await? else { return Ok(()) };
-        let under_way = stack.status.ends_with("_IN_PROGRESS") && stack.status != "REVIEW_IN_PROGRESS";
+        // A creation need not end first: CloudFormation breaks it off.
+        let breaks_off = matches!(stack.status.as_str(), "REVIEW_IN_PROGRESS" | "CREATE_IN_PROGRESS");
+        let under_way = stack.status.ends_with("_IN_PROGRESS") && !breaks_off;
         if !under_way && !asked {
             cloud.delete_stack(name).await?;
             asked = true;
@@ -371,6 +408,17 @@ pub async fn apply_agreed(
     consent: &dyn Consent,
     progress: &dyn Progress,
 ) -> Result<()> {
+    apply_beyond(cloud, step, &mut Nothing, consent, progress).await
+}
+
+/// The same, ending the wait where it has no end in sight.
+pub(crate) async fn apply_beyond(
+    cloud: &impl Stacks,
+    step: &StackStep,
+    beyond: &mut impl Beyond,
+    consent: &dyn Consent,
+    progress: &dyn Progress,
+) -> Result<()> {
     let name = &step.request.name;
     let before: BTreeSet<String> = match step.difference {
         Difference::Absent => BTreeSet::new(),
@@ -389,7 +437,7 @@ pub async fn apply_agreed(
         return Err(error);
     }
     cloud.execute(&change_set).await?;
-    follow(cloud, name, before, progress).await
+    follow(cloud, name, before, beyond, progress).await
 }
 
 /// What jobs run on, or data is in: a new one in its place ends the one, or loses the other.
@@ -453,7 +501,13 @@ async fn tell_new(
     Ok(new)
 }
 
-async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, progress: &dyn Progress) -> Result<()> {
+async fn follow(
+    cloud: &impl Stacks,
+    name: &str,
+    mut seen: BTreeSet<String>,
+    beyond: &mut impl Beyond,
+    progress: &dyn Progress,
+) -> Result<()> {
     let mut pace = Pace::new(STACK_BOUND);
     // Right after the call the stack may still show the state before it: the end is one that a new event tells of.
     let mut told = String::new();
@@ -482,9 +536,121 @@ async fn follow(cloud: &impl Stacks, name: &str, mut seen: BTreeSet<String>, pro
                 "CloudFormation went back to the state before, which still serves; mend what is named and run this again",
             ));
         }
+        if matches!(status, "CREATE_IN_PROGRESS" | "UPDATE_IN_PROGRESS")
+            && let Some(reason) = beyond.hopeless(progress).await?
+        {
+            return Err(no_end(name, status, &reason));
+        }
         progress.state(&format!("stack {name} is {status}"));
         if pace.pause().await.is_err() {
             return Err(still_busy(name, status));
         }
+    }
+}
+
+fn no_end(name: &str, status: &str, reason: &str) -> Error {
+    let then = if status == "CREATE_IN_PROGRESS" {
+        "run the same command again: it deletes the stack, of which nothing serves, and creates it again"
+    } else {
+        "run the same command again"
+    };
+    Error::new(Code::LaunchesFail, format!("stack `{name}` is {status} with no end in sight: {reason}"))
+        .hint(format!("{}; then {then}", crate::launches::HINT))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::ports;
+
+    /// A stack that CloudFormation goes on making for as long as anybody looks.
+    struct Endless;
+
+    impl Stacks for Endless {
+        async fn stack(&self, name: &str) -> ports::Result<Option<Stack>> {
+            Ok(Some(Stack {
+                name: name.to_owned(),
+                status: "CREATE_IN_PROGRESS".to_owned(),
+                reason: None,
+                template: None,
+                parameters: BTreeMap::new(),
+                outputs: BTreeMap::new(),
+                tags: BTreeMap::new(),
+            }))
+        }
+        async fn change_set(&self, request: &StackRequest) -> ports::Result<ChangeSet> {
+            let change = ResourceChange {
+                action: "Add".to_owned(),
+                resource: "Group".to_owned(),
+                kind: "AWS::AutoScaling::AutoScalingGroup".to_owned(),
+                replacement: false,
+                details: Vec::new(),
+            };
+            Ok(ChangeSet { id: "1".to_owned(), stack: request.name.clone(), changes: vec![change] })
+        }
+        async fn execute(&self, _: &ChangeSet) -> ports::Result<()> {
+            Ok(())
+        }
+        async fn discard(&self, _: &ChangeSet) -> ports::Result<()> {
+            Ok(())
+        }
+        async fn events(&self, _: &str) -> ports::Result<Vec<StackEvent>> {
+            Ok(Vec::new())
+        }
+        async fn delete_stack(&self, _: &str) -> ports::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Silent;
+
+    impl Progress for Silent {
+        fn say(&self, _: &str) {}
+        fn state(&self, _: &str) {}
+    }
+
+    /// Hopeless after so many looks.
+    struct After {
+        looks: u32,
+        serves: bool,
+    }
+
+    impl Beyond for After {
+        async fn hopeless(&mut self, _: &dyn Progress) -> Result<Option<String>> {
+            self.looks = self.looks.saturating_sub(1);
+            Ok((self.looks == 0).then(|| "two launches in a row failed: no quota".to_owned()))
+        }
+        async fn serves(&self) -> Result<bool> {
+            Ok(self.serves)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_creation_without_an_end_in_sight_is_not_waited_for_an_hour() {
+        let request = StackRequest {
+            name: "kiln-acme-fleet-linux".to_owned(),
+            template: String::new(),
+            parameters: BTreeMap::new(),
+            tags: BTreeMap::new(),
+        };
+        let step = StackStep { request, difference: Difference::Absent };
+        let begun = Instant::now();
+        let mut beyond = After { looks: 10, serves: false };
+        let error = apply_beyond(&Endless, &step, &mut beyond, &Always, &Silent).await.unwrap_err();
+        assert_eq!(error.code, Code::LaunchesFail);
+        assert!(error.message.contains("no quota"), "{error}");
+        assert!(error.hint.is_some_and(|hint| hint.contains("the same command again: it deletes the stack")));
+        assert!(begun.elapsed() < Duration::from_secs(300));
+
+        // The same command again does so.
+        let mut beyond = After { looks: 1, serves: false };
+        let found = find_beyond(&Endless, &step.request.name, &mut beyond, &Silent).await.unwrap();
+        assert!(matches!(found, Found::Dead(DeadStack { reason, .. }) if reason.contains("no quota")));
+        // A stack of which something serves is left to CloudFormation.
+        let mut beyond = After { looks: 1, serves: true };
+        let error = find_beyond(&Endless, &step.request.name, &mut beyond, &Silent).await.unwrap_err();
+        assert_eq!(error.code, Code::StackBusy);
     }
 }

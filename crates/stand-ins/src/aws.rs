@@ -309,6 +309,11 @@ impl Aws {
         lock(&self.shared.groups).machines.simulate(github.clone());
     }
 
+    /// Whether instance refreshes go on only once the instances that they replaced are gone. They do not, unless told to.
+    pub fn wait_for_leaving(&self, waits: bool) {
+        lock(&self.shared.groups).waits_for_leaving = waits;
+    }
+
     /// An image to simulate instances of, with a runner of this version.
     ///
     /// # Errors

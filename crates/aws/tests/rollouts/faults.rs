@@ -86,6 +86,7 @@ async fn two_hundred_roll_outs_each_with_a_fault() {
                 return;
             }
             let mut world = Lane::new(INSTANCES).await;
+            world.local.wait_for_leaving(lane % 2 == 1);
             let (_, mut version) = world.bake().await;
             world.deploy(&world.request()).await;
             assert!(world.serves(&version), "{:?}", world.runners());

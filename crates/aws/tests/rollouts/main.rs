@@ -7,5 +7,6 @@
 mod faults;
 mod lane;
 mod large;
+mod launches;
 mod rollback;
 mod upgrade;

@@ -4,6 +4,7 @@
 
 mod lists;
 mod lock;
+mod reasons;
 
 use std::collections::BTreeMap;
 use std::fmt;

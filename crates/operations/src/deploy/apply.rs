@@ -11,6 +11,7 @@ use super::{Observed, Operator, Request, Step, observe, plan, record};
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::fleet_stack::resolved;
+use crate::launches::{self, BeyondStack, LaunchWatch};
 use crate::orphans;
 use crate::plan::{Plan, Tally, first_line};
 use crate::ports::Cloud;
@@ -119,7 +120,10 @@ async fn apply_step(
         Step::Stack(step) => {
             let request = resolved(cloud, &step.request).await?;
             let step = StackStep { request, difference: step.difference.clone() };
-            stacks::apply_agreed(cloud, &step, consent, progress).await
+            let group = config.group(&fleet.name);
+            let watch = LaunchWatch::begin(&group, Some(github), cloud).await?;
+            let mut beyond = BeyondStack { watch, cloud };
+            stacks::apply_beyond(cloud, &step, &mut beyond, consent, progress).await
         }
         Step::Settle(wanted) => {
             let stack = cloud.stack(&wanted.name).await?;
@@ -156,6 +160,7 @@ async fn verify(
 ) -> Result<()> {
     let progress = operator.progress;
     let mut pace = Pace::new(ONLINE_BOUND);
+    let mut launches = LaunchWatch::begin(name, Some(github), cloud).await?;
     loop {
         let (group, version) = roll::group_and_version(request, name, cloud).await?;
         let runners = fleet_runners(request.fleet, None, github).await?;
@@ -164,11 +169,18 @@ async fn verify(
             return Ok(());
         };
         progress.state(&what);
-        if pace.pause().await.is_err() {
-            let message = format!("{name} does not serve after {}: {what}", human(ONLINE_BOUND));
+        let failed = launches.look(cloud, progress).await?;
+        if failed.is_some() || pace.pause().await.is_err() {
+            let error = match failed {
+                Some(why) => launches::failure(format!("{name} does not serve: {what}: {why}")),
+                None => {
+                    let message = format!("{name} does not serve after {}: {what}", human(ONLINE_BOUND));
+                    Error::new(Code::RunnersOffline, message).hint(roll::WHERE_TO_LOOK)
+                }
+            };
             return match back_to.filter(|former| **former != version.version) {
-                Some(former) => Err(roll::take_back(request, name, former, message, cloud, operator).await?),
-                None => Err(Error::new(Code::RunnersOffline, message).hint(roll::WHERE_TO_LOOK)),
+                Some(former) => Err(roll::take_back(request, name, former, error.message, cloud, operator).await?),
+                None => Err(error),
             };
         }
     }

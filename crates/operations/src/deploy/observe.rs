@@ -13,6 +13,7 @@ use super::{Request, key_names};
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::freshness::{self, Lifetime, Urgency};
+use crate::launches::{BeyondStack, LaunchWatch};
 use crate::orphans;
 use crate::pin::RUNNER_VERSION_TAG;
 use crate::ports::{Ami, Cloud, Group, Images, Inventory, LaunchTemplateVersion, Progress, Refresh, Stack};
@@ -82,7 +83,10 @@ pub async fn observe(
         Network::NewVpc => found(stacks::find(cloud, &config.network_stack(), progress).await?, &mut dead),
         Network::Subnets { .. } => None,
     };
-    let stack = found(stacks::find(cloud, &config.fleet_stack(&fleet.name), progress).await?, &mut dead);
+    let name = config.group(&fleet.name);
+    let mut beyond = BeyondStack { watch: LaunchWatch::of_all(&name, Some(github)), cloud };
+    let stack = stacks::find_beyond(cloud, &config.fleet_stack(&fleet.name), &mut beyond, progress).await?;
+    let stack = found(stack, &mut dead);
     let stack = stack.filter(|stack| stack.status != "REVIEW_IN_PROGRESS");
     let record = Record::read(config, &fleet.name, cloud).await?;
     let asked_for = stack.as_ref().and_then(|stack| stack.parameters.get("AmiId")?.parse::<AmiId>().ok());
@@ -94,7 +98,6 @@ pub async fn observe(
     };
     // Before the group: see `orphans::among`.
     let runners = fleet_runners(fleet, stack.as_ref(), github).await?;
-    let name = config.group(&fleet.name);
     let mut group = cloud.group(&name).await?;
     require_up(request, group.as_ref())?;
     if let (Some(group), Some(newest)) = (group.as_mut(), stack.as_ref().and_then(newest_version)) {

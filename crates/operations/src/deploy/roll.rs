@@ -16,6 +16,7 @@ use super::plan::{all_on, has_version, in_service, newest_version};
 use super::{Canary, CanaryRunner, Operator, Request};
 use crate::code::Code;
 use crate::error::{Error, Kind, Result};
+use crate::launches::LaunchWatch;
 use crate::orphans::is_of;
 use crate::ports::{
     Cloud, Group, Groups, LaunchTemplateVersion, Progress, Refresh, RefreshPreferences, RefreshStatus, RefreshStop,
@@ -203,6 +204,7 @@ struct Watch<'a, C: Cloud> {
     waiting: BTreeMap<InstanceId, Instant>,
     next_look: Instant,
     look_pause: Duration,
+    launches: LaunchWatch<'a>,
 }
 
 /// What a look at the new instances comes to.
@@ -243,6 +245,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
             waiting: BTreeMap::new(),
             next_look: Instant::now(),
             look_pause: FIRST_GITHUB_PAUSE,
+            launches: LaunchWatch::begin(name, Some(github), cloud).await?,
         })
     }
 
@@ -261,6 +264,10 @@ impl<'a, C: Cloud> Watch<'a, C> {
             let RefreshStatus::Running(status) = &refresh.status else { return self.ended(&refresh).await };
             watched.tell(&refresh, status, self.operator.progress);
             if goes_forward(status) && !self.blind {
+                if let Some(why) = self.launches.look(self.cloud, self.operator.progress).await? {
+                    let error = self.roll_back(why).await?;
+                    return Err(Error { code: Code::LaunchesFail, ..error });
+                }
                 match self.look().await? {
                     Verdict::GoOn => {}
                     Verdict::CanaryIsGood => return self.let_go().await,
@@ -423,17 +430,19 @@ impl<'a, C: Cloud> Watch<'a, C> {
     }
 }
 
-/// A wait for a refresh, told as it goes on.
+/// A wait for a refresh, told as it goes on. It ends where the refresh makes no progress: with a group's size grows how
+/// often it waits for jobs, so there is no time that all of it takes at most.
 struct Watched {
     pace: Pace,
     bound: Duration,
     told: String,
+    progress: (u32, u32),
 }
 
 impl Watched {
     fn new(request: &Request<'_>) -> Self {
         let bound = Duration::from_secs(u64::from(request.fleet.drain_limit_secs)) + REFRESH_MARGIN;
-        Self { pace: Pace::new(bound), bound, told: String::new() }
+        Self { pace: Pace::new(bound), bound, told: String::new(), progress: (0, 0) }
     }
 
     fn tell(&mut self, refresh: &Refresh, status: &str, progress: &dyn Progress) {
@@ -444,12 +453,17 @@ impl Watched {
             self.told = line;
             self.pace.quicken();
         }
+        let now = (refresh.percent, refresh.remaining);
+        if now != self.progress {
+            self.progress = now;
+            self.pace = Pace::new(self.bound);
+        }
     }
 
     async fn pause(&mut self, id: &str, group: &GroupName) -> Result<()> {
         self.pace.pause().await.map_err(|_| {
             let bound = human(self.bound);
-            Error::new(Code::RefreshSlow, format!("instance refresh {id} of {group} still ran after {bound}"))
+            Error::new(Code::RefreshSlow, format!("instance refresh {id} of {group} made no progress for {bound}"))
                 .hint("run the same command again: it waits for this very refresh")
         })
     }

@@ -63,6 +63,15 @@ pub struct Machine {
     pub tags: BTreeMap<String, String>,
 }
 
+/// What is left to be read of an instance that ended, or will.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LastWords {
+    /// Why EC2 ended it, or it did.
+    pub reason: Option<String>,
+    /// The lines of its console that EC2 has, the last one last.
+    pub console: Vec<String>,
+}
+
 /// EC2's, SSM's and CloudFormation's lists: whole, or an error where there are more pages than are read.
 pub trait Inventory: Send + Sync {
     /// The account's own AMIs that are tagged `kiln:managed=true`.
@@ -92,6 +101,8 @@ pub trait Inventory: Send + Sync {
     ) -> impl Future<Output = Result<BTreeSet<String>>> + Send;
     /// The instances that exist and were launched from one of these images.
     fn machines_of(&self, amis: &[AmiId]) -> impl Future<Output = Result<Vec<Machine>>> + Send;
+    /// Why an instance ended, and what it wrote to its console.
+    fn last_words(&self, id: &InstanceId) -> impl Future<Output = Result<LastWords>> + Send;
     /// The parameters below a path, with their values.
     fn parameters_below(&self, path: &str) -> impl Future<Output = Result<BTreeMap<String, String>>> + Send;
     /// The names of the stacks that begin so; deleted ones are none.

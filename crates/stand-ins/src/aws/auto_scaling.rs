@@ -22,6 +22,7 @@ pub(super) fn answer_to(groups: &mut Groups, call: &Call) -> Response {
     let hook = || (field("AutoScalingGroupName"), field("LifecycleHookName"), field("InstanceId"));
     let answered = match call.operation.as_str() {
         "DescribeAutoScalingGroups" => Ok(describe(groups, &call.members("AutoScalingGroupNames"))),
+        "DescribeScalingActivities" => activities(groups, &field("AutoScalingGroupName"), &field("MaxRecords")),
         "DescribeInstanceRefreshes" => {
             refreshes(groups, &field("AutoScalingGroupName"), &call.members("InstanceRefreshIds"))
         }
@@ -121,6 +122,23 @@ fn describe(groups: &Groups, names: &[String]) -> String {
         })
         .collect();
     format!("<AutoScalingGroups>{members}</AutoScalingGroups>")
+}
+
+/// The newest first, at most a hundred.
+fn activities(groups: &Groups, name: &str, most: &str) -> Answered {
+    groups.groups.get(name).ok_or_else(|| missing(name))?;
+    let most = most.parse().unwrap_or(100).min(100);
+    let one = |(instance, status, message): &(String, &str, Option<&str>)| {
+        let reason = message.map(|message| format!(".  Status Reason: {message}")).unwrap_or_default();
+        let told = message.map(|message| format!("<StatusMessage>{message}</StatusMessage>")).unwrap_or_default();
+        format!(
+            "<member><ActivityId>launch-of-{instance}</ActivityId><AutoScalingGroupName>{name}</AutoScalingGroupName>\
+             <Description>Launching a new EC2 instance: {instance}{reason}</Description><Cause>stand-in</Cause>\
+             <StartTime>2026-01-01T00:00:00Z</StartTime><StatusCode>{status}</StatusCode>{told}</member>"
+        )
+    };
+    let members: String = groups.launches(name).iter().take(most).map(one).collect();
+    Ok(format!("<Activities>{members}</Activities>"))
 }
 
 fn refreshes(groups: &Groups, name: &str, ids: &[String]) -> Answered {

@@ -89,8 +89,10 @@ pub(super) struct Instance {
     pub(super) state: State,
     pub(super) since: Instant,
     heartbeat: Instant,
-    /// It never was in service.
+    /// It ended before it was in service.
     pub(super) failed: bool,
+    /// It was in service once.
+    served: bool,
     healthy: bool,
     root: PathBuf,
     log: PathBuf,
@@ -196,6 +198,11 @@ pub(super) struct Groups {
     launches: BTreeMap<(String, String), LaunchData>,
     /// How the simulated ones are, where they are.
     pub(super) machines: Machines,
+    /// A refresh goes on only once the instances that it replaced are gone.
+    ///
+    /// assumption: AWS does not say whether it does. `WaitForTransitioningInstances` of CancelInstanceRefresh shows that it
+    /// knows them. Kiln must get along with both.
+    pub(super) waits_for_leaving: bool,
 }
 
 /// A hook's answer that does not fit: Auto Scaling's own words.
@@ -247,6 +254,23 @@ impl Groups {
     pub(super) fn metadata_of(&self, id: &str) -> Option<Arc<super::imds::State>> {
         let instance = self.instances.iter().find(|instance| instance.id == id)?;
         Some(instance.imds.as_ref()?.state())
+    }
+
+    /// A group's launches, the newest first: how each went, as its activity has it.
+    pub(super) fn launches(&self, group: &str) -> Vec<(String, &'static str, Option<&'static str>)> {
+        // source: https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-verify-scaling-activity.html for the form; for the
+        // words of an abandoned launch https://github.com/Jaeminst/devops-01-Final-TeamG/issues/90.
+        const ABANDONED: &str = "Instance failed to complete user's Lifecycle Action: Lifecycle Action with token \
+                                 0a1b2c3d was abandoned: Lifecycle Action Completed with ABANDON Result";
+        let launch = |instance: &Instance| {
+            let (status, message) = match (instance.served, instance.failed) {
+                (true, _) => ("Successful", None),
+                (false, true) => ("Cancelled", Some(ABANDONED)),
+                (false, false) => ("MidLifecycleAction", None),
+            };
+            (instance.id.clone(), status, message)
+        };
+        self.instances.iter().rev().filter(|instance| instance.group == group).map(launch).collect()
     }
 
     /// Instances that `DescribeAutoScalingGroups` lists.
@@ -355,6 +379,7 @@ impl Instance {
             since: now,
             heartbeat: now,
             failed: false,
+            served: state == State::InService,
             healthy: true,
             root: PathBuf::new(),
             log: PathBuf::new(),
@@ -366,6 +391,7 @@ impl Instance {
 
     pub(super) fn enter(&mut self, state: State) {
         self.state = state;
+        self.served |= state == State::InService;
         self.since = Instant::now();
         self.heartbeat = self.since;
     }
@@ -534,7 +560,8 @@ fn take_over(groups: &mut Groups, wanted: Group) {
 /// Moves instances and refreshes on; what is to be launched is the result, as group and version, one for each instance.
 fn step(shared: &Shared) -> Vec<(String, String)> {
     let mut guard = lock(&shared.groups);
-    let Groups { groups, instances, machines, .. } = &mut *guard;
+    let Groups { groups, instances, machines, waits_for_leaving, .. } = &mut *guard;
+    let pace = Pace { patience: machines.patience(), waits_for_leaving: *waits_for_leaving };
     for instance in instances.iter_mut() {
         if let Some(group) = groups.get_mut(&instance.group) {
             match instance.light {
@@ -546,7 +573,7 @@ fn step(shared: &Shared) -> Vec<(String, String)> {
     let mut launches = Vec::new();
     for group in groups.values_mut() {
         let mut own: Vec<&mut Instance> = instances.iter_mut().filter(|i| i.group == group.name).collect();
-        if let Some((version, count)) = balance(group, &mut own) {
+        if let Some((version, count)) = balance(group, &mut own, pace) {
             launches.extend(std::iter::repeat_n((group.name.clone(), version), count));
         }
     }
@@ -601,10 +628,10 @@ fn power_off(instance: &mut Instance, group: &mut Group) {
 }
 
 /// The version to launch instances from, and how many, if any are due.
-fn balance(group: &mut Group, instances: &mut [&mut Instance]) -> Option<(String, usize)> {
+fn balance(group: &mut Group, instances: &mut [&mut Instance], pace: Pace) -> Option<(String, usize)> {
     let desired = group.desired as usize;
     if group.refreshes.last().is_some_and(Refresh::running) {
-        return refresh(group, instances, desired);
+        return refresh(group, instances, desired, pace);
     }
     let staying = instances.iter().filter(|instance| !instance.state.leaving()).count();
     // One at a time where the last one died.
@@ -612,9 +639,18 @@ fn balance(group: &mut Group, instances: &mut [&mut Instance]) -> Option<(String
     (staying < desired && Instant::now() >= group.not_before).then(|| (group.version.clone(), count))
 }
 
-/// Launches before it terminates, as many at a time as the preferences let it; stops where it is told to; goes back when a
-/// new instance never comes into service.
-fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize) -> Option<(String, usize)> {
+/// How a refresh goes on.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// For how long it launches instances that never come into service.
+    patience: Duration,
+    /// Whether it waits for those that it replaced to be gone.
+    waits_for_leaving: bool,
+}
+
+/// Launches before it terminates, as many at a time as the preferences let it; stops where it is told to; goes back when new
+/// instances have not come into service for an hour.
+fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize, pace: Pace) -> Option<(String, usize)> {
     let refresh = group.refreshes.last_mut()?;
     let back = refresh.status == "RollbackInProgress";
     let to = if back { refresh.from.clone() } else { refresh.to.clone() };
@@ -630,7 +666,10 @@ fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize) -
     let broken = instances
         .iter()
         .any(|i| i.failed && i.version == refresh.to && i.state == State::Terminated && i.since > refresh.begun);
-    if broken && refresh.status == "InProgress" && refresh.from != refresh.to {
+    // assumption: AWS's guide speaks of an hour for what keeps a refresh from going on, and of the scaling activities for why
+    // instances are not launched; a failed launch alone does not end it.
+    let given_up = broken && refresh.begun.elapsed() >= pace.patience;
+    if given_up && refresh.status == "InProgress" && refresh.from != refresh.to {
         refresh.reason = "a new instance did not complete its launch lifecycle action".to_owned();
         refresh.status = if refresh.preferences.auto_rollback { "RollbackInProgress" } else { "Failed" };
         return None;
@@ -651,7 +690,11 @@ fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize) -
     }
     let unborn = instances.iter_mut().filter(|i| !is_new(i) && i.state == State::PendingWait);
     unborn.for_each(|old| old.enter(State::TerminatingWait));
+    let leaving = instances.iter().any(|i| !is_new(i) && i.state == State::TerminatingWait);
     if serving + coming < desired {
+        if pace.waits_for_leaving && leaving && !back {
+            return None;
+        }
         let room = (desired * most as usize / 100).max(desired + 1).saturating_sub(in_service + coming);
         let count = room.min(desired - serving - coming);
         return (count > 0 && Instant::now() >= group.not_before).then_some((to, count));

@@ -48,6 +48,13 @@ impl Machines {
         self.github.is_some()
     }
 
+    /// How long a refresh launches instances that never come into service: an hour, which passes a hundred times as fast
+    /// where instances are simulated.
+    pub(super) fn patience(&self) -> Duration {
+        let hour = Duration::from_secs(3600);
+        if self.simulated() { hour / 100 } else { hour }
+    }
+
     pub(super) fn add(&mut self, ami: &str, version: &str) {
         self.images.insert(ami.to_owned(), Image { version: version.to_owned(), fault: None });
     }
