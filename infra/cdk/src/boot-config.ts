@@ -149,5 +149,10 @@ export function bootConfig(props: BootConfigProps, group: string): string {
       replace_pause_secs: props.replacePauseSecs ?? 300,
     },
   };
-  return JSON.stringify(document);
+  return ascii(JSON.stringify(document));
+}
+
+/** JSON in ASCII, as the Rust side writes it: CloudFormation gives back other characters as `?`. */
+function ascii(json: string): string {
+  return json.replace(/[\u0080-\uffff]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
