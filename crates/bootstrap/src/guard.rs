@@ -8,18 +8,31 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use nix::errno::Errno;
+use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
+use crate::between_jobs::leave_service;
 use crate::machine::{Machine, User};
 
 /// The unit that lays the rules down.
 pub(crate) const UNIT: &str = "kiln-metadata-guard.service";
 
-/// The service is on the same host: a connection that has not come after so long does not come.
-const REACH_BOUND: Duration = Duration::from_millis(300);
+/// The service is on the same host, and a rule of ours refuses at once. What says nothing for so long is no verdict.
+const REACH_LIMIT: Duration = Duration::from_secs(2);
 
 /// The probe's verdict; any other end is no verdict.
 const OUT_OF_REACH: u8 = 0;
 const IN_REACH: u8 = 10;
+const NO_ANSWER: u8 = 11;
+
+/// The service's other address, which EC2 has off unless it is asked for.
+///
+/// Source: <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html>
+const BY_IPV6: &str = "[fd00:ec2::254]:80";
+
+/// Between two looks whether the rules still hold: a job with docker is root, and a package may reload the firewall.
+const WATCH_EVERY: Duration = Duration::from_secs(60);
 
 /// Refuses to go on where the runner's user reaches the metadata service.
 ///
@@ -38,8 +51,42 @@ pub(crate) async fn check(machine: &Machine, user: &User) -> anyhow::Result<()> 
             "the runner's user reaches the metadata service, and with it the App's key: is {UNIT} running? \
              (`job_metadata_access = \"allowed\"` in kiln.toml lets jobs have it)"
         ),
+        Some(NO_ANSWER) => {
+            bail!("it can't be seen whether {UNIT} holds: the metadata service neither answers nor is refused")
+        }
         _ => bail!("the probe of the metadata service ended with {status}"),
     }
+}
+
+/// Looks again and again while what is returned is kept.
+#[derive(Debug)]
+pub(crate) struct Watching(JoinHandle<()>);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Sees that the rules hold for as long as a runner serves: they are laid down again once, and where that does not help the
+/// instance leaves.
+pub(crate) fn watch(machine: Machine, user: User) -> Watching {
+    let watching = async move {
+        loop {
+            tokio::time::sleep(WATCH_EVERY).await;
+            let Err(error) = check(&machine, &user).await else { continue };
+            tracing::error!(phase = "serve", error = %format!("{error:#}"), "the guard does not hold: laying its rules down again");
+            if machine.is_whole() {
+                let restart = ["restart", UNIT];
+                let _ = tokio::process::Command::new("/usr/bin/systemctl").args(restart).status().await;
+            }
+            if let Err(error) = check(&machine, &user).await {
+                leave_service(&format!("{error:#}"));
+                return;
+            }
+        }
+    };
+    Watching(tokio::spawn(watching.in_current_span()))
 }
 
 /// Takes the rules back, for a fleet whose jobs use the instance's role.
@@ -58,9 +105,11 @@ pub(crate) async fn lift(machine: &Machine) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The commands that see whether each of the unit's rules is in force.
-pub(crate) fn rules(unit: &str) -> Vec<Vec<String>> {
+/// The commands that see whether each of the unit's rules is in force. What may fail, because it is for IPv6, counts where there
+/// is IPv6.
+pub(crate) fn rules(unit: &str, ipv6: bool) -> Vec<Vec<String>> {
     let starts = unit.lines().filter_map(|line| line.trim().strip_prefix("ExecStart="));
+    let starts = starts.filter(|start| ipv6 || !start.starts_with('-')).map(|start| start.trim_start_matches('-'));
     let asks =
         |word: &str| if matches!(word, "--insert" | "--append") { "--check".to_owned() } else { word.to_owned() };
     starts.map(|start| start.split_whitespace().map(asks).collect()).collect()
@@ -81,12 +130,35 @@ pub(crate) fn endpoint_host() -> Option<String> {
     endpoint.host_str().map(|host| host.trim_matches(['[', ']']).to_owned())
 }
 
-/// Tries to connect, as whoever runs it.
-pub(crate) fn probe() -> ExitCode {
+/// Tries to connect, as whoever runs it. Only a refusal says that the service is out of reach; `forwarded`: silence too.
+pub(crate) fn probe(forwarded: bool) -> ExitCode {
     let endpoint = endpoint();
     let host = endpoint.trim_start_matches("http://");
     let host = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
     let Ok(addresses) = host.to_socket_addrs() else { return ExitCode::from(1) };
-    let reached = |address: SocketAddr| TcpStream::connect_timeout(&address, REACH_BOUND).is_ok();
-    ExitCode::from(if addresses.into_iter().any(reached) { IN_REACH } else { OUT_OF_REACH })
+    // A rehearsal's service is at one address only.
+    let other = if endpoint_host().is_none() { BY_IPV6.parse().ok() } else { None };
+    let verdicts: Vec<u8> = addresses.chain(other).map(|address| reach(address, forwarded)).collect();
+    let worst = [IN_REACH, NO_ANSWER, OUT_OF_REACH].into_iter().find(|verdict| verdicts.contains(verdict));
+    ExitCode::from(worst.unwrap_or(NO_ANSWER))
+}
+
+fn reach(address: SocketAddr, forwarded: bool) -> u8 {
+    let error = match TcpStream::connect_timeout(&address, REACH_LIMIT) {
+        Ok(_) => return IN_REACH,
+        Err(error) => error,
+    };
+    let refused = [
+        Errno::ECONNREFUSED,
+        Errno::EHOSTUNREACH,
+        Errno::ENETUNREACH,
+        Errno::EACCES,
+        Errno::EPERM,
+        // There is no IPv6.
+        Errno::EADDRNOTAVAIL,
+        Errno::EAFNOSUPPORT,
+    ];
+    let silent = forwarded && error.kind() == std::io::ErrorKind::TimedOut;
+    let refused = error.raw_os_error().is_some_and(|code| refused.contains(&Errno::from_raw(code)));
+    if refused || silent { OUT_OF_REACH } else { NO_ANSWER }
 }

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use crate::enter::{self, Ids, Order};
 
 /// The machine, seen from its root directory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Machine {
     root: PathBuf,
 }

@@ -4,6 +4,7 @@
 //! of which the ecosystem's own variables or BootConfig can point elsewhere, so that tests run this very binary.
 
 mod aws;
+mod between_jobs;
 mod check;
 mod directory;
 mod enter;
@@ -57,7 +58,14 @@ enum Command {
     Check(check::Args),
     /// Try to reach the metadata service; `run` calls it as the runner's user.
     #[command(hide = true)]
-    ProbeMetadata,
+    ProbeMetadata {
+        /// From a container: what it sends is dropped, so that silence is a verdict too.
+        #[arg(long)]
+        forwarded: bool,
+    },
+    /// Ask `run`, which is root, to clean up; the runner's hooks call it around each job.
+    #[command(hide = true)]
+    BetweenJobs { moment: between_jobs::Moment },
     /// Become one of the runner's programs; `run` calls it for each.
     #[command(hide = true)]
     Enter,
@@ -66,11 +74,12 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
-        Command::ProbeMetadata => return guard::probe(),
+        Command::ProbeMetadata { forwarded } => return guard::probe(forwarded),
         Command::Enter => return enter::enter(),
-        Command::Run | Command::Check(_) => {}
+        // A hook's output is its job's log.
+        Command::BetweenJobs { .. } => {}
+        Command::Run | Command::Check(_) => log::set_up(),
     }
-    log::set_up();
     let machine = Machine::new(cli.root);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -82,6 +91,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run => runtime.block_on(run::run(&machine)),
         Command::Check(args) => runtime.block_on(check::check(&machine, &args)),
-        Command::ProbeMetadata | Command::Enter => ExitCode::FAILURE,
+        Command::BetweenJobs { moment } => runtime.block_on(between_jobs::ask(&machine, moment)),
+        Command::ProbeMetadata { .. } | Command::Enter => ExitCode::FAILURE,
     }
 }

@@ -46,12 +46,17 @@ fn parse(stat: &str, uid: u32) -> Option<Process> {
     Some(Process { id: id.parse().ok()?, name: name.to_owned(), parent, group, uid, zombie })
 }
 
+/// Is it a worker by its name?
+pub(crate) fn is_worker(process: &Process) -> bool {
+    process.name == WORKER
+}
+
 /// Does a worker run below the listener? `None` where that can't be seen.
 pub(crate) fn has_worker(listener: Option<Pid>) -> Option<bool> {
     let children = children(listener?)?;
     Some(children.iter().any(|child| {
         let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        parse(&stat, 0).is_some_and(|child| child.name == WORKER && !child.zombie)
+        parse(&stat, 0).is_some_and(|child| is_worker(&child) && !child.zombie)
     }))
 }
 

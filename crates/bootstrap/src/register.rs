@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
-use kiln_config::boot::BootConfig;
+use kiln_config::boot::{BootConfig, MetadataAccess};
 use kiln_config::model::{Label, Registration};
 use kiln_github::{Deleted, Error, ErrorKind, JitConfig, JitRequest, OrgClient};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -36,6 +36,8 @@ pub(crate) struct Registered {
     pub(crate) directory: RunnerDirectory,
     /// What the runner and its jobs find in their environment.
     pub(crate) environment: BTreeMap<String, String>,
+    /// Its jobs are to be kept from the metadata service.
+    pub(crate) guarded: bool,
 }
 
 /// Where the image keeps the scripts that the runner calls around a job, and the variables that name them.
@@ -85,7 +87,8 @@ pub(crate) async fn register(
             (made.runner.name, Some(made.runner.id), Some(made.encoded), None)
         }
     };
-    Ok(Registered { name, id, jit, config_sh_ms, user, directory, environment })
+    let guarded = config.job_metadata_access == MetadataAccess::Blocked;
+    Ok(Registered { name, id, jit, config_sh_ms, user, directory, environment, guarded })
 }
 
 async fn persistent(

@@ -14,6 +14,8 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::Instrument as _;
 
+use crate::between_jobs::{Answering, Cleaner};
+use crate::guard::{self, Watching};
 use crate::life::{Heard, Process};
 use crate::machine::{Machine, User};
 use crate::processes;
@@ -36,6 +38,8 @@ pub(crate) struct Listener {
     group: Option<Pid>,
     user: User,
     heard: watch::Receiver<Heard>,
+    _hooks: Answering,
+    _guard: Option<Watching>,
 }
 
 impl Listener {
@@ -65,7 +69,16 @@ impl Listener {
         if let Some(stderr) = child.stderr.take() {
             tokio::spawn(forward(stderr).in_current_span());
         }
-        Ok(Self { child, group, user: registered.user.clone(), heard })
+        let user = registered.user.clone();
+        let cleaner = Cleaner {
+            machine: machine.clone(),
+            directory: registered.directory.path().to_owned(),
+            uid: user.uid(),
+            listener: group,
+        };
+        let hooks = cleaner.answer()?;
+        let guard = registered.guarded.then(|| guard::watch(machine.clone(), user.clone()));
+        Ok(Self { child, group, user, heard, _hooks: hooks, _guard: guard })
     }
 }
 

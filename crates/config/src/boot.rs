@@ -192,6 +192,12 @@ pub enum BootConfigError {
         /// The version found.
         found: u64,
     },
+    /// A variable that no fleet may set.
+    #[error("BootConfig's `environment` sets `{name}`, which a fleet may not set for its jobs")]
+    Variable {
+        /// Its name.
+        name: String,
+    },
     /// Longer than [`MAX_BYTES`].
     #[error("BootConfig is {bytes} bytes long, more than the {MAX_BYTES} a CloudFormation parameter can hold")]
     TooLong {
@@ -207,9 +213,14 @@ impl BootConfig {
     /// [`BootConfigError`], a foreign version before any complaint about its shape.
     pub fn from_json(text: &str) -> Result<Self, BootConfigError> {
         let value: serde_json::Value = serde_json::from_str(text)?;
-        match value.get("version").and_then(serde_json::Value::as_u64) {
-            Some(found) if found != u64::from(VERSION) => Err(BootConfigError::Version { found }),
-            _ => Ok(serde_json::from_value(value)?),
+        let version = value.get("version").and_then(serde_json::Value::as_u64);
+        if let Some(found) = version.filter(|found| *found != u64::from(VERSION)) {
+            return Err(BootConfigError::Version { found });
+        }
+        let config: Self = serde_json::from_value(value)?;
+        match config.environment.keys().find(|name| crate::environment::refused(name).is_some()) {
+            Some(name) => Err(BootConfigError::Variable { name: name.clone() }),
+            None => Ok(config),
         }
     }
 

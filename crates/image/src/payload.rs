@@ -23,15 +23,22 @@ macro_rules! file {
 }
 
 /// The files of `ami/files`.
-const FILES: [(&str, u32, &[u8]); 8] = [
+const FILES: [(&str, u32, &[u8]); 15] = [
     file!("etc/cloud/cloud.cfg.d/95-kiln.cfg", 0o644),
     file!("etc/docker/daemon.json", 0o644),
     file!("etc/systemd/journald.conf.d/kiln.conf", 0o644),
     file!("opt/kiln/checks/runner.sh", 0o755),
     file!("opt/kiln/hooks/job-completed.sh", 0o755),
     file!("opt/kiln/hooks/job-started.sh", 0o755),
+    file!("usr/lib/systemd/system/docker.service.d/kiln.conf", 0o644),
     file!("usr/lib/systemd/system/kiln-bootstrap.service", 0o644),
+    file!("usr/lib/systemd/system/kiln-bootstrap.service.d/oom.conf", 0o644),
+    file!("usr/lib/systemd/system/kiln-jobs.service", 0o644),
+    file!("usr/lib/systemd/system/kiln-jobs.service.d/limits.conf", 0o644),
+    file!("usr/lib/systemd/system/kiln-jobs.slice", 0o644),
+    file!("usr/lib/systemd/system/kiln-jobs.slice.d/limits.conf", 0o644),
     file!("usr/lib/systemd/system/kiln-metadata-guard.service", 0o644),
+    file!("usr/lib/systemd/system/kiln-metadata-guard.service.d/jobs.conf", 0o644),
 ];
 
 /// 1980-01-01, the oldest time that every archiver takes for a real one; GNU tar warns of 1970.

@@ -54,7 +54,8 @@ const CONTAINER_JOB: &str = r#"
 [[ $(id -un) == runner ]]
 tar --create --directory /usr/local/bin kiln-bootstrap | docker import - probe
 docker run --rm probe /kiln-bootstrap --version
-docker run --rm probe /kiln-bootstrap probe-metadata
+docker run --rm probe /kiln-bootstrap probe-metadata --forwarded
+docker run --rm --network host probe /kiln-bootstrap probe-metadata
 /usr/local/bin/kiln-bootstrap probe-metadata
 echo done by "$(id -un)"
 "#;

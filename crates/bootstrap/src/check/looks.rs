@@ -20,7 +20,7 @@ const DIRECTORY: &str = "/opt/actions-runner";
 const USER: &str = "runner";
 
 /// What starts at boot.
-const UNITS: [&str; 2] = [guard::UNIT, "kiln-bootstrap.service"];
+const UNITS: [&str; 3] = [guard::UNIT, "kiln-jobs.service", "kiln-bootstrap.service"];
 
 /// Where distributions keep their certificates; the same places that the binary's TLS looks at.
 const CERTIFICATES: [&str; 3] =
@@ -63,7 +63,9 @@ pub(super) async fn look(look: Look, machine: &Machine, args: &Args) -> Found {
             (found, "bake the image anew with `cargo xtask ami`")
         }
         Look::Hooks => (hooks(machine), "lay the payload down again; its scripts have mode 755"),
-        Look::Units => (units(machine), "`systemctl enable kiln-metadata-guard.service kiln-bootstrap.service`"),
+        Look::Units => {
+            (units(machine), "`systemctl enable kiln-metadata-guard.service kiln-jobs.service kiln-bootstrap.service`")
+        }
         Look::Guard if !machine.is_whole() => return NOT_RUNNING,
         Look::Guard => (guarded(machine).await, "`systemctl restart kiln-metadata-guard.service`, and see its log"),
         Look::Certificates => (certificates(machine), "install the package ca-certificates"),
@@ -223,14 +225,18 @@ fn units(machine: &Machine) -> anyhow::Result<String> {
         let link = machine.path("/etc/systemd/system/multi-user.target.wants").join(unit);
         ensure!(std::fs::symlink_metadata(&link).is_ok(), "{unit} is not enabled: there is no {}", link.display());
     }
-    Ok(format!("{} start at boot", UNITS.join(" and ")))
+    Ok(format!("{} start at boot", UNITS.join(", ")))
 }
 
 /// The rules that the unit lays down are there, and they hold for the user.
 async fn guarded(machine: &Machine) -> anyhow::Result<String> {
     let file = machine.path("/usr/lib/systemd/system").join(guard::UNIT);
-    let unit = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-    let rules = guard::rules(&unit);
+    let mut unit = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    // What newer systemds know, where the image has it.
+    for entry in std::fs::read_dir(file.with_extension("service.d")).into_iter().flatten().flatten() {
+        unit += &std::fs::read_to_string(entry.path()).with_context(|| format!("read {}", entry.path().display()))?;
+    }
+    let rules = guard::rules(&unit, Path::new("/proc/net/if_inet6").exists());
     ensure!(!rules.is_empty(), "{} lays down no rule", file.display());
     for rule in &rules {
         let output =

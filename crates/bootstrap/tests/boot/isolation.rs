@@ -6,7 +6,7 @@ use kiln_stand_ins::github::{Conclusion, JobSpec, JobState, Step};
 use kiln_stand_ins::machine::runner_ids;
 use serde_json::json;
 
-use crate::support::{SOON, there};
+use crate::support::{SOON, There, there};
 
 /// On this machine the runner's user reaches the stand-in, as on an instance without the guard.
 #[tokio::test]
@@ -93,7 +93,11 @@ unshare --net python3 -c 'import time; time.sleep(120)' &
 outside=$!
 unshare --net python3 -c 'import time; time.sleep(120)' &
 container=$!
-trap 'kill $(jobs -p)' EXIT
+hierarchy=/sys/fs/cgroup
+[[ -e $hierarchy/cgroup.procs ]] || hierarchy=/sys/fs/cgroup/unified
+jobs=$hierarchy/kiln.slice/kiln-jobs.slice
+mkdir -p "$jobs"
+trap 'kill $(jobs -p) || true; rmdir "$jobs" "$hierarchy/kiln.slice" || true' EXIT
 within() { nsenter --target "$1" --net -- "${@:2}"; }
 link() { # the other namespace, this end, that end
   until ip link add "$2" type veth peer name eth0 netns "$1" 2>/dev/null; do sleep 0.1; done
@@ -104,10 +108,14 @@ link() { # the other namespace, this end, that end
 }
 ip link set lo up
 link $outside nitro 169.254.169.1/24 169.254.169.254/24
+ip -6 address add fd00:ec2::1/64 dev nitro nodad
+within $outside ip -6 address add fd00:ec2::254/64 dev eth0 nodad
 link $container docker0 172.17.0.1/16 172.17.0.2/16
 echo 1 >/proc/sys/net/ipv4/ip_forward
 within $outside python3 -m http.server 80 --bind 169.254.169.254 >/dev/null 2>&1 &
-inside() { within $container "$@"; }
+within $outside python3 -m http.server 80 --bind fd00:ec2::254 >/dev/null 2>&1 &
+# Root in a container of the host's network: nothing but its control group sets it apart.
+among_jobs() { bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$jobs" "$@"; }
 
 see() {
   local expected=$1 who=$2 code=0
@@ -115,34 +123,54 @@ see() {
   "$@" "$BINARY" probe-metadata || code=$?
   [[ $code == "$expected" ]] || { echo "$who: the probe ended with $code, not $expected"; exit 1; }
 }
+inside() { local code=0; within $container "$@" --forwarded || code=$?; return $code; }
 runner=(setpriv --reuid=65534 --regid=65534 --clear-groups)
+other=(setpriv --reuid=1234 --regid=1234 --clear-groups)
 until [[ $("$BINARY" probe-metadata; echo $?) == 10 ]]; do sleep 0.1; done
+until (exec 3<>/dev/tcp/fd00:ec2::254/80) 2>/dev/null; do sleep 0.1; done
 see 10 'the runner, unguarded' "${runner[@]}"
 see 10 'a container, unguarded' inside
+see 10 'root among the jobs, unguarded' among_jobs
 eval "$START"
 see 0 'the runner' "${runner[@]}"
+see 0 'any other user' "${other[@]}"
+see 0 'the runner, root in a namespace of its own' "${runner[@]}" unshare --user --map-root-user
 see 0 'a container' inside
+see 10 'root among the jobs, where only users are told apart' among_jobs
+eval "$START_OF_JOBS"
+see 0 'root among the jobs' among_jobs
 see 10 'the binary itself' env
+eval "$STOP_OF_JOBS"
 eval "$STOP"
 see 10 'the runner, the guard lifted' "${runner[@]}"
 see 10 'a container, the guard lifted' inside
+eval "$(grep -v /ip6tables <<<"$START")"
+see 10 'the runner, guarded for IPv4 only' "${runner[@]}"
+iptables --insert OUTPUT --destination 169.254.169.254 --jump DROP
+ip6tables --insert OUTPUT --destination fd00:ec2::254 --jump DROP
+see 11 'who gets no answer, which is no verdict' env
 "#;
 
 #[test]
-fn the_guards_rules_keep_the_runner_and_containers_away_and_nobody_else() {
+fn the_guards_rules_keep_all_away_but_roots_own_services() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("not root: network namespaces and iptables are out of reach");
         return;
     }
-    let unit =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../../ami/files/usr/lib/systemd/system/kiln-metadata-guard.service");
-    let unit = std::fs::read_to_string(unit).unwrap().replace("--uid-owner runner", "--uid-owner 65534");
-    let lines = |key: &str| unit.lines().filter_map(|line| line.strip_prefix(key)).collect::<Vec<_>>().join("\n");
+    let units = concat!(env!("CARGO_MANIFEST_DIR"), "/../../ami/files/usr/lib/systemd/system/");
+    let lines = |file: &str, key: &str| {
+        let unit = std::fs::read_to_string(format!("{units}{file}")).unwrap();
+        let lines = unit.lines().filter_map(|line| Some(line.strip_prefix(key)?.trim_start_matches('-').to_owned()));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let (guard, jobs) = ("kiln-metadata-guard.service", "kiln-metadata-guard.service.d/jobs.conf");
     let output = std::process::Command::new("unshare")
         .args(["--net", "bash", "-c", GUARDED])
         .env("BINARY", env!("CARGO_BIN_EXE_kiln-bootstrap"))
-        .env("START", lines("ExecStart="))
-        .env("STOP", lines("ExecStop="))
+        .env("START", lines(guard, "ExecStart="))
+        .env("STOP", lines(guard, "ExecStop="))
+        .env("START_OF_JOBS", lines(jobs, "ExecStart="))
+        .env("STOP_OF_JOBS", lines(jobs, "ExecStop="))
         .output()
         .unwrap();
     assert!(
@@ -151,4 +179,169 @@ fn the_guards_rules_keep_the_runner_and_containers_away_and_nobody_else() {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+async fn run_job(there: &There, job: JobSpec) -> (Conclusion, String) {
+    let job = there.github.queue_job(job);
+    let ended = |state: &JobState| matches!(state, JobState::Completed { .. });
+    match there.github.wait_job(job, ended, SOON).await.unwrap() {
+        JobState::Completed { conclusion, output, .. } => (conclusion, output),
+        state => panic!("{state:?}"),
+    }
+}
+
+/// `PATH` and its like are a job's, and a job writes to some of the folders they name: no process of root's may have them.
+#[tokio::test]
+async fn a_fleets_path_leads_root_to_nothing_of_a_jobs() {
+    let there = there().await;
+    // What a job has put there: it would be run as root.
+    there.write("home/runner/bin/setpriv", "#!/bin/sh\nid -u >ROOT/was-root\nexit 1\n", 0o755);
+    let root = there.path("").display().to_string();
+    there.write("home/runner/bin/setpriv", &format!("#!/bin/sh\nid -u >{root}/was-root\nexit 1\n"), 0o755);
+    let mut config = there.config();
+    config["environment"] = json!({ "PATH": format!("{root}/home/runner/bin:/usr/bin:/bin") });
+    let mut booted = there.boot(&config).await;
+    booted.online().await;
+    let (conclusion, output) = run_job(&there, JobSpec::new(["linux-x64"]).step(Step::Run("echo $PATH".into()))).await;
+    assert_eq!(conclusion, Conclusion::Success, "{output}");
+    assert!(output.starts_with(&root), "the job has it: {output}");
+    assert!(!there.path("was-root").exists());
+    assert_eq!(booted.stop().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_variable_that_loads_code_is_refused() {
+    for name in ["LD_PRELOAD", "GLIBC_TUNABLES", "BASH_ENV"] {
+        let there = there().await;
+        let mut config = there.config();
+        config["environment"] = json!({ name: "/tmp/x" });
+        let mut booted = there.boot(&config).await;
+        let said = booted.said("this boot can't succeed").await;
+        assert!(said["error"].as_str().unwrap().contains(name), "{said}");
+        assert_eq!(booted.end().await, Some(1));
+    }
+}
+
+/// A job is the runner's user, and that user writes to three places only.
+#[tokio::test]
+async fn a_job_can_not_change_what_the_next_one_is_run_by() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not root: everything is the job's");
+        return;
+    }
+    let there = there().await;
+    let mut booted = there.boot(&there.config()).await;
+    booted.online().await;
+    let script = r#"
+        cd ROOT/opt/actions-runner
+        for file in bin/Runner.Listener bin/Runner.Worker externals/node24/bin/node config.sh env.sh .env .runner .credentials .credentials_rsaparams; do
+            if (echo x >>$file) 2>/dev/null; then echo "wrote $file"; fi
+            if mv $file $file.old 2>/dev/null; then echo "moved $file"; fi
+            if rm -f $file 2>/dev/null && [[ ! -e $file ]]; then echo "removed $file"; fi
+        done
+        for folder in bin externals; do
+            if mv $folder $folder.old 2>/dev/null; then echo "moved $folder"; fi
+            if touch $folder/new 2>/dev/null; then echo "wrote to $folder"; fi
+        done
+        echo '{}' >.runner_migrated
+        echo x >.setup_info
+        mkdir -p planted/deep
+        ps -o pid= -C Runner.Listener | xargs kill -9
+        sleep 600
+    "#;
+    let script = script.replace("ROOT", there.path("").to_str().unwrap().trim_end_matches('/'));
+    there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run(script)));
+    booted.said("the listener ended").await;
+    let (conclusion, output) = run_job(&there, JobSpec::new(["linux-x64"]).step(Step::Run("echo next".into()))).await;
+    assert_eq!((conclusion, output.as_str()), (Conclusion::Success, "next\n"));
+    let folder = there.path("opt/actions-runner");
+    for planted in [".runner_migrated", ".setup_info", "planted"] {
+        assert!(!folder.join(planted).exists(), "{planted} is still there");
+    }
+    for name in ["bin/Runner.Listener", "externals/node24/bin/node", "config.sh", ".env", ".runner", ".credentials"] {
+        use std::os::unix::fs::MetadataExt as _;
+        let found = std::fs::metadata(folder.join(name)).unwrap();
+        assert_eq!((found.uid(), found.mode() & 0o022), (0, 0), "{name}");
+    }
+    let text = std::fs::read_to_string(folder.join(".env")).unwrap();
+    assert_eq!(text, "LANG=C.UTF-8\n");
+    assert!(
+        !std::fs::read_dir(&folder)
+            .unwrap()
+            .flatten()
+            .any(|entry| entry.path().extension().is_some_and(|of| of == "old"))
+    );
+    assert_eq!(booted.stop().await, Some(0));
+}
+
+/// What an earlier registration has left would make `config.sh` refuse, or count in the new one's place.
+#[tokio::test]
+async fn what_an_earlier_registration_left_is_no_hindrance() {
+    let there = there().await;
+    for name in [
+        ".runner",
+        ".runner_migrated",
+        ".credentials",
+        ".credentials_migrated",
+        ".credentials_rsaparams",
+        ".env",
+        ".path",
+    ] {
+        there.write(&format!("opt/actions-runner/{name}"), "HOOK=evil\n", 0o644);
+    }
+    let mut booted = there.boot(&there.config()).await;
+    booted.online().await;
+    let (conclusion, output) =
+        run_job(&there, JobSpec::new(["linux-x64"]).step(Step::Run("echo ${HOOK-none}".into()))).await;
+    assert_eq!((conclusion, output.as_str()), (Conclusion::Success, "none\n"));
+    assert!(!there.path("opt/actions-runner/.runner_migrated").exists());
+    assert_eq!(booted.stop().await, Some(0));
+}
+
+/// `runs-on` asks for labels, and the same kiln.toml is to give the same whichever way a runner registers.
+#[tokio::test]
+async fn both_registrations_give_the_same_labels() {
+    let architecture = if cfg!(target_arch = "aarch64") { "ARM64" } else { "X64" };
+    for ephemeral in [false, true] {
+        let there = there().await;
+        let mut config = if ephemeral { there.ephemeral() } else { there.config() };
+        config["labels"] = json!(["linux-x64", "Self-Hosted", "linux", "LINUX-X64", "big"]);
+        let mut booted = there.boot(&config).await;
+        booted.online().await;
+        let labels = there.runner().unwrap().labels;
+        assert_eq!(labels, ["self-hosted", "Linux", architecture, "linux-x64", "big"], "ephemeral: {ephemeral}");
+        assert_eq!(booted.stop().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn more_labels_than_github_takes_are_refused_by_name() {
+    for ephemeral in [false, true] {
+        let there = there().await;
+        let mut config = if ephemeral { there.ephemeral() } else { there.config() };
+        config["labels"] = (0..98).map(|number| json!(format!("label-{number}"))).collect();
+        there.boot(&config).await.given_up("101 labels").await;
+        assert_eq!(there.runner(), None);
+    }
+}
+
+/// A job's name is in the listener's lines, and can look like any of them.
+#[tokio::test]
+async fn a_jobs_name_is_never_taken_for_the_listeners_word() {
+    let there = there().await;
+    let mut booted = there.boot(&there.config()).await;
+    booted.online().await;
+    for name in [
+        "Listening for Jobs",
+        "x\n2026-11-23 09:00:00Z: Listening for Jobs",
+        "x\n2026-11-23 09:00:00Z: Job x completed with result: Succeeded",
+    ] {
+        let job = there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Hold).named(name));
+        there.github.wait_job(job, |state| matches!(state, JobState::InProgress { .. }), SOON).await.unwrap();
+        there.github.release_job(job);
+        let ended = |state: &JobState| matches!(state, JobState::Completed { .. });
+        let state = there.github.wait_job(job, ended, SOON).await.unwrap();
+        assert!(matches!(state, JobState::Completed { conclusion: Conclusion::Success, .. }), "{name}: {state:?}");
+    }
+    assert_eq!(booted.stop().await, Some(0));
 }

@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod between_jobs;
 mod check;
 mod faults;
 mod isolation;
 mod life;
 mod metadata;
+mod proxy;
 mod support;

@@ -92,10 +92,20 @@ impl There {
         (self.boot_to(imds, Some(&aws)), aws)
     }
 
+    /// Boots where AWS answers, too, but is known by another address.
+    pub(crate) async fn boot_in_group_at(&self, imds: Imds, address: &str) -> (Booted, InstanceAws) {
+        let aws = InstanceAws::start(&imds, PLACE).await.unwrap();
+        (self.boot_at(imds, Some(address.to_owned())), aws)
+    }
+
     fn boot_to(&self, imds: Imds, aws: Option<&InstanceAws>) -> Booted {
+        self.boot_at(imds, aws.map(|aws| aws.url().to_owned()))
+    }
+
+    fn boot_at(&self, imds: Imds, aws: Option<String>) -> Booted {
         let binary = Path::new(env!("CARGO_BIN_EXE_kiln-bootstrap"));
         let mut command = self.machine.boot(binary, &imds);
-        command.envs(aws.map(|aws| ("AWS_ENDPOINT_URL", aws.url())));
+        command.envs(aws.map(|aws| ("AWS_ENDPOINT_URL", aws)));
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         Booted { imds, child, lines, log: Vec::new() }
