@@ -2,8 +2,6 @@
 //! itself.
 
 mod ec2;
-#[cfg(test)]
-mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,18 +11,15 @@ use aws_config::retry::RetryConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_sdk_autoscaling::error::SdkError;
-use aws_sdk_autoscaling::operation::record_lifecycle_action_heartbeat::{
-    RecordLifecycleActionHeartbeatError, RecordLifecycleActionHeartbeatOutput,
-};
 use aws_sdk_kms::error::ProvideErrorMetadata;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{MessageType, SigningAlgorithmSpec};
-use kiln_config::boot::{KeySource, Lifecycle, RUNNER_DEPRECATED, STATE_TAG, previous_alias};
+use kiln_config::boot::{KeySource, Lifecycle, STATE_TAG, previous_alias};
 use kiln_config::model::InstanceId;
 use kiln_github::{AppKey, AppSigner, BoxFuture, SignError};
 
 use crate::identify::Metadata;
-use crate::life::Verdict;
+use crate::life::{Completion, Hook, Verdict};
 use crate::machine::Machine;
 
 pub(crate) use ec2::Ec2;
@@ -112,7 +107,7 @@ impl AppSigner for Signer {
     fn sign<'a>(&'a self, signing_input: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, SignError>> {
         Box::pin(async move {
             match &self.0 {
-                Source::Kms { client, alias } => sign_by_either(client, alias, signing_input).await,
+                Source::Kms { client, alias } => sign_by_kms(client, alias, signing_input).await,
                 Source::Secret { client, name, stage } => {
                     let what = || format!("read the App's key in secret {name}, {stage}");
                     let get = client.get_secret_value().secret_id(name).version_stage(*stage);
@@ -152,29 +147,6 @@ impl AppSigner for Signer {
 
 fn unusable(what: String, source: Cause) -> SignError {
     SignError { what, retryable: false, source: Some(source) }
-}
-
-/// Signs with the current alias. KMS may take up to five minutes to let a role use an alias that was just pointed at another
-/// key: meanwhile the former key, which the previous alias names, signs as well.
-///
-/// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/alias-authorization.html>
-async fn sign_by_either(client: &aws_sdk_kms::Client, alias: &str, input: &[u8]) -> Result<Vec<u8>, SignError> {
-    let refused = match sign_by_kms(client, alias, input).await {
-        Err(refused) => refused,
-        signed => return signed,
-    };
-    let denied = refused.source.as_ref().is_some_and(|source| is_denied(source.as_ref()));
-    if !denied || alias.ends_with(&previous_alias("")) {
-        return Err(refused);
-    }
-    let signature = sign_by_kms(client, &previous_alias(alias), input).await.map_err(|_| refused)?;
-    tracing::info!("KMS does not let this role use the current alias yet: signed with the key before");
-    Ok(signature)
-}
-
-fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
-    let error = error.downcast_ref::<SdkError<aws_sdk_kms::operation::sign::SignError>>();
-    error.is_some_and(|error| error.code() == Some("AccessDeniedException"))
 }
 
 async fn sign_by_kms(client: &aws_sdk_kms::Client, alias: &str, input: &[u8]) -> Result<Vec<u8>, SignError> {
@@ -222,8 +194,6 @@ where
     }
 }
 
-type HeartbeatError = SdkError<RecordLifecycleActionHeartbeatError>;
-
 /// The instance's place in its Auto Scaling group.
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -234,18 +204,18 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// Lets a new instance into service, or gives it up. Was it heard?
-    pub(crate) async fn complete_launch(&self, verdict: Verdict) -> bool {
+    /// Lets a new instance into service, or gives it up.
+    pub(crate) async fn complete_launch(&self, verdict: Verdict) -> Completion {
         self.complete(&self.lifecycle.launch_hook, verdict).await
     }
 
     /// Lets a leaving instance go.
-    pub(crate) async fn complete_termination(&self) {
-        self.complete(&self.lifecycle.termination_hook, Verdict::Continue).await;
+    pub(crate) async fn complete_termination(&self) -> Completion {
+        self.complete(&self.lifecycle.termination_hook, Verdict::Continue).await
     }
 
-    /// An instance outside its hook's wait (a restart of the service, a group without hooks) has nothing to complete.
-    async fn complete(&self, hook: &str, verdict: Verdict) -> bool {
+    /// An instance outside its hook's wait (before it and after it, a group without hooks) has nothing to complete.
+    async fn complete(&self, hook: &str, verdict: Verdict) -> Completion {
         let answer = self
             .client
             .complete_lifecycle_action()
@@ -261,58 +231,67 @@ impl Group {
         match answer {
             Ok(_) => {
                 tracing::info!(hook, ?verdict, "lifecycle action completed");
-                true
+                Completion::Done
             }
-            // Nothing waits for it.
             Err(error) if error.code() == Some("ValidationError") => {
                 tracing::info!(hook, error = said(&error), "no lifecycle action to complete");
-                true
+                Completion::NoneActive
             }
             Err(error) => {
                 tracing::warn!(hook, error = said(&error), "lifecycle action not completed");
+                Completion::Unheard
+            }
+        }
+    }
+
+    /// Shows the group that the instance is still at work.
+    pub(crate) async fn heartbeat(&self, hook: Hook) {
+        let hook = match hook {
+            Hook::Launch => &self.lifecycle.launch_hook,
+            Hook::Termination => &self.lifecycle.termination_hook,
+        };
+        let answer = self
+            .client
+            .record_lifecycle_action_heartbeat()
+            .auto_scaling_group_name(self.lifecycle.group.as_str())
+            .lifecycle_hook_name(hook)
+            .instance_id(self.instance.as_str())
+            .send()
+            .await;
+        if let Err(error) = answer {
+            tracing::warn!(hook, error = said(&error), "heartbeat not recorded");
+        }
+    }
+
+    /// Marks the instance as unhealthy, at once: the group replaces it. Was it heard?
+    pub(crate) async fn mark_unhealthy(&self) -> bool {
+        let answer = self
+            .client
+            .set_instance_health()
+            .instance_id(self.instance.as_str())
+            .health_status("Unhealthy")
+            .should_respect_grace_period(false)
+            .send()
+            .await;
+        match answer {
+            Ok(_) => {
+                tracing::warn!("marked this instance as unhealthy: the group replaces it");
+                true
+            }
+            Err(error) => {
+                tracing::error!(error = said(&error), "could not mark this instance as unhealthy");
                 false
             }
         }
     }
 
-    /// Tells the group that the leaving instance is still busy.
-    pub(crate) async fn heartbeat(&self) {
-        if let Err(error) = self.record_heartbeat().await {
-            tracing::warn!(phase = "drain", error = said(&error), "heartbeat not recorded");
-        }
-    }
-
-    /// Does the group terminate this instance? It takes a heartbeat only from one that it waits for.
-    ///
-    /// # Errors
-    /// The group does not answer.
-    pub(crate) async fn is_terminating(&self) -> anyhow::Result<bool> {
-        match self.record_heartbeat().await {
-            Ok(_) => Ok(true),
-            Err(error) if error.code() == Some("ValidationError") => Ok(false),
-            Err(error) => {
-                Err(anyhow::anyhow!("{}", said(&error)).context("ask the group whether it ends this instance"))
-            }
-        }
-    }
-
-    async fn record_heartbeat(&self) -> Result<RecordLifecycleActionHeartbeatOutput, HeartbeatError> {
-        self.client
-            .record_lifecycle_action_heartbeat()
-            .auto_scaling_group_name(self.lifecycle.group.as_str())
-            .lifecycle_hook_name(&self.lifecycle.termination_hook)
-            .instance_id(self.instance.as_str())
-            .send()
-            .await
-    }
-
-    /// Marks the instance as one whose runner GitHub serves no more, for whoever looks at the group.
-    pub(crate) async fn mark_deprecated(&self) {
-        match self.ec2.tag(STATE_TAG, RUNNER_DEPRECATED).await {
-            Ok(()) => tracing::info!(tag = STATE_TAG, value = RUNNER_DEPRECATED, "marked this instance"),
+    /// Shows whoever looks at the group what has become of the instance.
+    pub(crate) async fn show_state(&self, state: &str) {
+        match self.ec2.tag(STATE_TAG, state).await {
+            Ok(()) => tracing::info!(tag = STATE_TAG, value = state, "marked this instance"),
             Err(error) => {
                 let error = format!("{error:#}");
-                tracing::warn!(error, tag = STATE_TAG, "could not mark this instance; its log tells all the same");
+                tracing::warn!(error, tag = STATE_TAG, "could not mark this instance; its log says it all the same");
             }
         }
     }

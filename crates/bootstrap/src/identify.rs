@@ -1,15 +1,15 @@
 //! Who am I? IMDSv2 tells the instance's id, its region and its user data; later, whether it has to leave.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use aws_config::imds;
 use aws_config::imds::client::error::ImdsError;
+use aws_sdk_autoscaling::primitives::{DateTime, DateTimeFormat};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use kiln_config::boot::BootConfig;
 use kiln_config::model::InstanceId;
 
-use crate::guard;
 use crate::life::Notice;
 
 /// The metadata service is on the same host; a second is a thousand times its usual answer.
@@ -21,19 +21,14 @@ const MOST_ATTEMPTS: u32 = 4;
 /// Between two tries; grows.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
+/// EC2 takes a spot instance two minutes after its notice.
+///
+/// Source: <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html>
+const SPOT_NOTICE: Duration = Duration::from_secs(120);
+
 /// The instance's metadata service.
 #[derive(Debug, Clone)]
 pub(crate) struct Metadata(imds::Client);
-
-/// Does the metadata service answer at all?
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answers {
-    Yes,
-    /// It is switched off.
-    No,
-    /// It can't be told.
-    Unknown,
-}
 
 /// What the metadata service tells, as it tells it.
 #[derive(Debug, Clone)]
@@ -48,31 +43,6 @@ pub(crate) struct Found {
 pub(crate) struct Identity {
     pub(crate) instance: InstanceId,
     pub(crate) config: BootConfig,
-}
-
-/// Sees whether the metadata service answers. Its client can't: that holds a session for hours, and tries for seconds.
-#[derive(Debug)]
-pub(crate) struct Probe(reqwest::Client);
-
-impl Probe {
-    /// # Errors
-    /// HTTP can't be set up.
-    pub(crate) fn new() -> anyhow::Result<Self> {
-        let client = reqwest::Client::builder().no_proxy().timeout(CONNECT_BOUND).build();
-        Ok(Self(client.context("set up HTTP")?))
-    }
-
-    /// Asks for a session, as everyone has to who wants anything of the service.
-    pub(crate) async fn answers(&self) -> Answers {
-        let request = self.0.put(format!("{}/latest/api/token", guard::endpoint()));
-        match request.header("x-aws-ec2-metadata-token-ttl-seconds", "60").send().await {
-            Ok(answer) if answer.status().is_success() => Answers::Yes,
-            // What EC2 answers in the place of a service that is off.
-            Ok(answer) if answer.status() == reqwest::StatusCode::FORBIDDEN => Answers::No,
-            Err(error) if error.is_connect() && !error.is_timeout() => Answers::No,
-            Ok(_) | Err(_) => Answers::Unknown,
-        }
-    }
 }
 
 impl Found {
@@ -160,11 +130,54 @@ impl Metadata {
             self.optional("meta-data/spot/instance-action"),
             self.optional("meta-data/events/recommendations/rebalance"),
         )?;
+        // The shorter notice first.
+        if let Some(spot) = spot {
+            return Ok(Some(Notice::Spot(spot_left(&spot, SystemTime::now()))));
+        }
         Ok(match state.as_deref().map(str::trim) {
-            // The shorter notice first.
-            _ if spot.is_some() => Some(Notice::Spot),
             Some("Terminated") => Some(Notice::Terminate),
             _ => rebalance.map(|_| Notice::Rebalance),
         })
+    }
+}
+
+/// How long EC2 leaves a spot instance that it takes back, from its notice `{"action": …, "time": …}`. A time that can't
+/// be, by a clock that is off, or is not there, counts as the whole notice.
+fn spot_left(notice: &str, now: SystemTime) -> Duration {
+    let time = serde_json::from_str::<serde_json::Value>(notice).ok();
+    let time = time.as_ref().and_then(|notice| notice["time"].as_str());
+    let time = time.and_then(|time| DateTime::from_str(time, DateTimeFormat::DateTimeWithOffset).ok());
+    let Some(time) = time.and_then(|time| SystemTime::try_from(time).ok()) else { return SPOT_NOTICE };
+    match time.duration_since(now) {
+        Ok(left) if left <= SPOT_NOTICE * 2 => left.min(SPOT_NOTICE),
+        Err(past) if past.duration() <= SPOT_NOTICE => Duration::ZERO,
+        _ => SPOT_NOTICE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spot_notice_says_how_long_is_left_unless_a_clock_is_off() {
+        let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let at = |secs: i64| {
+            let time = DateTime::from_secs(1_800_000_000 + secs).fmt(DateTimeFormat::DateTimeWithOffset).unwrap();
+            format!(r#"{{"action": "terminate", "time": "{time}"}}"#)
+        };
+        for (notice, left) in [
+            (at(120), 120),
+            (at(77), 77),
+            (at(0), 0),
+            (at(-20), 0),
+            (at(130), 120),
+            (at(3600), 120),
+            (at(-3600), 120),
+            ("{}".to_owned(), 120),
+            ("terminate".to_owned(), 120),
+        ] {
+            assert_eq!(spot_left(&notice, noon), Duration::from_secs(left), "{notice}");
+        }
     }
 }

@@ -121,6 +121,15 @@ impl Machine {
         }
     }
 
+    /// Does the whole machine stop, or start again, and not only this service?
+    pub(crate) async fn stops(&self) -> bool {
+        if !self.is_whole() {
+            return false;
+        }
+        let output = Command::new("systemctl").arg("is-system-running").output().await;
+        output.is_ok_and(|output| output.stdout.trim_ascii() == b"stopping")
+    }
+
     /// The names of a user's groups, its own too.
     pub(crate) fn group_names(&self, user: &User) -> Vec<String> {
         let text = std::fs::read_to_string(self.path("/etc/group")).unwrap_or_default();

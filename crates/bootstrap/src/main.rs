@@ -13,6 +13,7 @@ mod identify;
 mod life;
 mod log;
 mod machine;
+mod memory;
 mod outside;
 mod phase;
 mod processes;
@@ -20,7 +21,6 @@ mod register;
 mod run;
 mod serve;
 mod settings;
-mod switch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,6 +54,9 @@ struct Cli {
 enum Command {
     /// Register and serve; what the systemd unit starts.
     Run,
+    /// Have the group replace this instance, if its service has ended for good and the group does not know; what systemd
+    /// starts when the service has failed.
+    MarkUnhealthy,
     /// See whether this machine has what `run` will need; part of the image's test.
     Check(check::Args),
     /// Try to reach the metadata service; `run` calls it as the runner's user.
@@ -78,7 +81,7 @@ fn main() -> ExitCode {
         Command::Enter => return enter::enter(),
         // A hook's output is its job's log.
         Command::BetweenJobs { .. } => {}
-        Command::Run | Command::Check(_) => log::set_up(),
+        Command::Run | Command::MarkUnhealthy | Command::Check(_) => log::set_up(),
     }
     let machine = Machine::new(cli.root);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Run => runtime.block_on(run::run(&machine)),
+        Command::MarkUnhealthy => runtime.block_on(run::mark_unhealthy(&machine)),
         Command::Check(args) => runtime.block_on(check::check(&machine, &args)),
         Command::BetweenJobs { moment } => runtime.block_on(between_jobs::ask(&machine, moment)),
         Command::ProbeMetadata { .. } | Command::Enter => ExitCode::FAILURE,

@@ -1,26 +1,34 @@
 //! The real outside of a life: GitHub, the group, the metadata service, the listener, systemd.
 
-use kiln_github::{Deleted, OrgClient};
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use aws_sdk_autoscaling::primitives::{DateTime, DateTimeFormat};
+use kiln_github::{Deleted, OrgClient, Runner};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::aws::Group;
 use crate::identify::Metadata;
-use crate::life::{Notice, Outside, Verdict};
+use crate::life::{Completion, Hook, Listed, Notice, Outside, Served, Verdict};
 use crate::machine::Machine;
+use crate::memory::Memory;
 use crate::register::Registered;
 use crate::serve::Listener;
-use crate::switch::Switch;
 
 pub(crate) struct Real<'a> {
     pub(crate) machine: &'a Machine,
     pub(crate) metadata: &'a Metadata,
+    pub(crate) memory: &'a Memory,
     pub(crate) group: Option<&'a Group>,
-    /// Where the metadata service is off.
-    pub(crate) switch: Option<&'a Switch>,
-    pub(crate) github: OrgClient,
-    pub(crate) registered: Registered,
+    pub(crate) github: &'a OrgClient,
+    /// What the listener is started with; `None` where there is nothing left but to end.
+    pub(crate) registered: Option<&'a Registered>,
+    /// The runner at GitHub: its name, and its id where that is known.
+    pub(crate) runner: Option<(String, Option<u64>)>,
+    /// The runner's version.
+    pub(crate) version: &'a str,
     pub(crate) signals: &'a Signals,
 }
 
@@ -55,12 +63,42 @@ impl Signals {
 }
 
 impl Real<'_> {
-    /// The runner's id; a persistent runner's is asked for by its name.
-    async fn id(&self) -> anyhow::Result<Option<u64>> {
-        if let Some(id) = self.registered.id {
-            return Ok(Some(id));
+    /// The runner as GitHub lists it. One of another name is never ours, whatever the server makes of the question.
+    async fn find(&self) -> anyhow::Result<Option<Runner>> {
+        let Some((name, id)) = &self.runner else { return Ok(None) };
+        let found = match id {
+            Some(id) => self.github.runner(*id).await?,
+            None => self.github.runners(Some(name)).await?.into_iter().find(|runner| runner.name == *name),
+        };
+        Ok(found.filter(|runner| runner.name == *name))
+    }
+
+    /// Remembers that the group knows of this instance's end.
+    fn told(&self, told: bool) -> bool {
+        if told {
+            self.memory.keep_or_warn(|kept| kept.group_told = true);
         }
-        Ok(self.github.runners(Some(&self.registered.name)).await?.first().map(|runner| runner.id))
+        told
+    }
+}
+
+/// Does GitHub serve this version, by its own list? `registering`: for a registration, rather than for a job.
+pub(crate) async fn served(github: &OrgClient, version: &str, registering: bool) -> Served {
+    let deprecation = match github.runner_deprecation(version).await {
+        Ok(Some(deprecation)) => deprecation,
+        Ok(None) => return Served::Unknown,
+        Err(error) => {
+            tracing::warn!(%error, "GitHub's list of versions can't be had");
+            return Served::Unknown;
+        }
+    };
+    let end = deprecation.runtime_deprecates_at;
+    let end = if registering { deprecation.registration_deprecates_at.or(end) } else { end };
+    let Some(end) = end else { return Served::Yes };
+    match DateTime::from_str(&end, DateTimeFormat::DateTimeWithOffset).map(SystemTime::try_from) {
+        Ok(Ok(end)) if end > SystemTime::now() => Served::Yes,
+        Ok(Ok(_)) => Served::No,
+        _ => Served::Unknown,
     }
 }
 
@@ -68,29 +106,43 @@ impl Outside for Real<'_> {
     type Listener = Listener;
 
     fn start(&self) -> anyhow::Result<Listener> {
-        Listener::start(self.machine, &self.registered)
+        let registered = self.registered.context("this instance is not registered")?;
+        // Before the start: what is not on the disk then, a later start would not know.
+        self.memory.keep(|kept| {
+            kept.runner.clone_from(&self.runner);
+            kept.listener_started = true;
+        })?;
+        Listener::start(self.machine, registered)
     }
 
     async fn delete_runner(&self) -> anyhow::Result<Deleted> {
-        match self.id().await? {
+        let id = match &self.runner {
+            Some((_, Some(id))) => Some(*id),
+            _ => self.find().await?.map(|runner| runner.id),
+        };
+        match id {
             Some(id) => Ok(self.github.delete_runner(id).await?),
             None => Ok(Deleted::Absent),
         }
     }
 
-    async fn is_registered(&self) -> anyhow::Result<bool> {
-        match self.registered.id {
-            Some(id) => Ok(self.github.runner(id).await?.is_some()),
-            None => Ok(self.id().await?.is_some()),
-        }
+    async fn listed(&self) -> anyhow::Result<Listed> {
+        Ok(match self.find().await? {
+            Some(runner) if runner.busy => Listed::Busy,
+            Some(_) => Listed::Idle,
+            None => Listed::Absent,
+        })
+    }
+
+    async fn served(&self) -> Served {
+        served(self.github, self.version, false).await
     }
 
     async fn notice(&self) -> anyhow::Result<Option<Notice>> {
-        match (self.group, self.switch) {
+        match self.group {
+            Some(_) => self.metadata.notice().await,
             // A signal is all that asks an instance of no group to leave.
-            (None, _) => Ok(None),
-            (Some(_), None) => self.metadata.notice().await,
-            (Some(group), Some(_)) => Ok(group.is_terminating().await?.then_some(Notice::Terminate)),
+            None => Ok(None),
         }
     }
 
@@ -98,35 +150,52 @@ impl Outside for Real<'_> {
         self.signals.asked().await
     }
 
-    async fn complete_launch(&self, verdict: Verdict) -> bool {
-        match self.group {
-            Some(group) => group.complete_launch(verdict).await,
-            None => true,
-        }
+    async fn machine_stops(&self) -> bool {
+        self.machine.stops().await
     }
 
-    async fn complete_termination(&self) {
-        if let Some(group) = self.group {
-            group.complete_termination().await;
-        }
+    async fn complete_launch(&self, verdict: Verdict) -> Completion {
+        let Some(group) = self.group else { return Completion::Done };
+        let done = group.complete_launch(verdict).await;
+        self.told(done == Completion::Done && verdict == Verdict::Abandon);
+        done
     }
 
-    async fn heartbeat(&self) {
+    async fn complete_termination(&self) -> Completion {
+        let Some(group) = self.group else { return Completion::Done };
+        let done = group.complete_termination().await;
+        self.told(done == Completion::Done);
+        done
+    }
+
+    async fn heartbeat(&self, hook: Hook) {
         if let Some(group) = self.group {
-            group.heartbeat().await;
+            group.heartbeat(hook).await;
         }
     }
 
     async fn replace(&self) -> bool {
-        let Some(group) = self.group else { return false };
-        if group.terminate(false).await {
-            return true;
+        match self.group {
+            Some(group) => self.told(group.terminate(false).await),
+            None => false,
         }
-        if self.switch.is_some_and(Switch::is_lost) {
-            tracing::error!("the credentials have expired, the group can't be asked: powering off for it to notice");
-            self.machine.power_off().await;
+    }
+
+    async fn mark_unhealthy(&self) -> bool {
+        match self.group {
+            Some(group) => self.told(group.mark_unhealthy().await),
+            None => false,
         }
-        false
+    }
+
+    async fn power_off(&self) {
+        self.machine.power_off().await;
+    }
+
+    async fn show_state(&self, state: &'static str) {
+        if let Some(group) = self.group {
+            group.show_state(state).await;
+        }
     }
 
     async fn scale_in(&self) -> bool {
@@ -136,15 +205,19 @@ impl Outside for Real<'_> {
         }
     }
 
-    async fn mark_deprecated(&self) {
-        if let Some(group) = self.group {
-            group.mark_deprecated().await;
-        }
+    fn ready(&self) {
+        let runner = self.runner.as_ref().map(|(name, _)| name);
+        tracing::info!(phase = "serve", runner, "online");
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
 
-    fn ready(&self) {
-        tracing::info!(phase = "serve", runner = self.registered.name, "online");
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
+    fn in_service(&self) {
+        self.memory.keep_or_warn(|kept| kept.in_service = true);
+        tracing::info!(phase = "serve", "in service");
+    }
+
+    fn took_job(&self) {
+        self.memory.keep_or_warn(|kept| kept.took_job = true);
     }
 
     fn stopping(&self) {

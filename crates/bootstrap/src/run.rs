@@ -5,22 +5,24 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use kiln_config::boot::{BootConfig, DockerAccess, MetadataAccess};
+use kiln_config::boot::{BootConfig, DockerAccess, GITHUB_UNREACHABLE, MetadataAccess, RUNNER_DEPRECATED, SERVING};
 use kiln_config::model::Registration;
-use kiln_github::{Deleted, OrgClient, Usage};
+use kiln_github::{ErrorKind, OrgClient, Usage};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument as _;
 
 use crate::aws::{Aws, Group};
 use crate::guard;
 use crate::identify::{Identity, Metadata};
-use crate::life::{ASK_EVERY, End, LOOK_EVERY, Life, PIN_A_NEWER, Terms, Verdict};
+use crate::life::{
+    DEPRECATED_PAUSES, End, Hook, LAUNCH_HEARTBEAT, LOOK_EVERY, Life, Notice, PIN_A_NEWER, Served, Terms, growing,
+};
 use crate::machine::Machine;
-use crate::outside::{Real, Signals};
+use crate::memory::Memory;
+use crate::outside::{Real, Signals, served};
 use crate::phase::{phase, spent};
 use crate::register::{Deprecated, Registered, register};
 use crate::settings;
-use crate::switch::{self, SWITCH_BOUND, Switch};
 
 const USER_AGENT: &str = concat!("kiln-bootstrap/", env!("CARGO_PKG_VERSION"));
 
@@ -37,6 +39,9 @@ const REGISTER_BOUND: Duration = Duration::from_secs(240);
 /// A boot that failed is tried again so much later: what a person mends, such as a key, then needs no new instance.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
 
+/// So many tries in a row that do not reach GitHub, a minute and a half, are shown to whoever looks at the group.
+const SHOWN_OUTAGES: u32 = 3;
+
 /// docker is up within seconds of its start; two minutes are for a disk that has been warmed by nobody.
 const DOCKER_BOUND: Duration = Duration::from_secs(120);
 
@@ -48,6 +53,22 @@ const LAST_TRY: Duration = Duration::from_secs(10);
 
 /// Runs it; the exit code is the process's.
 pub(crate) async fn run(machine: &Machine) -> ExitCode {
+    match identified(machine).await {
+        Some((boot, took_ms)) => boot.run(took_ms).instrument(boot.span.clone()).await,
+        None => ExitCode::FAILURE,
+    }
+}
+
+/// Has the group replace an instance whose service has ended for good.
+pub(crate) async fn mark_unhealthy(machine: &Machine) -> ExitCode {
+    match identified(machine).await {
+        Some((boot, _)) => boot.mark_unhealthy().instrument(boot.span.clone()).await,
+        None => ExitCode::FAILURE,
+    }
+}
+
+/// Learns who this instance is, and how long that took.
+async fn identified(machine: &Machine) -> Option<(Boot<'_>, [u64; 2])> {
     let born = Instant::now();
     let metadata = Metadata::connect();
     let identified = async {
@@ -58,28 +79,20 @@ pub(crate) async fn run(machine: &Machine) -> ExitCode {
         anyhow::Ok((found, config, Signals::catch().context("catch signals")?))
     };
     let ((found, identify_ms), (identity, configure_ms), signals) = match identified.await {
-        Ok((found, config, signals)) => (found, config, signals),
+        Ok(found) => found,
         // Nothing says which group to tell: the launch hook's own timeout gives the instance up.
         Err(error) => {
             tracing::error!(phase = "identify", error = %format!("{error:#}"), "this boot can't succeed");
-            if switch::is_marked(machine) {
-                // It was in service, and its runner is gone: nobody else would notice.
-                tracing::error!(
-                    phase = "identify",
-                    "an earlier start has switched the metadata service off: powering off for the group to notice"
-                );
-                machine.power_off().await;
-            }
-            return ExitCode::FAILURE;
+            return None;
         }
     };
     let span =
         tracing::info_span!("runner", instance = %identity.instance, fleet = %identity.config.fleet, phase = "boot");
     let aws = Aws::connect(&found.region, &metadata);
-    let off = identity.config.job_metadata_access == MetadataAccess::Off;
-    let switch = off.then(|| Switch::new(machine, aws.ec2(&identity.instance)));
-    let boot = Boot { machine, aws, metadata, identity, switch, signals, born };
-    boot.run([identify_ms, configure_ms]).instrument(span).await
+    let lifecycle = identity.config.lifecycle.as_ref();
+    let memory = span.in_scope(|| Memory::open(machine, identity.instance.as_str(), &found.region, lifecycle));
+    let group = lifecycle.map(|own| aws.group(own, &identity.instance));
+    Some((Boot { machine, aws, group, memory, metadata, identity, signals, born, span }, [identify_ms, configure_ms]))
 }
 
 struct Boot<'a> {
@@ -87,10 +100,11 @@ struct Boot<'a> {
     metadata: Metadata,
     identity: Identity,
     aws: Aws,
-    /// Where the metadata service is to be off.
-    switch: Option<Switch>,
+    group: Option<Group>,
+    memory: Memory,
     signals: Signals,
     born: Instant,
+    span: tracing::Span,
 }
 
 impl Boot<'_> {
@@ -99,15 +113,17 @@ impl Boot<'_> {
     }
 
     async fn run(&self, before_ms: [u64; 2]) -> ExitCode {
-        let group = self.config().lifecycle.as_ref().map(|own| self.aws.group(own, &self.identity.instance));
         let terms = self.terms();
-        let (github, registered) = match self.registered(before_ms, &terms, group.as_ref()).await {
+        let before = self.memory.kept();
+        if terms.ephemeral && before.listener_started {
+            tracing::error!("an earlier start has used this single-use instance: it registers no more");
+            return self.end(&terms, before.took_job).await;
+        }
+        let (github, registered) = match self.registered(before_ms, &terms).await {
             Ok(done) => done,
             Err(error) => {
-                if let Some(group) = group {
-                    group.complete_launch(Verdict::Abandon).await;
-                }
                 tracing::error!(error = %format!("{error:#}"), "given up");
+                self.end(&terms, false).await;
                 return ExitCode::FAILURE;
             }
         };
@@ -117,25 +133,73 @@ impl Boot<'_> {
             // Jobs without containers run; those with some fail, and say so themselves.
             tracing::error!(error = %format!("{error:#}"), "serving without docker");
         }
-        let outside = Real {
-            machine: self.machine,
-            metadata: &self.metadata,
-            group: group.as_ref(),
-            switch: self.switch.as_ref(),
-            github,
-            registered,
-            signals: &self.signals,
-        };
-        let life = Life { outside: &outside, terms: &terms, born: self.born };
+        let outside = self.outside(&github, Some(&registered));
+        let life = Life { outside: &outside, terms: &terms, born: self.born, registered: Instant::now() };
         let serving = tracing::info_span!("life", phase = "serve");
         let end = tokio::select! {
-            end = Box::pin(life.live().instrument(serving)) => end,
+            end = Box::pin(life.live(before.in_service).instrument(serving)) => end,
             never = watchdog() => match never {},
-            never = keep_credentials(self.switch.as_ref()) => match never {},
         };
         match end {
             End::Left => ExitCode::SUCCESS,
             End::Broken => ExitCode::from(3),
+        }
+    }
+
+    /// Nothing serves here any more. The group is told, unless it knows.
+    async fn mark_unhealthy(&self) -> ExitCode {
+        let before = self.memory.kept();
+        if self.group.is_none() || before.group_told {
+            tracing::info!(phase = "end", "nobody has to be told of this service's end");
+            return ExitCode::SUCCESS;
+        }
+        tracing::error!(phase = "end", in_service = before.in_service, "the service has ended for good");
+        self.end(&self.terms(), before.took_job && self.terms().ephemeral).await
+    }
+
+    /// Ends an instance that does not serve: its runner is deleted, and the group asked for another one. `done`: it has done
+    /// what it was for, so that this is no fault that fresh instances would have too.
+    async fn end(&self, terms: &Terms, done: bool) -> ExitCode {
+        let github = match self.github() {
+            Ok(github) => github,
+            Err(error) => {
+                tracing::error!(error = %format!("{error:#}"), "no connection to GitHub can be set up");
+                return ExitCode::FAILURE;
+            }
+        };
+        let mut terms = terms.clone();
+        if done {
+            terms.replace_pause = Duration::ZERO;
+        }
+        let outside = self.outside(&github, None);
+        let life = Life { outside: &outside, terms: &terms, born: self.born, registered: self.born };
+        let end = async {
+            if outside.runner.is_some() {
+                life.forget().await;
+            }
+            life.give_up(None, self.memory.kept().in_service).await;
+        };
+        tokio::select! {
+            () = end.instrument(tracing::info_span!("life", phase = "end")) => ExitCode::SUCCESS,
+            never = watchdog() => match never {},
+        }
+    }
+
+    fn outside<'b>(&'b self, github: &'b OrgClient, registered: Option<&'b Registered>) -> Real<'b> {
+        let runner = match registered {
+            Some(registered) => Some((registered.name.clone(), registered.id.or_else(|| own_id(registered)))),
+            None => self.memory.kept().runner,
+        };
+        Real {
+            machine: self.machine,
+            metadata: &self.metadata,
+            memory: &self.memory,
+            group: self.group.as_ref(),
+            github,
+            registered,
+            runner,
+            version: self.config().runner.version.as_str(),
+            signals: &self.signals,
         }
     }
 
@@ -144,15 +208,11 @@ impl Boot<'_> {
         let secs = |secs: u32| Duration::from_secs(secs.into());
         let retirement = config.retirement.unwrap_or_default();
         let own = config.lifecycle.as_ref();
-        // Without a group nobody waits for a sign of life, and a job may take Auto Scaling's own longest.
-        let heartbeat = secs(own.map_or(7200, |own| own.heartbeat_secs));
-        let off = self.switch.is_some();
         Terms {
-            look_every: if off { (heartbeat / 3).min(ASK_EVERY) } else { LOOK_EVERY },
-            hears_spot: !off,
             ephemeral: config.registration == Registration::Ephemeral,
             in_group: own.is_some(),
-            heartbeat,
+            // Without a group nobody waits for a sign of life, and a job may take Auto Scaling's own longest.
+            heartbeat: secs(own.map_or(7200, |own| own.heartbeat_secs)),
             drain_limit: secs(own.map_or(48 * 3600, |own| own.drain_limit_secs)),
             replace_pause: secs(own.map_or(0, |own| own.replace_pause_secs)),
             max_age: retirement.max_age_secs.map(secs),
@@ -160,13 +220,10 @@ impl Boot<'_> {
         }
     }
 
-    /// Registers, again and again until the pause before a replacement is over.
-    async fn registered(
-        &self,
-        before_ms: [u64; 2],
-        terms: &Terms,
-        group: Option<&Group>,
-    ) -> anyhow::Result<(OrgClient, Registered)> {
+    /// Registers, again and again until the pause before a replacement is over. Neither an outage of GitHub nor a version
+    /// that GitHub refuses against its own list ends it.
+    async fn registered(&self, before_ms: [u64; 2], terms: &Terms) -> anyhow::Result<(OrgClient, Registered)> {
+        let (mut outages, mut refusals) = (0, 0);
         loop {
             let mut attempt = std::pin::pin!(self.attempt(before_ms));
             let done = tokio::select! {
@@ -178,45 +235,118 @@ impl Boot<'_> {
                 }
             };
             let error = match done {
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    if outages >= SHOWN_OUTAGES {
+                        self.show_state(SERVING).await;
+                    }
+                    return Ok(done);
+                }
                 Err(error) => error,
             };
-            if error.is::<Deprecated>() {
-                return Err(self.retired(error, terms, group).await);
-            }
-            let hint = hint(&error).unwrap_or_default();
-            let shown = format!("{error:#}");
-            if self.born.elapsed() + TRY_AGAIN > terms.replace_pause {
-                tracing::error!(error = shown, hint, "this boot can't succeed");
-                return Err(error);
-            }
-            tracing::error!(
-                phase = "register",
-                error = shown,
-                hint,
-                again_in_secs = TRY_AGAIN.as_secs(),
-                "not registered"
-            );
-            tokio::select! {
-                () = sleep(TRY_AGAIN) => {}
-                why = self.signals.asked() => return Err(error.context(why)),
-            }
+            let (pause, extend) = if error.is::<Deprecated>() {
+                refusals += 1;
+                let served = self.shown_as_deprecated().await;
+                let growing = growing(DEPRECATED_PAUSES, refusals - 1);
+                (if served == Served::No { DEPRECATED_PAUSES.1 } else { growing }, served == Served::Yes)
+            } else if is_outage(&error) && self.group.is_some() {
+                outages += 1;
+                if outages == SHOWN_OUTAGES {
+                    self.show_state(GITHUB_UNREACHABLE).await;
+                }
+                (TRY_AGAIN * outages.min(10), true)
+            } else {
+                (TRY_AGAIN, false)
+            };
+            self.before_the_next(error, pause, extend, terms).await?;
         }
     }
 
-    /// Tries no more, and waits until a replacement, which fares no better, may be asked for.
-    async fn retired(&self, error: anyhow::Error, terms: &Terms, group: Option<&Group>) -> anyhow::Error {
-        tracing::error!(error = %format!("{error:#}"), hint = PIN_A_NEWER, "this boot can't succeed");
+    /// Waits until the next try to register.
+    ///
+    /// # Errors
+    /// There is none.
+    async fn before_the_next(
+        &self,
+        error: anyhow::Error,
+        pause: Duration,
+        extend: bool,
+        terms: &Terms,
+    ) -> anyhow::Result<()> {
+        let deprecated = error.is::<Deprecated>();
+        let hint = if deprecated { Some(PIN_A_NEWER.to_owned()) } else { hint(&error) }.unwrap_or_default();
+        let shown = format!("{error:#}");
+        let in_service = self.memory.kept().in_service;
+        // A version that is refused is refused on a fresh instance, too: one in service stays, and tries on.
+        let patient = extend || deprecated && in_service;
+        let last = self.born + terms.replace_pause;
+        let ends = !patient && Instant::now() + if deprecated { Duration::ZERO } else { pause } > last;
+        if ends {
+            tracing::error!(error = shown, hint, "this boot can't succeed");
+            return Err(error);
+        }
+        let again_in_secs = pause.as_secs();
+        tracing::error!(phase = "register", error = shown, hint, again_in_secs, "not registered");
+        let end = Instant::now() + if patient { pause } else { pause.min(last.duration_since(Instant::now())) };
         let wait = async {
-            if let Some(group) = group {
-                group.mark_deprecated().await;
+            while extend
+                && !in_service
+                && let Some(group) = &self.group
+            {
+                tracing::warn!(phase = "register", "keeping the launch waiting: this is no fault of this instance");
+                group.heartbeat(Hook::Launch).await;
+                if end <= Instant::now() + LAUNCH_HEARTBEAT {
+                    break;
+                }
+                sleep(LAUNCH_HEARTBEAT).await;
             }
-            sleep_until(self.born + terms.replace_pause).await;
+            sleep_until(end).await;
         };
         tokio::select! {
-            () = wait => error,
-            why = self.signals.asked() => error.context(why),
+            () = wait => Ok(()),
+            why = self.signals.asked() => Err(error.context(why)),
+            () = self.is_terminated() => Err(error.context("Auto Scaling terminates it")),
         }
+    }
+
+    /// Resolves when Auto Scaling terminates the instance.
+    async fn is_terminated(&self) {
+        if self.group.is_none() {
+            std::future::pending::<()>().await;
+        }
+        while !matches!(self.metadata.notice().await, Ok(Some(Notice::Terminate))) {
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// GitHub has refused the version: what does its own list say?
+    async fn shown_as_deprecated(&self) -> Served {
+        let served = match self.github() {
+            Ok(github) => served(&github, self.config().runner.version.as_str(), true).await,
+            Err(_) => Served::Unknown,
+        };
+        if served != Served::Yes {
+            self.show_state(RUNNER_DEPRECATED).await;
+        }
+        served
+    }
+
+    async fn show_state(&self, state: &str) {
+        if let Some(group) = &self.group {
+            group.show_state(state).await;
+        }
+    }
+
+    fn github(&self) -> anyhow::Result<OrgClient> {
+        let config = self.config();
+        let signer = self.aws.signer(&config.key, self.machine);
+        Ok(OrgClient::new(
+            &config.github.api_url,
+            USER_AGENT,
+            config.app.issuer.clone(),
+            std::sync::Arc::new(signer),
+            config.organization.as_str(),
+            config.app.installation_id,
+        )?)
     }
 
     async fn attempt(&self, [identify_ms, configure_ms]: [u64; 2]) -> anyhow::Result<(OrgClient, Registered)> {
@@ -227,21 +357,13 @@ impl Boot<'_> {
         }
         let guarded = async {
             match config.job_metadata_access {
-                MetadataAccess::Blocked | MetadataAccess::Off => guard::check(self.machine, &user).await,
+                MetadataAccess::Blocked => guard::check(self.machine, &user).await,
                 MetadataAccess::Allowed => guard::lift(self.machine).await,
             }
         };
         // Independent of each other: the connection to GitHub, the key, and whether a job could get at the key.
         let mint = async {
-            let signer = self.aws.signer(&config.key, self.machine);
-            let github = OrgClient::new(
-                &config.github.api_url,
-                USER_AGENT,
-                config.app.issuer.clone(),
-                std::sync::Arc::new(signer),
-                config.organization.as_str(),
-                config.app.installation_id,
-            )?;
+            let github = self.github()?;
             github.app().open_ahead().await;
             github.mint().await?;
             anyhow::Ok(github)
@@ -254,13 +376,6 @@ impl Boot<'_> {
         }
         let register = Box::pin(register(self.machine, &self.identity, user, &github));
         let (registered, register_ms) = phase("register", REGISTER_BOUND, register).await?;
-        if let Some(switch) = &self.switch
-            && let Err(error) = phase("metadata", SWITCH_BOUND, Box::pin(switch.off())).await
-        {
-            // It takes no job like this.
-            forget(&github, &registered).await;
-            return Err(error);
-        }
         let Usage { requests, connections, bytes, limited, limited_in_a_row } = github.app().usage();
         let (cpu_ms, peak_kib) = spent();
         tracing::info!(
@@ -285,21 +400,32 @@ impl Boot<'_> {
     }
 }
 
-/// Takes a registration back that no listener has used.
-async fn forget(github: &OrgClient, registered: &Registered) {
-    let Some(id) = registered.id else { return };
-    match github.delete_runner(id).await {
-        Ok(Deleted::Gone | Deleted::Absent) => {}
-        Ok(Deleted::Busy) => tracing::error!(phase = "metadata", "GitHub takes the runner for busy; it stays, offline"),
-        Err(error) => tracing::error!(phase = "metadata", %error, "the runner stays registered at GitHub, offline"),
-    }
+/// The id that `config.sh` has written down for this runner. Nothing but it has run here since.
+fn own_id(registered: &Registered) -> Option<u64> {
+    let text = std::fs::read_to_string(registered.directory.path().join(".runner")).ok()?;
+    let settings: serde_json::Value = serde_json::from_str(text.trim_start_matches('\u{feff}')).ok()?;
+    let field = |name: &str| {
+        settings.as_object()?.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    };
+    let id = field("agentId")?;
+    let id = id.as_u64().or_else(|| id.as_str()?.parse().ok());
+    id.filter(|_| field("agentName").and_then(serde_json::Value::as_str) == Some(&registered.name))
 }
 
-async fn keep_credentials(switch: Option<&Switch>) -> Infallible {
-    match switch {
-        Some(switch) => switch.keep_credentials().await,
-        None => std::future::pending().await,
-    }
+/// Is it GitHub, or the way to it, that fails, rather than what this instance asks?
+fn is_outage(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<kiln_github::Error>().is_some_and(|error| {
+            matches!(
+                error.kind,
+                ErrorKind::Connect
+                    | ErrorKind::Timeout
+                    | ErrorKind::Server(_)
+                    | ErrorKind::Body
+                    | ErrorKind::RateLimited { .. }
+            )
+        })
+    })
 }
 
 /// What a refusal asks of a person.

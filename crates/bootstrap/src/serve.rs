@@ -2,6 +2,7 @@
 
 mod ear;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,6 +12,7 @@ use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::Child;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::Instrument as _;
 
@@ -22,14 +24,14 @@ use crate::processes;
 use crate::register::Registered;
 use ear::Ear;
 
-/// An idle listener ends within a second of SIGINT; half a minute is for a machine under load.
-const GRACE: Duration = Duration::from_secs(30);
-
 /// What of a line is read at most. The runner's own lines have a job's name in them, and nothing else of any length.
 const LONGEST_LINE: usize = 8 * 1024;
 
 /// Between two looks whether a worker is there.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long its last words may take once it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The listener's process.
 #[derive(Debug)]
@@ -38,6 +40,7 @@ pub(crate) struct Listener {
     group: Option<Pid>,
     user: User,
     heard: watch::Receiver<Heard>,
+    readers: Vec<JoinHandle<()>>,
     _hooks: Answering,
     _guard: Option<Watching>,
 }
@@ -63,11 +66,13 @@ impl Listener {
         let mut child = command.spawn().with_context(|| format!("start {}", program.display()))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
         let (tell, heard) = watch::channel(Heard::default());
+        let tell = Arc::new(tell);
+        let mut readers = Vec::new();
         if let Some(stdout) = child.stdout.take() {
-            tokio::spawn(listen(stdout, group, tell).in_current_span());
+            readers.push(tokio::spawn(listen(stdout, group, Arc::clone(&tell)).in_current_span()));
         }
         if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(forward(stderr).in_current_span());
+            readers.push(tokio::spawn(forward(stderr, tell).in_current_span()));
         }
         let user = registered.user.clone();
         let cleaner = Cleaner {
@@ -78,7 +83,7 @@ impl Listener {
         };
         let hooks = cleaner.answer()?;
         let guard = registered.guarded.then(|| guard::watch(machine.clone(), user.clone()));
-        Ok(Self { child, group, user, heard, _hooks: hooks, _guard: guard })
+        Ok(Self { child, group, user, heard, readers, _hooks: hooks, _guard: guard })
     }
 }
 
@@ -88,14 +93,26 @@ impl Process for Listener {
     }
 
     async fn exit(&mut self) -> Option<i32> {
-        self.child.wait().await.ok().and_then(|status| status.code())
+        let status = self.child.wait().await;
+        // What it said last may still be in the pipes. Who it has left behind holds them open.
+        let read = async {
+            while !self.readers.iter().all(JoinHandle::is_finished) {
+                tokio::time::sleep(LAST_WORDS / 100).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, read).await;
+        status.ok().and_then(|status| status.code())
     }
 
-    async fn stop(&mut self) {
+    fn works(&self) -> bool {
+        self.child.id().is_some() && processes::has_worker(self.group) == Some(true)
+    }
+
+    async fn stop(&mut self, grace: Duration) {
         if let Some(group) = self.group.filter(|_| self.child.id().is_some()) {
             let _ = killpg(group, Signal::SIGINT);
-            if tokio::time::timeout(GRACE, self.child.wait()).await.is_err() {
-                tracing::warn!(phase = "drain", "the listener did not end in {} s: killing it", GRACE.as_secs());
+            if tokio::time::timeout(grace, self.child.wait()).await.is_err() {
+                tracing::warn!(phase = "drain", "the listener did not end in {} s: killing it", grace.as_secs());
                 // It has not been waited for, so that its number is still its own.
                 let _ = killpg(group, Signal::SIGKILL);
             }
@@ -109,7 +126,7 @@ impl Process for Listener {
 }
 
 /// Reads what the listener says, and looks at what it does, until it ends.
-async fn listen(stream: impl AsyncRead + Unpin, listener: Option<Pid>, tell: watch::Sender<Heard>) {
+async fn listen(stream: impl AsyncRead + Unpin, listener: Option<Pid>, tell: Arc<watch::Sender<Heard>>) {
     let mut lines = Lines::new(stream);
     let mut ear = Ear::default();
     let mut looks = interval(LOOK_EVERY);
@@ -123,18 +140,22 @@ async fn listen(stream: impl AsyncRead + Unpin, listener: Option<Pid>, tell: wat
             }
             _ = looks.tick() => ear.looks(processes::has_worker(listener)),
         };
-        let now = ear.heard();
+        let (now, reached) = (ear.heard(), ear.take_reached());
         tell.send_if_modified(|heard| {
+            let now = Heard { unreachable: heard.unreachable && !reached, ..now };
             let before = std::mem::replace(heard, now);
             news || before != now
         });
     }
 }
 
-async fn forward(stream: impl AsyncRead + Unpin) {
+async fn forward(stream: impl AsyncRead + Unpin, tell: Arc<watch::Sender<Heard>>) {
     let mut lines = Lines::new(stream);
     while let Some(line) = lines.next().await {
         tracing::info!(phase = "serve", listener = line);
+        if ear::is_unreachable(&line) {
+            tell.send_if_modified(|heard| !std::mem::replace(&mut heard.unreachable, true));
+        }
     }
 }
 

@@ -151,9 +151,6 @@ pub enum MetadataAccess {
     Blocked,
     /// Yes: jobs use the instance's role, and whoever writes a workflow can sign as the App.
     Allowed,
-    /// Nobody may: the instance switches its service off before its one job, which not even a privileged container gets
-    /// around. For ephemeral fleets.
-    Off,
 }
 
 /// May a job use docker? Whoever may is as good as root on the instance.
@@ -179,6 +176,12 @@ pub const STATE_TAG: &str = "kiln:state";
 
 /// [`STATE_TAG`]'s value where GitHub serves the instance's runner version no more.
 pub const RUNNER_DEPRECATED: &str = "runner-deprecated";
+
+/// [`STATE_TAG`]'s value where the instance waits for GitHub, which it can't reach.
+pub const GITHUB_UNREACHABLE: &str = "github-unreachable";
+
+/// [`STATE_TAG`]'s value where the instance serves after it had another.
+pub const SERVING: &str = "serving";
 
 /// Why a document is no BootConfig.
 #[derive(Debug, thiserror::Error)]

@@ -69,7 +69,7 @@ fn every_variant_is_written_in_this_form_and_comes_back() {
     config.lifecycle = None;
     config.retirement = Some(Retirement { max_age_secs: Some(604_800), idle_limit_secs: None });
     config.environment.insert("https_proxy".to_owned(), "http://proxy:3128".to_owned());
-    config.job_metadata_access = MetadataAccess::Off;
+    config.job_metadata_access = MetadataAccess::Allowed;
     config.job_docker_access = DockerAccess::Blocked;
     config.wait_for_docker = true;
     let json = config.to_json().unwrap();
@@ -77,7 +77,7 @@ fn every_variant_is_written_in_this_form_and_comes_back() {
     assert!(json.contains(r#""retirement":{"max_age_secs":604800}"#), "{json}");
     assert!(json.contains(r#""environment":{"https_proxy":"http://proxy:3128"}"#), "{json}");
     assert!(
-        json.contains(r#""job_metadata_access":"off","job_docker_access":"blocked","wait_for_docker":true"#),
+        json.contains(r#""job_metadata_access":"allowed","job_docker_access":"blocked","wait_for_docker":true"#),
         "{json}"
     );
     assert!(!json.contains("installation_id") && !json.contains("lifecycle") && !json.contains("null"), "{json}");

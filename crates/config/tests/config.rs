@@ -915,25 +915,16 @@ fn what_a_life_is_bound_by_is_read_or_left_to_its_default() {
     assert_eq!(told.job_metadata_access, MetadataAccess::Allowed);
     assert!(told.wait_for_docker);
     assert_eq!(told.environment["https_proxy"], "http://proxy:3128");
-    let text = "registration = \"ephemeral\"\nlabels = [\"x\"]\njob_metadata_access = \"off\"\njob_docker_access = \"blocked\"";
+    let text = "registration = \"ephemeral\"\nlabels = [\"x\"]\njob_docker_access = \"blocked\"";
     let config = Config::from_toml("kiln.toml", &fleet(text)).unwrap();
     let told = config.boot_config(&fleet_of(&config));
-    assert_eq!(told.job_metadata_access, MetadataAccess::Off);
     assert_eq!(told.job_docker_access, DockerAccess::Blocked);
 }
 
 #[test]
 fn what_would_not_do_is_told() {
     for (text, said) in [
-        ("job_metadata_access = \"off\"", "`job_metadata_access` is `off` in a fleet of persistent runners"),
-        (
-            "registration = \"ephemeral\"\nlabels = [\"x\"]\njob_metadata_access = \"off\"\nspot = {}",
-            "hears of no interruption",
-        ),
-        (
-            "registration = \"ephemeral\"\nlabels = [\"x\"]\njob_metadata_access = \"off\"\nsession_manager = true",
-            "Session Manager does not reach",
-        ),
+        ("job_metadata_access = \"off\"", "expected \"blocked\" or \"allowed\""),
         ("job_docker_access = \"blocked\"\nwait_for_docker = true", "jobs wait for docker, which they may not use"),
         ("canary_check = \" \"", "the check is empty"),
         ("job_docker_access = \"none\"", "expected \"allowed\" or \"blocked\""),

@@ -23,7 +23,7 @@ macro_rules! file {
 }
 
 /// The files of `ami/files`.
-const FILES: [(&str, u32, &[u8]); 15] = [
+const FILES: [(&str, u32, &[u8]); 16] = [
     file!("etc/cloud/cloud.cfg.d/95-kiln.cfg", 0o644),
     file!("etc/docker/daemon.json", 0o644),
     file!("etc/systemd/journald.conf.d/kiln.conf", 0o644),
@@ -31,6 +31,7 @@ const FILES: [(&str, u32, &[u8]); 15] = [
     file!("opt/kiln/hooks/job-completed.sh", 0o755),
     file!("opt/kiln/hooks/job-started.sh", 0o755),
     file!("usr/lib/systemd/system/docker.service.d/kiln.conf", 0o644),
+    file!("usr/lib/systemd/system/kiln-bootstrap-failed.service", 0o644),
     file!("usr/lib/systemd/system/kiln-bootstrap.service", 0o644),
     file!("usr/lib/systemd/system/kiln-bootstrap.service.d/oom.conf", 0o644),
     file!("usr/lib/systemd/system/kiln-jobs.service", 0o644),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use kiln_config::boot::MetadataAccess;
 use kiln_config::config::{Config, Fleet, MOST_EGRESS_PORTS, MOST_TAGS, Network, Spot};
 use kiln_config::model::{AmiId, KeyStore, SpotStrategy};
 
@@ -75,7 +74,6 @@ pub fn stack_request(
         ("SessionManager", text(&fleet.session_manager)),
         ("PermissionsBoundary", config.permissions_boundary.clone().unwrap_or_default()),
         ("AlarmTopic", config.alarm_topic.clone().unwrap_or_default()),
-        ("SwitchesMetadataOff", text(&(fleet.job_metadata_access == MetadataAccess::Off))),
         ("TerminationHeartbeatSecs", text(&fleet.heartbeat_secs)),
         ("LaunchTimeoutSecs", text(&LAUNCH_TIMEOUT_SECS)),
         (SERVING, serving.to_owned()),

@@ -72,11 +72,16 @@ impl MachineFolder {
 
     /// The binary's boot on this machine, its log piped; not yet started.
     pub fn boot(&self, bootstrap: &Path, imds: &Imds) -> Command {
+        self.command(bootstrap, imds, "run")
+    }
+
+    /// The same with another of the binary's commands.
+    pub fn command(&self, bootstrap: &Path, imds: &Imds, command_name: &str) -> Command {
         let mut command = Command::new(bootstrap);
         command
             .arg("--root")
             .arg(self.root.path())
-            .arg("run")
+            .arg(command_name)
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.url())

@@ -11,7 +11,7 @@ export type Registration = 'persistent' | 'ephemeral';
  * May a job reach the instance's metadata service? With `allowed`, whoever writes a workflow can sign as the App. With
  * `off`, for ephemeral fleets only, the instance has none while its job runs.
  */
-export type MetadataAccess = 'blocked' | 'allowed' | 'off';
+export type MetadataAccess = 'blocked' | 'allowed';
 
 /** May a job use docker? Whoever may is as good as root on the instance. */
 export type DockerAccess = 'allowed' | 'blocked';

@@ -129,10 +129,6 @@ export function runnerGroupParameters(props: RunnerGroupProps, group: string): R
   if (iops > gib * 500 || throughputMibps > iops / 4) {
     refuse(`a gp3 volume of ${gib} GiB with ${iops} IOPS and ${throughputMibps} MiB/s: at most 500 IOPS a GiB, and 4 IOPS for each MiB/s`);
   }
-  const off = props.jobMetadataAccess === 'off';
-  if (off && (props.registration !== 'ephemeral' || spot !== undefined || props.sessionManager === true)) {
-    refuse("jobMetadataAccess is 'off': for ephemeral runners on on-demand instances without Session Manager only");
-  }
   if (props.jobDockerAccess === 'blocked' && props.waitForDocker === true) {
     refuse('waitForDocker is true: jobs may not use docker');
   }
@@ -157,7 +153,6 @@ export function runnerGroupParameters(props: RunnerGroupProps, group: string): R
     SessionManager: String(props.sessionManager ?? false),
     PermissionsBoundary: props.permissionsBoundary?.managedPolicyArn ?? '',
     AlarmTopic: props.alarmTopic?.topicArn ?? '',
-    SwitchesMetadataOff: String(off),
     TerminationHeartbeatSecs: props.heartbeatSecs ?? 300,
     LaunchTimeoutSecs: LAUNCH_TIMEOUT_SECS,
     // Without Kiln's own roll-out the group follows the newest version of the launch template.

@@ -152,7 +152,6 @@ test('what CloudFormation could not check any more is checked here', () => {
     [{ volume: { gib: 8 } }, /VolumeGib is 8: a whole number from 30 to 65536/],
     [{ volume: { iops: 20000 } }, /at most 500 IOPS a GiB/],
     [{ volume: { throughputMibps: 751 } }, /4 IOPS for each MiB/],
-    [{ jobMetadataAccess: 'off' }, /jobMetadataAccess is 'off': for ephemeral runners/],
     [{ jobDockerAccess: 'blocked', waitForDocker: true }, /jobs may not use docker/],
     [{ heartbeatSecs: 10 }, /TerminationHeartbeatSecs is 10: a whole number from 30 to 7200/],
     [{ spot: { onDemandPercent: 101 } }, /OnDemandPercent is 101/],

@@ -1,4 +1,4 @@
-//! What an instance asks of EC2, all of it about itself: two calls, signed here. EC2's SDK has 600 operations more, and
+//! What an instance asks of EC2: one call about itself, signed here. EC2's SDK has 600 operations more, and
 //! takes longer to compile than the rest of this binary.
 
 use std::time::{Duration, SystemTime};
@@ -46,21 +46,6 @@ pub(super) fn endpoint(region: &str) -> String {
 }
 
 impl Ec2 {
-    /// Switches the instance's metadata service on or off. EC2 accepts it first and does it within seconds.
-    ///
-    /// # Errors
-    /// EC2 refuses, or does not answer.
-    pub(crate) async fn switch_metadata(&self, on: bool) -> anyhow::Result<()> {
-        let mut fields = vec![("InstanceId", self.instance.as_str())];
-        if on {
-            // As the launch template has it: what is switched on must not be weaker than what was switched off.
-            fields.extend([("HttpEndpoint", "enabled"), ("HttpTokens", "required"), ("HttpPutResponseHopLimit", "1")]);
-        } else {
-            fields.push(("HttpEndpoint", "disabled"));
-        }
-        self.call("ModifyInstanceMetadataOptions", &fields).await
-    }
-
     /// Tags the instance.
     ///
     /// # Errors
@@ -68,14 +53,6 @@ impl Ec2 {
     pub(crate) async fn tag(&self, key: &str, value: &str) -> anyhow::Result<()> {
         let instance = self.instance.as_str();
         self.call("CreateTags", &[("ResourceId.1", instance), ("Tag.1.Key", key), ("Tag.1.Value", value)]).await
-    }
-
-    /// When the credentials that there are now expire. Asks the metadata service for newer ones.
-    ///
-    /// # Errors
-    /// There are none.
-    pub(crate) async fn credentials_expire(&self) -> anyhow::Result<Option<SystemTime>> {
-        Ok(self.credentials.provide_credentials().await.context("ask for the role's credentials")?.expiry())
     }
 
     async fn call(&self, action: &str, fields: &[(&str, &str)]) -> anyhow::Result<()> {
@@ -136,8 +113,8 @@ fn refusal(status: u16, text: &str) -> Unsuccessful {
     };
     let code = between("Code").unwrap_or("no code");
     let what = format!("{code}: {}", between("Message").unwrap_or("no message"));
-    // Its earlier change is still under way, or it asks for patience.
-    let passes = ["IncorrectInstanceState", "RequestLimitExceeded", "Throttling", "Unavailable", "InternalError"];
+    // It asks for patience.
+    let passes = ["RequestLimitExceeded", "Throttling", "Unavailable", "InternalError"];
     Unsuccessful { what: format!("{status} {what}"), retryable: status >= 500 || passes.contains(&code) }
 }
 
@@ -154,7 +131,6 @@ mod tests {
             (403, answer("UnauthorizedOperation"), "403 UnauthorizedOperation: why", false),
             (400, answer("InvalidInstanceID.NotFound"), "400 InvalidInstanceID.NotFound: why", false),
             (503, answer("RequestLimitExceeded"), "503 RequestLimitExceeded: why", true),
-            (400, answer("IncorrectInstanceState"), "400 IncorrectInstanceState: why", true),
             (502, "<html>Bad Gateway".to_owned(), "502 no code: no message", true),
         ] {
             let told = refusal(status, &text);

@@ -13,39 +13,59 @@ use super::*;
 /// Seconds until a listener has a session, and until it ends by itself with a code.
 type Start = (Option<u64>, Option<(u64, Option<i32>)>);
 
+/// From a second to another one.
+type Window = (u64, u64);
+
 /// What befalls a life, by the second.
 #[derive(Debug, Clone)]
 struct Fate {
     terms: Terms,
     /// When each job begins and how long it takes. One that can't begin then never does.
     jobs: Vec<(u64, u64)>,
+    /// How long a job that GitHub has given away is on its way, while GitHub takes the runner for idle.
+    flight: u64,
+    /// The end of a job has no line.
+    mute: bool,
+    /// The listener's workers can be seen.
+    sees_workers: bool,
     /// Each start of the listener.
     starts: Vec<Start>,
     /// How each call to GitHub ends: fails, or is answered after so many seconds. Then all are answered at once.
     github: Vec<Option<u64>>,
+    /// When GitHub does not list the runner, though it has it.
+    stale: Vec<Window>,
+    /// When GitHub deletes the runner though it is busy.
+    careless: Vec<Window>,
+    /// When neither GitHub nor its broker is there. A listener loses its session ten minutes into it.
+    outage: Option<Window>,
+    /// What GitHub's list says of the version.
+    served: Served,
     /// Looks at the metadata service that fail before one succeeds.
     metadata: Vec<bool>,
     /// What the metadata service tells from when on.
     notices: Vec<(u64, Notice)>,
-    /// When the process is asked to end.
-    signal: Option<u64>,
+    /// When the process is asked to end, and whether the machine stops then.
+    signal: Option<(u64, bool)>,
     /// When GitHub forgets the runner.
     vanishes: Option<u64>,
-    /// Requests to be replaced that are refused before one is granted.
+    /// Requests to the group that are refused before one is granted.
     refusals: u32,
+    /// How long the group is about to wait at its hooks, and refuses to be told.
+    late_hooks: (u64, u64),
+    /// An earlier start of the service has brought the instance into service.
+    in_service: bool,
 }
 
-/// How long after all of it a life may last at most. Only the retired stay until they are told to go, which comes in the end.
-const LATEST: u64 = 4000;
+/// The longest that an instance may be in service without a runner, outages and deprecated versions apart.
+const STRANDED: Duration = Duration::from_secs(3600);
+
+/// A listener that has lost the broker ends by itself after so long.
+const LOSES_BROKER: Duration = Duration::from_secs(600);
 
 fn fates() -> impl Strategy<Value = Fate> {
     let terms =
         (any::<bool>(), prop::bool::weighted(0.8), 30u64..120, 60u64..400, 0u64..400, opt(50..900), opt(30..300));
-    let off = prop::bool::weighted(0.3);
-    let terms = (terms, off).prop_map(|((ephemeral, in_group, heartbeat, drain, pause, age, idle), off)| Terms {
-        // Only an ephemeral runner's instance is without its metadata service.
-        look_every: Duration::from_secs(if ephemeral && off { heartbeat / 3 } else { 2 }),
-        hears_spot: !(ephemeral && off),
+    let terms = terms.prop_map(|(ephemeral, in_group, heartbeat, drain, pause, age, idle)| Terms {
         ephemeral,
         in_group,
         heartbeat: Duration::from_secs(heartbeat),
@@ -59,29 +79,75 @@ fn fates() -> impl Strategy<Value = Fate> {
         prop_oneof![8 => (0u64..20).prop_map(Some), 1 => Just(None)],
         prop_oneof![2 => Just(None), 1 => (1u64..900, codes).prop_map(Some)],
     );
-    let notice = prop::sample::select(vec![Notice::Terminate, Notice::Spot, Notice::Rebalance]);
-    (
-        terms,
+    let notice = prop_oneof![
+        Just(Notice::Terminate),
+        Just(Notice::Rebalance),
+        (60u64..=120).prop_map(|left| Notice::Spot(Duration::from_secs(left)))
+    ];
+    let window = |starts: std::ops::Range<u64>, longest: u64| {
+        (starts, 1..longest).prop_map(|(from, length)| (from, from + length))
+    };
+    let listener = (
         prop::collection::vec((1u64..1000, 1u64..900), 0..4),
+        0u64..9,
+        prop::bool::weighted(0.3),
+        any::<bool>(),
         prop::collection::vec(start, 8),
+    );
+    let github = (
         prop::collection::vec(prop_oneof![Just(None), (0u64..12).prop_map(Some)], 0..12),
+        prop::collection::vec(prop_oneof![Just((0, 30)), window(0..1500, 45)], 0..3),
+        prop::collection::vec(window(0..1500, 900), 0..3),
+        prop::option::weighted(0.2, window(0..1500, 3000)),
+        prop::sample::select(vec![Served::Yes, Served::No, Served::Unknown]),
+        prop_oneof![5 => Just(None), 1 => (1u64..1500).prop_map(Some)],
+    );
+    let machine = (
         prop::collection::vec(any::<bool>(), 0..12),
         prop::collection::vec((1u64..1500, notice), 0..3),
-        prop_oneof![3 => Just(None), 1 => (1u64..1500).prop_map(Some)],
-        prop_oneof![5 => Just(None), 1 => (1u64..1500).prop_map(Some)],
+        prop::option::weighted(0.25, (1u64..1500, any::<bool>())),
         0u32..4,
-    )
-        .prop_map(|(terms, jobs, starts, github, metadata, notices, signal, vanishes, refusals)| Fate {
+        (0u64..40, 0u64..40),
+        prop::bool::weighted(0.2),
+    );
+    (terms, listener, github, machine).prop_map(
+        |(
+            terms,
+            (jobs, flight, mute, sees_workers, starts),
+            (github, stale, careless, outage, served, vanishes),
+            (metadata, notices, signal, refusals, late_hooks, in_service),
+        )| Fate {
             terms,
             jobs,
+            flight,
+            mute: mute && sees_workers,
+            sees_workers,
             starts,
             github,
+            stale,
+            careless,
+            outage,
+            served,
             metadata,
             notices,
             signal,
             vanishes,
             refusals,
-        })
+            late_hooks,
+            in_service,
+        },
+    )
+}
+
+impl Fate {
+    /// When the group ends it at the latest: after all that befalls it, and what that leads to.
+    fn latest(&self) -> u64 {
+        let jobs = self.jobs.iter().map(|(at, secs)| at + secs + 300);
+        let notices = self.notices.iter().map(|(at, _)| at + 300);
+        let others = [self.signal.map(|(at, _)| at + 300), self.vanishes.map(|at| at + 2600)];
+        let outage = self.outage.map(|(_, to)| to + 2600);
+        jobs.chain(notices).chain(others.into_iter().flatten()).chain(outage).max().unwrap_or(0).max(1800)
+    }
 }
 
 fn opt(range: std::ops::Range<u64>) -> impl Strategy<Value = Option<u64>> {
@@ -93,25 +159,34 @@ struct Sim {
     fate: Fate,
     born: Instant,
     registered: Cell<bool>,
-    /// When the running job ends, as GitHub sees it.
-    busy_until: Cell<Option<Instant>>,
+    /// From when until when a job runs, as GitHub sees it.
+    busy: Cell<Option<(Instant, Instant)>>,
     starts: RefCell<VecDeque<Start>>,
     jobs: RefCell<Vec<(u64, u64)>>,
     github: RefCell<VecDeque<Option<u64>>>,
     metadata: RefCell<VecDeque<bool>>,
     refusals: Cell<u32>,
-    /// Completions of the launch that are not heard.
+    /// Completions that are not heard.
     deaf: Cell<u32>,
     /// When the group began to terminate it, at its own request.
     granted: Cell<Option<Instant>>,
     launch: Cell<Option<Verdict>>,
     terminated: Cell<bool>,
     marked: Cell<bool>,
+    powered_off: Cell<bool>,
     heartbeats: RefCell<Vec<Instant>>,
+    launch_heartbeats: RefCell<Vec<Instant>>,
     /// From when on, and for how long, a job may delay the end.
     leaving: Cell<Option<Instant>>,
-    /// For each job that was cancelled: how long the instance had been leaving, if it was.
+    /// For each job that was cancelled by the binary: how long the instance had been leaving, if it was.
     cancelled: RefCell<Vec<Option<Duration>>>,
+    /// The listener has a session.
+    online: Cell<bool>,
+    /// The version was called deprecated.
+    deprecated: Cell<bool>,
+    /// When all was well last, and the longest time it was not.
+    well: Cell<Instant>,
+    stranded: Cell<Duration>,
 }
 
 impl Sim {
@@ -119,7 +194,7 @@ impl Sim {
         Rc::new(Self {
             born: Instant::now(),
             registered: Cell::new(true),
-            busy_until: Cell::new(None),
+            busy: Cell::new(None),
             starts: RefCell::new(fate.starts.iter().copied().collect()),
             jobs: RefCell::new(fate.jobs.clone()),
             github: RefCell::new(fate.github.iter().copied().collect()),
@@ -130,9 +205,15 @@ impl Sim {
             launch: Cell::new(None),
             terminated: Cell::new(false),
             marked: Cell::new(false),
+            powered_off: Cell::new(false),
             heartbeats: RefCell::default(),
+            launch_heartbeats: RefCell::default(),
             leaving: Cell::new(None),
             cancelled: RefCell::default(),
+            online: Cell::new(false),
+            deprecated: Cell::new(false),
+            well: Cell::new(Instant::now()),
+            stranded: Cell::new(Duration::ZERO),
             fate,
         })
     }
@@ -141,18 +222,43 @@ impl Sim {
         self.born + Duration::from_secs(secs)
     }
 
+    fn within(&self, (from, to): Window) -> bool {
+        (self.at(from)..self.at(to)).contains(&Instant::now())
+    }
+
+    fn out(&self) -> bool {
+        self.fate.outage.is_some_and(|outage| self.within(outage))
+    }
+
     fn busy(&self) -> bool {
-        self.busy_until.get().is_some_and(|end| Instant::now() < end)
+        self.busy.get().is_some_and(|(from, to)| (from..to).contains(&Instant::now()))
+    }
+
+    fn in_service(&self) -> bool {
+        self.fate.in_service || self.launch.get() == Some(Verdict::Continue)
     }
 
     async fn github(&self) -> anyhow::Result<()> {
         let answer = self.github.borrow_mut().pop_front();
         sleep(Duration::from_secs(answer.flatten().unwrap_or(0))).await;
-        anyhow::ensure!(answer != Some(None), "GitHub does not answer");
+        if answer == Some(None) || self.out() {
+            // Nobody can serve meanwhile.
+            self.look_around();
+            self.well.set(Instant::now());
+            anyhow::bail!("GitHub does not answer");
+        }
+        self.forget();
+        Ok(())
+    }
+
+    fn forget(&self) {
         if self.fate.vanishes.is_some_and(|secs| Instant::now() >= self.at(secs)) {
             self.registered.set(false);
         }
-        Ok(())
+    }
+
+    fn is_listed(&self) -> bool {
+        self.registered.get() && !self.fate.stale.iter().any(|window| self.within(*window))
     }
 
     fn grant(&self) -> bool {
@@ -165,6 +271,29 @@ impl Sim {
         }
         true
     }
+
+    /// When the group began to end it.
+    fn ends_since(&self) -> Option<Instant> {
+        let told = |(at, notice): &(u64, Notice)| {
+            (*notice != Notice::Rebalance && Instant::now() >= self.at(*at)).then(|| self.at(*at))
+        };
+        let latest = Some(self.at(self.fate.latest())).filter(|latest| Instant::now() >= *latest);
+        self.fate.notices.iter().filter_map(told).chain(self.granted.get()).chain(latest).min()
+    }
+
+    /// Is the instance in service without a runner, and nothing else's fault?
+    fn look_around(&self) {
+        self.forget();
+        let now = Instant::now();
+        // A while after an outage all are back.
+        let out = self.fate.outage.is_some_and(|(from, to)| self.within((from, to + 900)));
+        let serves = self.online.get() && self.registered.get();
+        let excused = out || self.deprecated.get() || self.ends_since().is_some() || self.leaving.get().is_some();
+        if serves || excused || !self.in_service() || !self.fate.terms.in_group {
+            self.well.set(now);
+        }
+        self.stranded.set(self.stranded.get().max(now - self.well.get()));
+    }
 }
 
 /// A listener's process.
@@ -175,12 +304,54 @@ struct SimListener {
     session: Option<u64>,
     end: Option<(u64, Option<i32>)>,
     over: Option<Option<i32>>,
-    job: Option<Instant>,
+    /// When the job that it has is heard of, and when it ends.
+    job: Option<(Instant, Instant)>,
+    /// When the end of a job is noticed that was not heard.
+    unheard: Option<Instant>,
+}
+
+impl SimListener {
+    fn ends(&mut self, code: Option<i32>) -> Option<i32> {
+        self.sim.online.set(false);
+        self.sim.deprecated.set(self.sim.deprecated.get() || code == Some(7));
+        self.over = Some(code);
+        code
+    }
+
+    /// Its job dies with it; GitHub notices after a while.
+    fn loses_its_job(&mut self) {
+        if self.job.take().is_some() {
+            self.sim.busy.set(Some((Instant::now(), Instant::now() + Duration::from_secs(5))));
+        }
+    }
+
+    /// When its session begins: not while GitHub is away.
+    fn session(&self) -> Option<Instant> {
+        let session = self.begun + Duration::from_secs(self.session?);
+        let outage = self.sim.fate.outage.map(|(from, to)| (self.sim.at(from), self.sim.at(to)));
+        Some(match outage {
+            Some((from, to)) if (from..to).contains(&session) => to,
+            _ => session,
+        })
+    }
+
+    /// When it notices that GitHub is away, and when it gives up its session for that.
+    fn outage(&self) -> (Option<Instant>, Option<Instant>) {
+        let Some((from, to)) = self.sim.fate.outage else { return (None, None) };
+        let (from, to) = (self.sim.at(from), self.sim.at(to));
+        let notices = (Instant::now() < to).then(|| from.max(self.begun));
+        (notices, (from + LOSES_BROKER < to && Instant::now() < to).then_some(from + LOSES_BROKER))
+    }
 }
 
 impl Process for SimListener {
     fn heard(&self) -> watch::Receiver<Heard> {
         self.heard.subscribe()
+    }
+
+    fn works(&self) -> bool {
+        let works = self.over.is_none() && self.job.is_some_and(|(begins, _)| Instant::now() >= begins);
+        self.sim.fate.sees_workers && works
     }
 
     /// Takes jobs as they come, until it ends by itself.
@@ -189,54 +360,73 @@ impl Process for SimListener {
             return code;
         }
         let end = self.end.map(|(secs, _)| self.begun + Duration::from_secs(secs));
-        let session = self.session.map(|secs| self.begun + Duration::from_secs(secs));
-        let code = loop {
-            let online = self.heard.borrow().online;
+        loop {
+            let Heard { online, busy, unreachable, .. } = *self.heard.borrow();
             let now = Instant::now();
             let next = self.sim.jobs.borrow().iter().map(|(at, _)| self.sim.at(*at)).filter(|at| *at > now).min();
+            let (notices, loses) = self.outage();
             tokio::select! {
                 biased;
                 () = until(end) => {
-                    // Its job dies with it; GitHub notices after a while.
-                    if self.job.take().is_some() {
-                        self.sim.busy_until.set(Some(Instant::now() + Duration::from_secs(5)));
-                    }
-                    break self.end.and_then(|(_, code)| code);
+                    self.loses_its_job();
+                    let code = self.end.and_then(|(_, code)| code);
+                    return self.ends(code);
                 }
-                () = until(session), if !online => {
-                    self.heard.send_modify(|heard| heard.online = true);
+                () = until(loses), if online => {
+                    self.loses_its_job();
+                    return self.ends(Some(2));
                 }
-                () = until(self.job), if self.job.is_some() => {
+                () = until(notices), if !unreachable => self.heard.send_modify(|heard| heard.unreachable = true),
+                () = until(self.session()), if !online => {
+                    self.sim.online.set(true);
+                    self.heard.send_modify(|heard| (heard.online, heard.unreachable) = (true, self.sim.out()));
+                }
+                () = until(self.job.map(|(begins, _)| begins)), if self.job.is_some() && !busy => {
+                    self.heard.send_modify(|heard| (heard.busy, heard.jobs) = (true, heard.jobs + 1));
+                }
+                () = until(self.job.map(|(_, ends)| ends)), if self.job.is_some() => {
                     self.job = None;
-                    self.sim.busy_until.set(None);
-                    self.heard.send_modify(|heard| heard.busy = false);
+                    self.sim.busy.set(None);
+                    if self.sim.fate.mute {
+                        self.unheard = Some(Instant::now() + Duration::from_secs(60));
+                    } else {
+                        self.heard.send_modify(|heard| heard.busy = false);
+                    }
                     if self.sim.fate.terms.ephemeral {
                         self.sim.registered.set(false);
-                        break Some(0);
+                        return self.ends(Some(0));
                     }
+                }
+                // Its worker is gone.
+                () = until(self.unheard), if self.unheard.is_some() => {
+                    self.unheard = None;
+                    self.heard.send_modify(|heard| heard.busy = false);
                 }
                 () = until(next), if online && self.job.is_none() => {
                     let mut jobs = self.sim.jobs.borrow_mut();
                     let index = jobs.iter().position(|(at, _)| Some(self.sim.at(*at)) == next).unwrap();
                     let (_, secs) = jobs.remove(index);
-                    if self.sim.registered.get() {
-                        self.job = Some(Instant::now() + Duration::from_secs(secs));
-                        self.sim.busy_until.set(self.job);
-                        self.heard.send_modify(|heard| heard.busy = true);
+                    if self.sim.registered.get() && !self.sim.out() {
+                        let begins = Instant::now() + Duration::from_secs(self.sim.fate.flight);
+                        self.job = Some((begins, begins + Duration::from_secs(secs)));
+                        self.sim.busy.set(self.job);
+                        if self.unheard.take().is_some() {
+                            self.heard.send_modify(|heard| heard.busy = false);
+                        }
                     }
                 }
             }
-        };
-        self.over = Some(code);
-        code
+        }
     }
 
-    async fn stop(&mut self) {
-        if self.over.is_none() && self.job.take().is_some() && self.sim.busy() {
+    async fn stop(&mut self, _: Duration) {
+        if self.over.is_none() && self.job.take().is_some_and(|(_, ends)| Instant::now() < ends) {
             self.sim.cancelled.borrow_mut().push(self.sim.leaving.get().map(|since| since.elapsed()));
-            self.sim.busy_until.set(None);
+            self.sim.busy.set(None);
         }
-        self.over = Some(Some(0));
+        if self.over.is_none() {
+            self.ends(Some(0));
+        }
     }
 }
 
@@ -247,12 +437,22 @@ impl Outside for Rc<Sim> {
         let next = self.starts.borrow_mut().pop_front();
         let (session, end) = next.unwrap_or((Some(1), None));
         let heard = watch::Sender::new(Heard::default());
-        Ok(SimListener { sim: Rc::clone(self), heard, begun: Instant::now(), session, end, over: None, job: None })
+        Ok(SimListener {
+            sim: Rc::clone(self),
+            heard,
+            begun: Instant::now(),
+            session,
+            end,
+            over: None,
+            job: None,
+            unheard: None,
+        })
     }
 
     async fn delete_runner(&self) -> anyhow::Result<Deleted> {
         self.github().await?;
-        Ok(match (self.registered.get(), self.busy()) {
+        let careless = self.fate.careless.iter().any(|window| self.within(*window));
+        Ok(match (self.is_listed(), self.busy() && !careless) {
             (false, _) => Deleted::Absent,
             (true, true) => Deleted::Busy,
             (true, false) => {
@@ -262,107 +462,156 @@ impl Outside for Rc<Sim> {
         })
     }
 
-    async fn is_registered(&self) -> anyhow::Result<bool> {
+    async fn listed(&self) -> anyhow::Result<Listed> {
         self.github().await?;
-        Ok(self.registered.get())
+        Ok(match (self.is_listed(), self.busy()) {
+            (false, _) => Listed::Absent,
+            (true, true) => Listed::Busy,
+            (true, false) => Listed::Idle,
+        })
+    }
+
+    async fn served(&self) -> Served {
+        self.fate.served
     }
 
     async fn notice(&self) -> anyhow::Result<Option<Notice>> {
+        self.look_around();
         anyhow::ensure!(self.metadata.borrow_mut().pop_front() != Some(false), "the metadata service does not answer");
         let now = Instant::now();
-        let told = self.fate.notices.iter().filter(|(at, _)| now >= self.at(*at)).map(|(_, notice)| *notice);
-        let asked = self.granted.get().map(|_| Notice::Terminate);
-        let latest = (now >= self.at(LATEST)).then_some(Notice::Terminate);
-        let heard = |notice: &Notice| self.fate.terms.hears_spot || *notice == Notice::Terminate;
-        let all: Vec<Notice> = told.chain(asked).chain(latest).filter(heard).collect();
-        Ok([Notice::Spot, Notice::Terminate, Notice::Rebalance].into_iter().find(|notice| all.contains(notice)))
+        let told = |(at, notice): &(u64, Notice)| {
+            let since = now.checked_duration_since(self.at(*at))?;
+            Some(match notice {
+                Notice::Spot(left) => Notice::Spot(left.saturating_sub(since)),
+                notice => *notice,
+            })
+        };
+        let told: Vec<Notice> = self.fate.notices.iter().filter_map(told).collect();
+        let spot = told.iter().find(|notice| matches!(notice, Notice::Spot(_)));
+        let ends = self.ends_since().map(|_| Notice::Terminate);
+        Ok(spot.copied().or(ends).or(told.first().copied()))
     }
 
     async fn signalled(&self) -> &'static str {
-        let at = self.fate.signal.unwrap_or(LATEST);
-        // One signal is told once.
-        if Instant::now() > self.at(at) {
-            std::future::pending::<()>().await;
-        }
+        let Some((at, _)) = self.fate.signal else { return std::future::pending().await };
         sleep_until(self.at(at)).await;
         "SIGTERM"
     }
 
-    async fn complete_launch(&self, verdict: Verdict) -> bool {
+    async fn machine_stops(&self) -> bool {
+        self.fate.signal.is_some_and(|(at, stops)| stops && Instant::now() >= self.at(at))
+    }
+
+    async fn complete_launch(&self, verdict: Verdict) -> Completion {
+        assert!(!self.fate.in_service, "the launch was completed by an earlier start");
+        if Instant::now() < self.at(self.fate.late_hooks.0) {
+            return Completion::NoneActive;
+        }
         if self.deaf.get() > 0 {
             self.deaf.set(self.deaf.get() - 1);
-            return false;
+            return Completion::Unheard;
+        }
+        if self.ends_since().is_some() {
+            return Completion::NoneActive;
         }
         assert_eq!(self.launch.replace(Some(verdict)), None, "the launch was completed twice");
-        true
+        self.look_around();
+        Completion::Done
     }
 
-    async fn complete_termination(&self) {
+    async fn complete_termination(&self) -> Completion {
+        let begun = self.ends_since().map(|since| since + Duration::from_secs(self.fate.late_hooks.1));
+        if begun.is_none_or(|begun| Instant::now() < begun) {
+            return Completion::NoneActive;
+        }
         assert!(!self.terminated.replace(true), "the termination was completed twice");
+        Completion::Done
     }
 
-    async fn heartbeat(&self) {
-        self.heartbeats.borrow_mut().push(Instant::now());
+    async fn heartbeat(&self, hook: Hook) {
+        match hook {
+            Hook::Launch => self.launch_heartbeats.borrow_mut().push(Instant::now()),
+            Hook::Termination => self.heartbeats.borrow_mut().push(Instant::now()),
+        }
     }
 
     async fn replace(&self) -> bool {
         self.grant()
     }
 
+    async fn mark_unhealthy(&self) -> bool {
+        self.grant()
+    }
+
+    async fn power_off(&self) {
+        self.powered_off.set(true);
+    }
+
     async fn scale_in(&self) -> bool {
         self.grant()
     }
 
-    async fn mark_deprecated(&self) {
-        assert!(!self.marked.replace(true), "the instance was marked twice");
+    async fn show_state(&self, _: &'static str) {
+        self.marked.set(true);
     }
 
     fn ready(&self) {}
+
+    fn in_service(&self) {}
+
+    fn took_job(&self) {}
 
     fn stopping(&self) {
         self.leaving.set(Some(Instant::now()));
     }
 }
 
-async fn live_through(fate: Fate) -> Result<(), String> {
-    let sim = Sim::new(fate);
-    let terms = sim.fate.terms.clone();
-    let life = Life { outside: &sim, terms: &terms, born: sim.born };
-    // The latest call to leave, the longest drain, and the last words.
-    let longest = Duration::from_secs(LATEST) + terms.drain_limit + FORGET_BOUND * 3 + Duration::from_secs(600);
-    let end =
-        tokio::time::timeout(longest, life.live()).await.map_err(|_| format!("it does not end in {longest:?}"))?;
-    if sim.registered.get() {
+/// What must hold at the end of a life.
+fn judge(sim: &Sim, end: End) -> Result<(), String> {
+    let Fate { terms, notices, outage, signal, metadata, github, .. } = &sim.fate;
+    // Nobody can be asked to forget a runner while GitHub is away, nor in the first seconds of an answer that comes late.
+    if sim.registered.get() && outage.is_none() {
         return Err(format!("{end:?}, but the runner stays registered"));
     }
-    // A job is lost only when the bound is reached, and a spot instance's is two minutes less ten seconds.
-    let spot = terms.hears_spot && sim.fate.notices.iter().any(|(_, notice)| *notice == Notice::Spot);
-    let allowed = if spot { terms.drain_limit.min(SPOT_BOUND) } else { terms.drain_limit };
+    // A job is lost only when the limit is reached; a spot instance's 45 s before it is taken.
+    let spot = notices.iter().filter_map(|(_, notice)| match notice {
+        Notice::Spot(left) => Some(left.saturating_sub(Duration::from_secs(45))),
+        _ => None,
+    });
+    let limit = spot.min();
     for leaving in sim.cancelled.borrow().iter() {
+        // A spot notice may have come while it was leaving, and two seconds before it was seen.
+        let allowed = limit.map_or(terms.drain_limit, |_| Duration::ZERO);
         if leaving.is_none_or(|leaving| leaving < allowed) {
-            return Err(format!(
-                "a job was cancelled {leaving:?} after the instance began to leave, before {allowed:?}"
-            ));
+            return Err(format!("a job was cancelled {leaving:?} into the leaving, before {allowed:?}"));
         }
     }
-    if end == End::Left && terms.in_group && !sim.terminated.get() {
-        return Err("the group was not told of the end".to_owned());
+    if sim.stranded.get() > STRANDED {
+        return Err(format!("in service without a runner for {:?}", sim.stranded.get()));
+    }
+    let stops = signal.is_some_and(|(_, stops)| stops);
+    let told = sim.terminated.get() || sim.launch.get() == Some(Verdict::Abandon);
+    if terms.in_group && !told && !stops && !sim.powered_off.get() && sim.ends_since().is_none() {
+        return Err(format!("{end:?}, but the group does not know"));
+    }
+    if terms.in_group && !stops && end == End::Left && sim.ends_since().is_some() && !sim.terminated.get() {
+        return Err("the group waits on at its hook".to_owned());
     }
     // Auto Scaling gives up an instance that is silent for longer than the heartbeat's timeout.
     if let Some(since) = sim.leaving.get().filter(|_| terms.in_group) {
         // It hears of its end in time, unless what it asks does not answer.
-        let begun =
-            sim.fate.notices.iter().filter(|(_, notice)| *notice == Notice::Terminate).map(|(at, _)| sim.at(*at));
+        let begun = notices.iter().filter(|(_, notice)| *notice == Notice::Terminate).map(|(at, _)| sim.at(*at));
         let begun = begun.chain(sim.granted.get()).min();
         if let Some(late) = begun.and_then(|begun| since.checked_duration_since(begun))
             && late > terms.heartbeat
-            && sim.fate.metadata.iter().all(|answers| *answers)
-            && sim.fate.github.is_empty()
+            && metadata.iter().all(|answers| *answers)
+            && github.is_empty()
+            && outage.is_none()
         {
             return Err(format!("it heard of its end after {late:?}, longer than {:?}", terms.heartbeat));
         }
         let mut last = since;
-        for beat in sim.heartbeats.borrow().iter().copied().chain([Instant::now().min(since + terms.drain_limit)]) {
+        for beat in sim.heartbeats.borrow().iter().copied().chain([Instant::now()]) {
             if beat.saturating_duration_since(last) > terms.heartbeat {
                 return Err(format!("silent for {:?}, longer than {:?}", beat - last, terms.heartbeat));
             }
@@ -370,6 +619,20 @@ async fn live_through(fate: Fate) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+async fn live_through(fate: Fate) -> Result<(), String> {
+    let sim = Sim::new(fate);
+    let terms = sim.fate.terms.clone();
+    let life = Life { outside: &sim, terms: &terms, born: sim.born, registered: sim.born };
+    // The latest call to leave, the longest drain, and the last words.
+    let longest = Duration::from_secs(sim.fate.latest())
+        + terms.drain_limit
+        + leave::FORGET_LIMIT * 3
+        + Duration::from_secs(2400);
+    let lived = Box::pin(life.live(sim.fate.in_service));
+    let end = tokio::time::timeout(longest, lived).await.map_err(|_| format!("it does not end in {longest:?}"))?;
+    judge(&sim, end)
 }
 
 #[test]
@@ -387,8 +650,6 @@ fn ten_thousand_lives_lose_no_job_and_leave_no_runner_behind() {
 /// A life in which nothing goes wrong but what a test says.
 fn quiet() -> Fate {
     let terms = Terms {
-        look_every: LOOK_EVERY,
-        hears_spot: true,
         ephemeral: false,
         in_group: true,
         heartbeat: Duration::from_secs(60),
@@ -400,136 +661,32 @@ fn quiet() -> Fate {
     Fate {
         terms,
         jobs: Vec::new(),
+        flight: 0,
+        mute: false,
+        sees_workers: false,
         starts: Vec::new(),
         github: Vec::new(),
+        stale: Vec::new(),
+        careless: Vec::new(),
+        outage: None,
+        served: Served::Unknown,
         metadata: Vec::new(),
         notices: Vec::new(),
         signal: None,
         vanishes: None,
         refusals: 0,
+        late_hooks: (0, 0),
+        in_service: false,
     }
 }
 
 async fn lived(fate: Fate) -> (Rc<Sim>, End, Duration) {
     let sim = Sim::new(fate);
     let terms = sim.fate.terms.clone();
-    let end = Life { outside: &sim, terms: &terms, born: sim.born }.live().await;
+    let life = Life { outside: &sim, terms: &terms, born: sim.born, registered: sim.born };
+    let end = Box::pin(life.live(sim.fate.in_service)).await;
     let took = sim.born.elapsed();
     (sim, end, took)
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_job_is_waited_for_with_heartbeats() {
-    let (sim, end, took) =
-        lived(Fate { jobs: vec![(10, 1000)], notices: vec![(20, Notice::Terminate)], ..quiet() }).await;
-    assert_eq!((end, sim.cancelled.borrow().len(), sim.terminated.get()), (End::Left, 0, true));
-    assert!((1010..1030).contains(&took.as_secs()), "{took:?}");
-    assert!(sim.heartbeats.borrow().len() >= 30, "{}", sim.heartbeats.borrow().len());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_launch_whose_completion_is_not_heard_is_completed_again() {
-    let (sim, _, _) = lived(Fate { refusals: 2, notices: vec![(200, Notice::Terminate)], ..quiet() }).await;
-    assert_eq!((sim.launch.get(), sim.deaf.get()), (Some(Verdict::Continue), 0));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_job_that_outlives_the_bound_is_lost_then_and_no_earlier() {
-    let (sim, end, _) = lived(Fate { jobs: vec![(10, 9000)], notices: vec![(20, Notice::Terminate)], ..quiet() }).await;
-    assert_eq!((end, sim.registered.get()), (End::Left, false));
-    assert_eq!(*sim.cancelled.borrow(), [Some(Duration::from_secs(3600))]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_spot_notice_uses_its_two_minutes_and_no_more() {
-    let fate = Fate { jobs: vec![(10, 1000)], notices: vec![(20, Notice::Terminate), (200, Notice::Spot)], ..quiet() };
-    let (sim, _, took) = lived(fate).await;
-    assert_eq!(sim.cancelled.borrow().len(), 1);
-    assert!((300..=320).contains(&took.as_secs()), "{took:?}");
-    assert!(!sim.registered.get());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_deprecated_version_is_not_started_again_and_gives_up_its_launch_no_earlier_than_allowed() {
-    for (told, launch) in [(400, Some(Verdict::Abandon)), (290, None)] {
-        let fate =
-            Fate { starts: vec![(None, Some((3, Some(7))))], notices: vec![(told, Notice::Terminate)], ..quiet() };
-        let (sim, end, _) = lived(fate).await;
-        assert_eq!((end, sim.launch.get(), sim.granted.get()), (End::Left, launch, None));
-        assert_eq!((sim.starts.borrow().len(), sim.marked.get()), (0, true));
-    }
-}
-
-/// Its runner served, and GitHub stopped to serve its version.
-#[tokio::test(start_paused = true)]
-async fn a_version_that_is_deprecated_while_it_serves_leaves_the_group_as_it_is() {
-    let fate =
-        Fate { starts: vec![(Some(1), Some((50, Some(7))))], notices: vec![(3000, Notice::Terminate)], ..quiet() };
-    let (sim, end, took) = lived(fate).await;
-    assert_eq!((end, sim.launch.get(), sim.granted.get()), (End::Left, Some(Verdict::Continue), None));
-    assert!(sim.marked.get() && took >= Duration::from_secs(3000), "{took:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn without_a_metadata_service_a_termination_is_heard_and_a_job_of_two_days_is_not_lost() {
-    let mut fate = Fate { jobs: vec![(10, 170_000)], notices: vec![(20, Notice::Terminate)], ..quiet() };
-    (fate.terms.ephemeral, fate.terms.hears_spot, fate.terms.look_every) = (true, false, Duration::from_secs(20));
-    fate.terms.drain_limit = Duration::from_secs(172_800);
-    let (sim, end, took) = lived(fate).await;
-    assert_eq!((end, sim.cancelled.borrow().len(), sim.terminated.get()), (End::Left, 0, true));
-    assert!((170_010..170_030).contains(&took.as_secs()), "{took:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_broken_listener_gives_the_instance_up_no_earlier_than_allowed() {
-    let fate = Fate { starts: vec![(None, Some((1, Some(2)))); 9], ..quiet() };
-    let (sim, end, took) = lived(fate).await;
-    assert_eq!((end, sim.launch.get()), (End::Broken, Some(Verdict::Abandon)));
-    assert_eq!(sim.starts.borrow().len(), 9 - MOST_STARTS as usize);
-    assert!(took >= Duration::from_secs(300), "{took:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn after_its_one_job_an_ephemeral_instance_asks_to_be_replaced_until_it_is_granted() {
-    let mut fate = Fate { jobs: vec![(10, 50)], refusals: 2, ..quiet() };
-    fate.terms.ephemeral = true;
-    let (sim, end, took) = lived(fate).await;
-    assert_eq!((end, sim.terminated.get()), (End::Left, true));
-    assert!((180..200).contains(&took.as_secs()), "{took:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_runner_that_github_forgot_is_noticed_and_its_instance_replaced() {
-    let (sim, end, took) = lived(Fate { vanishes: Some(100), ..quiet() }).await;
-    assert_eq!((end, sim.granted.get().is_some()), (End::Broken, true));
-    assert!(took < WATCH_EVERY + Duration::from_secs(60), "{took:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_idle_instance_leaves_where_the_group_can_do_without_it() {
-    let mut fate = Fate { jobs: vec![(100, 500)], refusals: 1, ..quiet() };
-    fate.terms.idle_limit = Some(Duration::from_secs(300));
-    let (sim, end, took) = lived(fate).await;
-    assert_eq!((end, sim.cancelled.borrow().len()), (End::Left, 0));
-    // Idle from 600 s on; refused at 900 s, granted at 1,200 s.
-    assert!((1200..1210).contains(&took.as_secs()), "{took:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_old_instance_is_replaced_after_its_job() {
-    let mut fate = Fate { jobs: vec![(100, 500)], ..quiet() };
-    fate.terms.max_age = Some(Duration::from_secs(300));
-    let (sim, end, took) = lived(fate).await;
-    assert_eq!((end, sim.cancelled.borrow().len()), (End::Left, 0));
-    assert!((600..630).contains(&took.as_secs()), "{took:?}");
-}
-
-#[test]
-fn only_a_deprecated_version_is_never_started_again() {
-    assert_eq!(ended(Some(7), false), Ended::Deprecated);
-    assert_eq!(ended(Some(7), true), Ended::Deprecated);
-    assert_eq!(ended(Some(0), true), Ended::JobDone);
-    for code in [Some(0), Some(1), Some(2), Some(3), Some(4), Some(5), Some(6), Some(139), None] {
-        assert!(matches!(ended(code, false), Ended::Again(_)), "{code:?}");
-    }
-}
+mod rules;

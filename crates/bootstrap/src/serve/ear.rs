@@ -27,6 +27,7 @@ enum Event {
     Listening,
     Begins,
     Ends,
+    Reconnected,
 }
 
 /// How a job can end.
@@ -41,6 +42,10 @@ pub(super) struct Ear {
     /// A job was announced, and no end of it: since when, or when its worker was last seen.
     announced: Option<Announced>,
     worker: bool,
+    /// How many jobs have begun.
+    jobs: u32,
+    /// It has reached GitHub just now.
+    reached: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -52,9 +57,14 @@ struct Announced {
 impl Ear {
     /// Takes in a line. Is it news, though nothing may have changed by it?
     pub(super) fn hears(&mut self, line: &str, has_worker: impl FnOnce() -> Option<bool>) -> bool {
-        match event(line) {
+        let event = event(line);
+        self.reached |= matches!(event, Some(Event::Listening | Event::Begins | Event::Reconnected));
+        match event {
             Some(Event::Listening) => self.online = true,
-            Some(Event::Begins) => self.announced = Some(Announced { since: Instant::now(), had_worker: false }),
+            Some(Event::Begins) => {
+                self.announced = Some(Announced { since: Instant::now(), had_worker: false });
+                self.jobs += 1;
+            }
             Some(Event::Ends) => {
                 self.announced = None;
                 // A worker ends before its job's end is told: one that is there has another job, or the line lies.
@@ -62,15 +72,23 @@ impl Ear {
                 // The end of a job is news though it was short: the idle time begins again.
                 return true;
             }
-            None => {}
+            Some(Event::Reconnected) | None => {}
         }
         false
+    }
+
+    /// Has it reached GitHub since this was asked last?
+    pub(super) fn take_reached(&mut self) -> bool {
+        std::mem::take(&mut self.reached)
     }
 
     /// Takes in whether there is a worker; `None` where that can't be seen.
     pub(super) fn looks(&mut self, worker: Option<bool>) -> bool {
         let Some(worker) = worker else { return false };
         self.worker = worker;
+        if worker && self.jobs == 0 {
+            self.jobs = 1;
+        }
         if let Some(announced) = &mut self.announced {
             let patience = if announced.had_worker { WORKER_GONE } else { NO_WORKER };
             if worker {
@@ -84,7 +102,9 @@ impl Ear {
     }
 
     pub(super) fn heard(&self) -> Heard {
-        Heard { online: self.online, busy: self.announced.is_some() || self.worker }
+        let busy = self.announced.is_some() || self.worker;
+        // The listener's complaints come another way.
+        Heard { online: self.online, busy, jobs: self.jobs, unreachable: false }
     }
 }
 
@@ -94,11 +114,21 @@ fn event(line: &str) -> Option<Event> {
     if said == "Listening for Jobs" {
         return Some(Event::Listening);
     }
+    if said == "Runner reconnected." {
+        return Some(Event::Reconnected);
+    }
     if said.starts_with("Running job: ") {
         return Some(Event::Begins);
     }
     let (_, result) = said.strip_prefix("Job ")?.rsplit_once(" completed with result: ")?;
     RESULTS.contains(&result).then_some(Event::Ends)
+}
+
+/// Does it complain, on stderr, that it can't reach GitHub? It tries on by itself, and says so when it has.
+///
+/// Source: `Runner.Listener/BrokerMessageListener.cs` of actions/runner, in `CreateSessionAsync` and `GetNextMessageAsync`.
+pub(super) fn is_unreachable(line: &str) -> bool {
+    after_time(line).is_some_and(|said| said.starts_with("Runner connect error: "))
 }
 
 /// What stands behind `2026-11-23 09:00:00Z: `, at the very beginning of a line.
@@ -120,6 +150,9 @@ mod tests {
         let of = |said: &str| event(&format!("{NOW}{said}"));
         assert_eq!(of("Listening for Jobs"), Some(Event::Listening));
         assert_eq!(of("Running job: build"), Some(Event::Begins));
+        assert_eq!(of("Runner reconnected."), Some(Event::Reconnected));
+        assert!(is_unreachable(&format!("{NOW}Runner connect error: no route. Retrying until reconnected.")));
+        assert!(!is_unreachable("Runner connect error: no route") && !is_unreachable(&format!("{NOW}no route")));
         for result in RESULTS {
             assert_eq!(of(&format!("Job build completed with result: {result}")), Some(Event::Ends));
         }
@@ -143,7 +176,7 @@ mod tests {
             "2026-11-23 09:00:00Z: Job x completed with result: Well",
             "2026-11-23 09:00:00Z: x completed with result: Succeeded",
             "2026-11-23 09:00:0√Z: Listening for Jobs",
-            "2026-11-23 09:00:00Z: Runner reconnected.",
+            "2026-11-23 09:00:00Z: Runner reconnected. Not",
         ] {
             assert_eq!(event(line), None, "{line}");
         }
@@ -152,7 +185,7 @@ mod tests {
     fn ear() -> Ear {
         let mut ear = Ear::default();
         ear.hears(&format!("{NOW}Listening for Jobs"), || Some(false));
-        assert_eq!(ear.heard(), Heard { online: true, busy: false });
+        assert_eq!(ear.heard(), Heard { online: true, ..Heard::default() });
         ear
     }
 

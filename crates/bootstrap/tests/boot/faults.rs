@@ -75,9 +75,9 @@ async fn a_metadata_service_that_is_slow_or_fails_at_first_is_waited_for() {
 
 #[tokio::test]
 async fn a_name_that_is_taken_or_an_answer_that_is_lost_costs_a_name_and_leaves_no_half_made_runner() {
-    let there = there().await;
     let jit = "/generate-jitconfig";
     for answer in [Answer::status(409, &[], "Already exists"), Answer::Truncated] {
+        let there = there().await;
         inject(&there, jit, 1, answer.clone());
         let before = there.github.count("POST", jit);
         let mut booted = there.boot(&there.ephemeral()).await;
@@ -136,7 +136,7 @@ async fn a_host_that_can_not_be_reached_is_tried_again_and_then_told() {
         boots.push(there.boot(&config).await);
     }
     for boot in boots {
-        boot.given_up("does this machine reach GitHub").await;
+        boot.given_up("is there a way out to GitHub from here").await;
     }
 }
 

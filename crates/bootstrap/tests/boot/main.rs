@@ -7,6 +7,5 @@ mod check;
 mod faults;
 mod isolation;
 mod life;
-mod metadata;
 mod proxy;
 mod support;

@@ -95,16 +95,21 @@ impl There {
     /// Boots where AWS answers, too, but is known by another address.
     pub(crate) async fn boot_in_group_at(&self, imds: Imds, address: &str) -> (Booted, InstanceAws) {
         let aws = InstanceAws::start(&imds, PLACE).await.unwrap();
-        (self.boot_at(imds, Some(address.to_owned())), aws)
+        (self.start_at("run", imds, Some(address.to_owned())), aws)
     }
 
-    fn boot_to(&self, imds: Imds, aws: Option<&InstanceAws>) -> Booted {
-        self.boot_at(imds, aws.map(|aws| aws.url().to_owned()))
+    pub(crate) fn boot_to(&self, imds: Imds, aws: Option<&InstanceAws>) -> Booted {
+        self.start("run", imds, aws)
     }
 
-    fn boot_at(&self, imds: Imds, aws: Option<String>) -> Booted {
+    /// Starts one of the binary's commands.
+    pub(crate) fn start(&self, command: &str, imds: Imds, aws: Option<&InstanceAws>) -> Booted {
+        self.start_at(command, imds, aws.map(|aws| aws.url().to_owned()))
+    }
+
+    fn start_at(&self, command: &str, imds: Imds, aws: Option<String>) -> Booted {
         let binary = Path::new(env!("CARGO_BIN_EXE_kiln-bootstrap"));
-        let mut command = self.machine.boot(binary, &imds);
+        let mut command = self.machine.command(binary, &imds, command);
         command.envs(aws.map(|aws| ("AWS_ENDPOINT_URL", aws)));
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -158,6 +163,12 @@ impl Booted {
         self.end().await
     }
 
+    /// Ends it as a crash does, and what it has started; its instance goes on.
+    pub(crate) async fn crash(mut self) -> Imds {
+        self.child.kill().await.unwrap();
+        self.imds
+    }
+
     pub(crate) async fn end(&mut self) -> Option<i32> {
         let rest = async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
@@ -165,7 +176,8 @@ impl Booted {
             }
             self.child.wait().await.unwrap().code()
         };
-        tokio::time::timeout(SOON, rest).await.unwrap_or_else(|_| panic!("it does not end"))
+        let ended = tokio::time::timeout(SOON, rest).await;
+        ended.unwrap_or_else(|_| panic!("it does not end:\n{:#?}", self.log))
     }
 
     /// It ends with 1, and its log says why and what to do.

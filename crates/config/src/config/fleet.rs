@@ -44,7 +44,7 @@ pub(super) fn validate(
     let spot = infrastructure::spot(raw, found);
     let volume = infrastructure::volume(raw, found);
     let egress_ports = github.map(|github| infrastructure::egress_ports(raw, github, found));
-    access(name, raw, registration, found);
+    access(raw, found);
     let (min, max) = capacity?;
     Some(Fleet {
         name: fleet_name?,
@@ -87,11 +87,8 @@ fn canary_check(raw: &RawFleet, found: &mut Findings) -> Option<String> {
     Some(check.get_ref().clone())
 }
 
-/// What a job may reach goes with how long its runner lives, and with what it waits for.
-fn access(name: &Spanned<String>, raw: &RawFleet, registration: Registration, found: &mut Findings) {
-    if let Some(access) = raw.job_metadata_access.as_ref().filter(|access| *access.get_ref() == MetadataAccess::Off) {
-        without_metadata(access, name, raw, registration, found);
-    }
+/// What a job may reach goes with what it waits for.
+fn access(raw: &RawFleet, found: &mut Findings) {
     if let Some(access) = raw.job_docker_access.as_ref().filter(|access| *access.get_ref() == DockerAccess::Blocked)
         && let Some(wait) = raw.wait_for_docker.as_ref().filter(|wait| *wait.get_ref())
     {
@@ -99,44 +96,6 @@ fn access(name: &Spanned<String>, raw: &RawFleet, registration: Registration, fo
             Diagnostic::new(wait.span(), "jobs wait for docker, which they may not use")
                 .expected("expected false")
                 .related(access.span(), "docker is blocked"),
-        );
-    }
-}
-
-/// What can't go without the metadata service.
-fn without_metadata(
-    access: &Spanned<MetadataAccess>,
-    name: &Spanned<String>,
-    raw: &RawFleet,
-    registration: Registration,
-    found: &mut Findings,
-) {
-    if registration != Registration::Ephemeral {
-        let place = raw.registration.as_ref().map_or_else(|| name.span(), Spanned::span);
-        found.push(
-            Diagnostic::new(access.span(), "`job_metadata_access` is `off` in a fleet of persistent runners")
-                .expected("expected \"blocked\" or \"allowed\"")
-                .related(place, "its runners take job after job")
-                .hint(
-                    "only an ephemeral runner's instance, which ends with its one job, can do without its metadata \
-                     service: set `registration = \"ephemeral\"`, or leave it \"blocked\"",
-                ),
-        );
-    }
-    if let Some(spot) = &raw.spot {
-        found.push(
-            Diagnostic::new(spot.span(), "a spot instance without a metadata service hears of no interruption")
-                .expected("expected on-demand instances only")
-                .related(access.span(), "it is off")
-                .hint("EC2 tells there that it takes an instance back; leave `job_metadata_access` \"blocked\""),
-        );
-    }
-    if let Some(sessions) = raw.session_manager.as_ref().filter(|sessions| *sessions.get_ref()) {
-        found.push(
-            Diagnostic::new(sessions.span(), "Session Manager does not reach an instance without a metadata service")
-                .expected("expected false")
-                .related(access.span(), "it is off")
-                .hint("its agent has its credentials from there; leave `job_metadata_access` \"blocked\""),
         );
     }
 }

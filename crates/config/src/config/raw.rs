@@ -297,8 +297,7 @@ pub(super) struct RawFleet {
     #[serde(default)]
     #[schemars(with = "String", length(min = 1), example = &"./try-runner.sh")]
     pub(super) canary_check: Field<String>,
-    /// May a job reach the instance's metadata service? With "allowed", whoever writes a workflow can sign as the App. With
-    /// "off", for ephemeral fleets only, the instance has none while its job runs.
+    /// May a job reach the instance's metadata service? With "allowed", whoever writes a workflow can sign as the App.
     #[serde(default)]
     #[schemars(with = "MetadataAccess", extend("default" = MetadataAccess::Blocked))]
     pub(super) job_metadata_access: Field<MetadataAccess>,

@@ -4,7 +4,6 @@
 
 mod ami;
 mod cdk;
-mod codes;
 mod deploy;
 mod destroy;
 mod pin;

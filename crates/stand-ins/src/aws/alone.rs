@@ -1,6 +1,7 @@
 //! AWS as one instance sees it: its group, and itself. Without the emulator, for tests of the binary alone.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
@@ -83,6 +84,14 @@ impl InstanceAws {
     /// Begins the instance's end, as `TerminateInstanceInAutoScalingGroup` would.
     pub fn terminate(&self) {
         let _ = lock(&self.shared.groups).terminate(&self.shared.instance);
+        self.shared.tell_metadata();
+    }
+
+    /// How long from now on the group refuses to be told of the launch, and later of the end: it does not wait yet.
+    pub fn wait_late(&self, launch: Duration, termination: Duration) {
+        if let Some(instance) = lock(&self.shared.groups).instance(&self.shared.instance) {
+            instance.late_hooks = [launch, termination];
+        }
     }
 
     /// The instance's lifecycle state, such as `Terminating:Wait`.
@@ -102,6 +111,14 @@ impl InstanceAws {
     }
 }
 
+impl Shared {
+    /// The metadata service says what the group wants.
+    fn tell_metadata(&self) {
+        let target = lock(&self.groups).target_state(&self.instance);
+        self.imds.want(target);
+    }
+}
+
 async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpRequest) -> Response {
     let Some(call) = Call::read(request).await else { return StatusCode::PAYLOAD_TOO_LARGE.into_response() };
     lock(&shared.calls).push(call.operation.clone());
@@ -113,7 +130,15 @@ async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpRequest) -> 
         return gateway::refusal(&call, code);
     }
     match call.service.as_str() {
-        "autoscaling" => auto_scaling::answer_to(&mut lock(&shared.groups), &call),
+        "autoscaling" => {
+            let answer = auto_scaling::answer_to(&mut lock(&shared.groups), &call);
+            // The group replaces what it is told to be unhealthy.
+            if call.operation == "SetInstanceHealth" {
+                let _ = lock(&shared.groups).terminate(&shared.instance);
+            }
+            shared.tell_metadata();
+            answer
+        }
         "ec2" if ec2::is_ours(&call) => {
             ec2::handle(&call, |id| (id == shared.instance).then(|| Arc::clone(&shared.imds)))
         }

@@ -100,6 +100,11 @@ pub(super) struct Instance {
     imds: Option<Imds>,
     /// It is simulated.
     pub(super) light: Option<Light>,
+    /// How long after an instance's launch, and after its end was decided, the group waits at its hooks. Until then it
+    /// refuses to be told, though the metadata service already says what it wants.
+    ///
+    /// source: amazon-ec2-auto-scaling-group-examples#3, PrairieLearn#15586
+    pub(super) late_hooks: [Duration; 2],
 }
 
 #[derive(Debug, Clone)]
@@ -215,7 +220,7 @@ impl Groups {
             group: instance.group.clone(),
             version: instance.version.clone(),
             ami: instance.ami.clone(),
-            state: instance.state.name().to_owned(),
+            state: instance.state_name().to_owned(),
             log: instance.log.clone(),
         };
         self.instances.iter().map(view).collect()
@@ -358,9 +363,17 @@ impl Groups {
         let found = hooks.and_then(|hooks| hooks.iter().find(|known| known.name == hook));
         let launching = found.ok_or_else(|| format!("No such lifecycle hook {hook} for group {group}"))?.launching;
         let state = if launching { State::PendingWait } else { State::TerminatingWait };
-        let fits = self.instances.iter().any(|i| i.id == id && i.group == group && i.state == state);
+        let fits = self.instances.iter().any(|i| i.id == id && i.group == group && i.state == state && i.waits());
         if fits { Ok(launching) } else { Err(no_action(id)) }
     }
+}
+
+/// Up to three seconds, different for each instance and the same in each run; minutes in the worst case, seconds as a rule.
+///
+/// assumption: AWS gives no figure
+fn late_hooks(id: &str) -> [Duration; 2] {
+    let sum = id.bytes().fold(7_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    [sum, sum / 3001].map(|millis| Duration::from_millis(millis % 3001))
 }
 
 fn no_action(id: &str) -> Refused {
@@ -371,7 +384,6 @@ impl Instance {
     fn new(id: String, group: &str, version: &str, ami: String, state: State) -> Self {
         let now = Instant::now();
         Self {
-            id,
             group: group.to_owned(),
             version: version.to_owned(),
             ami,
@@ -386,6 +398,26 @@ impl Instance {
             child: None,
             imds: None,
             light: None,
+            late_hooks: late_hooks(&id),
+            id,
+        }
+    }
+
+    /// Does the group wait at a hook, and is not only about to?
+    fn waits(&self) -> bool {
+        let [launch, termination] = self.late_hooks;
+        match self.state {
+            State::PendingWait => self.since.elapsed() >= launch,
+            State::TerminatingWait => self.since.elapsed() >= termination,
+            _ => false,
+        }
+    }
+
+    fn state_name(&self) -> &'static str {
+        match self.state {
+            State::PendingWait if !self.waits() => "Pending",
+            State::TerminatingWait if !self.waits() => "Terminating",
+            state => state.name(),
         }
     }
 
@@ -777,7 +809,6 @@ async fn launch(shared: &Arc<Shared>, group: &str, version: &str) -> anyhow::Res
         .kill_on_drop(true);
     let mut groups = lock(&shared.groups);
     let child = command.spawn().context("start the instance's process")?;
-    // The hook's wait begins before the machine boots, or a quick boot would complete what has not begun.
     let waits = groups.groups.get(group).is_some_and(|group| group.hooks.iter().any(|hook| hook.launching));
     let state = if waits { State::PendingWait } else { State::InService };
     let instance = Instance::new(id, group, version, ami, state);

@@ -64,11 +64,11 @@ pub struct Imds {
 #[derive(Debug)]
 pub(super) struct State {
     options: ImdsOptions,
-    /// Off, everything is refused.
-    on: Mutex<bool>,
     tags: Mutex<BTreeMap<String, String>>,
     sessions: Mutex<Sessions>,
-    spot: Mutex<bool>,
+    spot: Mutex<Option<SystemTime>>,
+    /// What Auto Scaling wants, where it is not asked by the options.
+    wanted: Mutex<Option<&'static str>>,
     rebalance: Mutex<bool>,
     faults: Mutex<VecDeque<ImdsFault>>,
 }
@@ -106,8 +106,9 @@ fn token(index: usize) -> String {
 }
 
 impl State {
-    pub(super) fn switch(&self, on: bool) {
-        *lock(&self.on) = on;
+    /// From now on Auto Scaling wants this.
+    pub(super) fn want(&self, target: Option<&'static str>) {
+        *lock(&self.wanted) = target;
     }
 
     pub(super) fn tag(&self, key: String, value: String) {
@@ -145,10 +146,10 @@ impl Imds {
         let url = format!("http://{}", listener.local_addr()?);
         let state = Arc::new(State {
             options,
-            on: Mutex::new(true),
             tags: Mutex::default(),
             sessions: Mutex::default(),
             spot: Mutex::default(),
+            wanted: Mutex::default(),
             rebalance: Mutex::default(),
             faults: Mutex::default(),
         });
@@ -169,24 +170,14 @@ impl Imds {
         Arc::clone(&self.state)
     }
 
-    /// Is it switched on?
-    pub fn is_on(&self) -> bool {
-        *lock(&self.state.on)
-    }
-
     /// The tags that the instance has been given since its launch.
     pub fn tags(&self) -> BTreeMap<String, String> {
         lock(&self.state.tags).clone()
     }
 
-    /// How long the role's credentials are valid from now on.
-    pub fn credentials_last(&self, valid: Duration) {
-        lock(&self.state.sessions).valid = valid;
-    }
-
     /// EC2 takes the spot instance back in two minutes.
     pub fn interrupt_spot(&self) {
-        *lock(&self.state.spot) = true;
+        *lock(&self.state.spot) = Some(SystemTime::now() + Duration::from_secs(120));
     }
 
     /// EC2 sees the spot instance at risk.
@@ -208,9 +199,6 @@ async fn answer(Extract(state): Extract<Arc<State>>, request: Request) -> Respon
         }
         Some(ImdsFault::Late(late)) => tokio::time::sleep(late).await,
         None => {}
-    }
-    if !*lock(&state.on) {
-        return StatusCode::FORBIDDEN.into_response();
     }
     let path = request.uri().path().trim_start_matches("/latest/").trim_end_matches('/').to_owned();
     let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
@@ -236,9 +224,11 @@ fn value(state: &State, path: &str) -> Option<String> {
         "meta-data/ami-id" => ami.clone(),
         "meta-data/placement/region" => REGION.to_owned(),
         "meta-data/placement/availability-zone" => format!("{REGION}a"),
-        "meta-data/autoscaling/target-lifecycle-state" => target()?.to_owned(),
-        "meta-data/spot/instance-action" if *lock(&state.spot) => {
-            json!({ "action": "terminate", "time": "2026-01-01T00:02:00Z" }).to_string()
+        "meta-data/autoscaling/target-lifecycle-state" => (*lock(&state.wanted)).or_else(target)?.to_owned(),
+        // source: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+        "meta-data/spot/instance-action" => {
+            let time = (*lock(&state.spot))?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            json!({ "action": "terminate", "time": stamp(time.as_secs()) }).to_string()
         }
         "meta-data/events/recommendations/rebalance" if *lock(&state.rebalance) => {
             json!({ "noticeTime": "2026-01-01T00:00:00Z" }).to_string()

@@ -32,13 +32,6 @@ fn sign(alias: &str) -> Call {
         .with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256")
 }
 
-/// A signature asked for by an alias that KMS does not yet take for one of the key's.
-fn sign_by_request(alias: &str) -> Call {
-    call("kms:Sign", "kms", "key/1234")
-        .with("kms:RequestAlias", alias)
-        .with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256")
-}
-
 fn secret(name: &str) -> Call {
     call("secretsmanager:GetSecretValue", "secretsmanager", &format!("secret:{name}"))
 }
@@ -77,11 +70,6 @@ fn tag(group: &str, key: &str, value: &str) -> Call {
         .with("aws:TagKeys", key)
 }
 
-fn switch(group: &str) -> Call {
-    call("ec2:ModifyInstanceMetadataOptions", "ec2", "instance/i-0123456789abcdef0")
-        .with("aws:ResourceTag/aws:autoscaling:groupName", group)
-}
-
 fn lifecycle(name: &str) -> Vec<Call> {
     let actions = [
         "CompleteLifecycleAction",
@@ -98,8 +86,6 @@ fn an_instance_signs_by_its_alias_and_keeps_to_its_own_group() {
     let mut allowed = lifecycle(STACK);
     allowed.push(sign("alias/kiln-acme-app-key"));
     allowed.push(sign("alias/kiln-acme-app-key-previous"));
-    allowed.push(sign_by_request("alias/kiln-acme-app-key"));
-    allowed.push(sign_by_request("alias/kiln-acme-app-key-previous"));
     // A key that has another alias too is still the one meant.
     allowed.push(sign("alias/other").with("kms:ResourceAliases", "alias/kiln-acme-app-key"));
     let mut refused = never();
@@ -107,8 +93,6 @@ fn an_instance_signs_by_its_alias_and_keeps_to_its_own_group() {
     refused.extend(lifecycle("kiln-acme-fleet"));
     refused.extend([
         sign("alias/other"),
-        sign_by_request("alias/other"),
-        sign_by_request("alias/kiln-acme-app-key-2"),
         sign("alias/kiln-acme-app-key-2"),
         call("kms:Sign", "kms", "key/1234").with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256"),
         call("kms:Sign", "kms", "key/1234")
@@ -120,18 +104,18 @@ fn an_instance_signs_by_its_alias_and_keeps_to_its_own_group() {
 }
 
 #[test]
-fn an_instance_marks_and_switches_those_of_its_group_alone() {
+fn an_instance_marks_those_of_its_group_alone() {
     let mark = |group| tag(group, "kiln:state", "runner-deprecated");
+    let allowed = ["runner-deprecated", "github-unreachable", "serving"].map(|state| tag(STACK, "kiln:state", state));
+    let switch = call("ec2:ModifyInstanceMetadataOptions", "ec2", "instance/i-0123456789abcdef0");
     let refused = [
         mark("kiln-acme-fleet-other"),
         tag(STACK, "kiln:state", "other"),
         tag(STACK, "Name", "runner-deprecated"),
         mark(STACK).with("aws:TagKeys", "Name"),
-        switch(STACK),
+        switch.with("aws:ResourceTag/aws:autoscaling:groupName", STACK),
     ];
-    check(&fleet(&[("KeyAlias", "alias/kiln-acme-app-key")]), "Role", &[mark(STACK)], &refused);
-    let off = fleet(&[("KeyAlias", "alias/kiln-acme-app-key"), ("SwitchesMetadataOff", "true")]);
-    check(&off, "Role", &[mark(STACK), switch(STACK)], &[switch("kiln-acme-fleet-other")]);
+    check(&fleet(&[("KeyAlias", "alias/kiln-acme-app-key")]), "Role", &allowed, &refused);
 }
 
 #[test]
