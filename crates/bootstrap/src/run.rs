@@ -54,7 +54,7 @@ const LAST_TRY: Duration = Duration::from_secs(10);
 /// Runs it; the exit code is the process's.
 pub(crate) async fn run(machine: &Machine) -> ExitCode {
     match identified(machine).await {
-        Some((boot, took_ms)) => boot.run(took_ms).instrument(boot.span.clone()).await,
+        Some((boot, took_ms)) => Box::pin(boot.run(took_ms)).instrument(boot.span.clone()).await,
         None => ExitCode::FAILURE,
     }
 }
@@ -62,7 +62,7 @@ pub(crate) async fn run(machine: &Machine) -> ExitCode {
 /// Has the group replace an instance whose service has ended for good.
 pub(crate) async fn mark_unhealthy(machine: &Machine) -> ExitCode {
     match identified(machine).await {
-        Some((boot, _)) => boot.mark_unhealthy().instrument(boot.span.clone()).await,
+        Some((boot, _)) => Box::pin(boot.mark_unhealthy()).instrument(boot.span.clone()).await,
         None => ExitCode::FAILURE,
     }
 }
@@ -117,13 +117,13 @@ impl Boot<'_> {
         let before = self.memory.kept();
         if terms.ephemeral && before.listener_started {
             tracing::error!("an earlier start has used this single-use instance: it registers no more");
-            return self.end(&terms, before.took_job).await;
+            return Box::pin(self.end(&terms, before.took_job)).await;
         }
-        let (github, registered) = match self.registered(before_ms, &terms).await {
+        let (github, registered) = match Box::pin(self.registered(before_ms, &terms)).await {
             Ok(done) => done,
             Err(error) => {
                 tracing::error!(error = %format!("{error:#}"), "given up");
-                self.end(&terms, false).await;
+                Box::pin(self.end(&terms, false)).await;
                 return ExitCode::FAILURE;
             }
         };
@@ -154,7 +154,7 @@ impl Boot<'_> {
             return ExitCode::SUCCESS;
         }
         tracing::error!(phase = "end", in_service = before.in_service, "the service has ended for good");
-        self.end(&self.terms(), before.took_job && self.terms().ephemeral).await
+        Box::pin(self.end(&self.terms(), before.took_job && self.terms().ephemeral)).await
     }
 
     /// Ends an instance that does not serve: its runner is deleted, and the group asked for another one. `done`: it has done
@@ -177,7 +177,7 @@ impl Boot<'_> {
             if outside.runner.is_some() {
                 life.forget().await;
             }
-            life.give_up(None, self.memory.kept().in_service).await;
+            Box::pin(life.give_up(None, self.memory.kept().in_service)).await;
         };
         tokio::select! {
             () = end.instrument(tracing::info_span!("life", phase = "end")) => ExitCode::SUCCESS,
@@ -257,7 +257,7 @@ impl Boot<'_> {
             } else {
                 (TRY_AGAIN, false)
             };
-            self.before_the_next(error, pause, extend, terms).await?;
+            Box::pin(self.before_the_next(error, pause, extend, terms)).await?;
         }
     }
 

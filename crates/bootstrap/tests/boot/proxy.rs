@@ -66,7 +66,7 @@ async fn a_proxy_is_the_only_way_and_everything_goes_by_it() {
             json!({ variable: proxy.address, "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt" });
         let imds = there.imds(Some(config.to_string())).await;
         let (mut booted, aws) = there.boot_in_group_at(imds, AWS).await;
-        tell.send(without_scheme(&aws.url())).unwrap();
+        tell.send(without_scheme(aws.url())).unwrap();
         booted.online().await;
         assert!(proxy.connections.load(Ordering::Relaxed) >= 2, "GitHub's and the runner's own");
         let job = there
