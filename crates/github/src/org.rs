@@ -165,7 +165,7 @@ pub enum Deleted {
     Gone,
     /// It was gone before.
     Absent,
-    /// It runs a job, so GitHub keeps it. The race-free answer to "is it idle?".
+    /// It runs a job, so GitHub keeps it. Not the whole truth: GitHub has deleted runners that worked.
     Busy,
 }
 
@@ -304,7 +304,7 @@ impl OrgClient {
         }
     }
 
-    /// `DELETE …/actions/runners/{id}`: the race-free way to drain, since GitHub refuses while a job runs.
+    /// `DELETE …/actions/runners/{id}`. GitHub refuses while it knows of a job, and gives a deleted runner no other.
     ///
     /// # Errors
     /// As [`ErrorKind`] lists them.
