@@ -19,15 +19,16 @@ pub struct Malformed {
 /// Declares a string newtype whose only constructor checks its form.
 macro_rules! checked_string {
     ($(#[$doc:meta])* $name:ident, $expected:literal, $check:expr) => {
+        checked_string! { @ordered by [PartialOrd, Ord] $(#[$doc])* $name, $expected, $check }
+    };
+    // Of its own order.
+    (@ordered by [$($order:ident),*] $(#[$doc:meta])* $name:ident, $expected:literal, $check:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize $(, $order)*)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
 
         impl $name {
-            /// What a value of this type looks like, with its article, for messages.
-            pub const EXPECTED: &'static str = $expected;
-
             /// The value as text.
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -128,13 +129,14 @@ checked_string! {
     VpcId, "a VPC's id such as vpc-0123456789abcdef0", |v| aws_id(v, "vpc-")
 }
 checked_string! {
-    /// A release of actions/runner, without the tag's leading `v`. Its order is that of text: compare
-    /// [`RunnerVersion::numbers`] to know which is newer.
+    @ordered by []
+    /// A release of actions/runner, without the tag's leading `v`. The newer is the greater.
     RunnerVersion, "a runner version such as 2.338.0",
     |v| v.split('.').count() == 3 && v.split('.').all(|p| p.len() <= 6 && all(p, |b| b.is_ascii_digit()))
 }
 checked_string! {
-    /// A release of Node, without the tag's leading `v`.
+    @ordered by []
+    /// A release of Node, without the tag's leading `v`. The newer is the greater.
     NodeVersion, "a release of Node such as 24.19.0",
     |v| v.split('.').count() == 3 && v.split('.').all(|p| p.len() <= 6 && all(p, |b| b.is_ascii_digit()))
 }
@@ -175,13 +177,39 @@ checked_string! {
     |v| v.split('.').count() == 2 && v.split('.').all(|p| all(p, |b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))
 }
 
-impl RunnerVersion {
-    /// Major, minor and patch.
-    pub fn numbers(&self) -> [u32; 3] {
-        let mut numbers = self.0.split('.').map(|part| part.parse().expect("a part is one to six digits"));
-        std::array::from_fn(|_| numbers.next().expect("a version has three parts"))
-    }
+/// Orders versions by their numbers: text would put 2.9.0 above 2.10.0.
+macro_rules! ordered_by_numbers {
+    ($name:ident) => {
+        impl $name {
+            /// Major, minor and patch.
+            pub fn numbers(&self) -> [u32; 3] {
+                let mut numbers = self.0.split('.').map(|part| part.parse().expect("a part is one to six digits"));
+                std::array::from_fn(|_| numbers.next().expect("a version has three parts"))
+            }
+        }
+
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+                // 1.0.0 and 1.00.0 are not the same text.
+                (self.numbers(), &self.0).cmp(&(other.numbers(), &other.0))
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+    };
 }
+
+ordered_by_numbers!(RunnerVersion);
+ordered_by_numbers!(NodeVersion);
+
+/// GitHub refuses to register older runners since 2026-09.
+///
+/// Source: <https://docs.github.com/en/actions/reference/runners/self-hosted-runners>
+pub const OLDEST_RUNNER: [u32; 3] = [2, 329, 0];
 
 impl KmsKeyArn {
     /// The partition's part of it.
@@ -208,8 +236,7 @@ impl KmsKeyArn {
 impl NodeVersion {
     /// The first of its numbers.
     pub fn major(&self) -> u32 {
-        let major = self.0.split('.').next().and_then(|part| part.parse().ok());
-        major.expect("a part is one to six digits")
+        self.numbers()[0]
     }
 }
 

@@ -1,6 +1,6 @@
 //! The names' rules.
 
-use kiln_config::model::{Architecture, FleetName, InstanceType, RunnerVersion};
+use kiln_config::model::{Architecture, FleetName, InstanceType, NodeVersion, RunnerVersion};
 
 #[test]
 fn the_longest_runner_name_fits() {
@@ -26,10 +26,14 @@ fn a_family_tells_its_processor() {
 
 #[test]
 fn versions_compare_by_their_numbers() {
-    let numbers = |text: &str| text.parse::<RunnerVersion>().unwrap().numbers();
-    assert!(numbers("2.99.0") < numbers("2.329.0"));
-    assert!(numbers("2.329.0") < numbers("2.329.10"));
-    assert_eq!(numbers("999999.0.1"), [999_999, 0, 1]);
+    let version = |text: &str| text.parse::<RunnerVersion>().unwrap();
+    for (older, newer) in [("2.99.0", "2.329.0"), ("2.329.0", "2.329.10"), ("2.329.9", "2.329.10"), ("9.0.0", "10.0.0")]
+    {
+        assert!(version(older) < version(newer), "{older} and {newer}");
+        assert!(older.parse::<NodeVersion>().unwrap() < newer.parse::<NodeVersion>().unwrap(), "{older} and {newer}");
+    }
+    assert_eq!(version("999999.0.1").numbers(), [999_999, 0, 1]);
+    assert_eq!("24.19.0".parse::<NodeVersion>().unwrap().major(), 24);
     for malformed in ["", "2.338", "v2.338.0", "2.338.0-beta", "2..0", "2.338.1000000"] {
         malformed.parse::<RunnerVersion>().unwrap_err();
     }

@@ -9,10 +9,8 @@ mod github;
 pub mod rights;
 
 use std::fmt;
-use std::sync::Arc;
 
 use kiln_config::config::Config;
-use kiln_github::AppSigner;
 
 use crate::code::Code;
 use crate::error::Error;
@@ -124,14 +122,4 @@ pub async fn examine(config: &Config, cloud: &(impl Cloud + Account)) -> Vec<Fin
     findings.extend(account::examine(config, &caller, cloud).await);
     findings.extend(github::examine(config, cloud).await);
     findings
-}
-
-/// The worst verdict of all.
-pub fn worst(findings: &[Finding]) -> Verdict {
-    findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Good)
-}
-
-/// Looks at GitHub alone, with a signer that is at hand: what `init` does before there is anything in AWS.
-pub async fn examine_github(config: &Config, signer: Arc<dyn AppSigner>) -> Vec<Finding> {
-    github::examine_with(config, signer).await
 }

@@ -6,18 +6,14 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use kiln_config::model::RunnerVersion;
+use kiln_config::model::{OLDEST_RUNNER, RunnerVersion};
 use kiln_github::{OrgClient, RunnerDeprecation, RunnerDownload};
 
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::when;
 
-/// Older ones can't register since then.
-///
-/// Source: <https://docs.github.com/en/actions/reference/runners/self-hosted-runners>
-const FLOOR: [u32; 3] = [2, 329, 0];
-/// When GitHub began to enforce it: 2026-09-01.
+/// When GitHub began to refuse runners older than [`OLDEST_RUNNER`]: 2026-09-01.
 const FLOOR_SINCE_SECS: u64 = 1_788_220_800;
 
 /// What GitHub serves a runner that does not update itself, after a newer release.
@@ -169,7 +165,7 @@ pub async fn releases_with(downloads: &[RunnerDownload], github: &OrgClient) -> 
 pub fn newest(downloads: &[RunnerDownload]) -> Result<RunnerVersion> {
     let of_linux = downloads.iter().filter(|download| download.os == "linux");
     let versions = of_linux.filter_map(|download| version_of(&download.filename));
-    versions.max_by_key(RunnerVersion::numbers).ok_or_else(|| {
+    versions.max().ok_or_else(|| {
         Error::new(Code::RunnerReleaseMissing, "GitHub offers the organization no release of the runner for Linux")
     })
 }
@@ -192,7 +188,7 @@ pub async fn lifetime(version: &RunnerVersion, releases: &Releases, github: &Org
 pub fn judge(version: &RunnerVersion, releases: &Releases, announced: Option<&RunnerDeprecation>) -> Lifetime {
     let ends =
         |registers_until, runs_until, basis| Lifetime { version: version.clone(), registers_until, runs_until, basis };
-    if version.numbers() < FLOOR {
+    if version.numbers() < OLDEST_RUNNER {
         let since = SystemTime::UNIX_EPOCH + Duration::from_secs(FLOOR_SINCE_SECS);
         return ends(Some(since), Some(since), Basis::TooOld);
     }
@@ -202,10 +198,10 @@ pub fn judge(version: &RunnerVersion, releases: &Releases, announced: Option<&Ru
     if registers_until.is_some() || runs_until.is_some() {
         return ends(registers_until, runs_until, Basis::Announced);
     }
-    if releases.newest.numbers() <= version.numbers() {
+    if releases.newest <= *version {
         return ends(None, None, Basis::Newest);
     }
-    let newer = releases.dated.iter().filter(|(newer, _)| newer.numbers() > version.numbers());
+    let newer = releases.dated.iter().filter(|(newer, _)| newer > version);
     match newer.map(|(_, at)| *at).min() {
         Some(at) => ends(None, Some(at + RULE), Basis::ThirtyDays),
         None => ends(None, None, Basis::Undated),

@@ -128,10 +128,7 @@ fn newest_node(index: &str, major: NodeMajor) -> Option<NodeVersion> {
     let releases: Vec<Release> = serde_json::from_str(index).ok()?;
     let built = releases.iter().filter(|release| release.files.iter().any(|file| file == NODE_BUILD));
     let versions = built.filter_map(|release| release.version.trim_start_matches('v').parse::<NodeVersion>().ok());
-    let numbers = |version: &NodeVersion| -> Vec<u32> {
-        version.as_str().split('.').filter_map(|part| part.parse().ok()).collect()
-    };
-    versions.filter(|version| version.major() == major.0).max_by_key(numbers)
+    versions.filter(|version| version.major() == major.0).max()
 }
 
 /// The digest of the release's build in its SHASUMS256.txt: lines of a digest and a name.
@@ -183,7 +180,7 @@ pub fn plan(config: &Config, offer: &Offer) -> Plan<Step> {
         }
     };
     // GitHub may offer a release to some organizations later than to others.
-    let older = offer.version.numbers() < pin.version.numbers();
+    let older = offer.version < pin.version;
     if !older {
         set(&["runner", "version"], Some(pin.version.to_string()), offer.version.to_string());
         for (architecture, digest) in &offer.sha256 {

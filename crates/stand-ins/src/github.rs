@@ -398,19 +398,6 @@ impl GitHub {
         self.shared.state().runners.values().filter(|runner| !runner.deleted).map(KnownRunner::of).collect()
     }
 
-    /// Removes a runner, as an owner can in the organization's settings.
-    pub fn remove_runner(&self, name: &str) {
-        let mut state = self.shared.state();
-        let ids: Vec<u64> =
-            state.runners.values().filter(|runner| runner.name == name).map(|runner| runner.id).collect();
-        for id in ids {
-            state.abandon(id, Conclusion::Failure, "The self-hosted runner was removed.");
-            state.runners.remove(&id);
-        }
-        drop(state);
-        self.shared.changed.notify_waiters();
-    }
-
     /// A workflow run that wants a runner.
     pub fn queue_job(&self, spec: JobSpec) -> JobId {
         let id = self.shared.state().queue(spec);

@@ -13,12 +13,7 @@ use super::{
     partition,
 };
 use crate::boot;
-use crate::model::{Architecture, FleetName, KeyStore, Organization, Region, RunnerVersion, Sha256};
-
-/// GitHub refuses to register older runners since 2026-09.
-///
-/// Source: <https://docs.github.com/en/actions/reference/runners/self-hosted-runners>
-const OLDEST_RUNNER: [u32; 3] = [2, 329, 0];
+use crate::model::{Architecture, FleetName, KeyStore, OLDEST_RUNNER, Organization, Region, RunnerVersion, Sha256};
 
 pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Option<Config> {
     let organization = raw.organization.as_ref().and_then(|value| found.parse_or("`organization`", value, login));

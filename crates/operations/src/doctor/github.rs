@@ -45,7 +45,7 @@ pub(super) async fn examine(config: &Config, cloud: &impl Cloud) -> Vec<Finding>
     findings
 }
 
-pub(super) async fn examine_with(config: &Config, signer: Arc<dyn AppSigner>) -> Vec<Finding> {
+async fn examine_with(config: &Config, signer: Arc<dyn AppSigner>) -> Vec<Finding> {
     let client = AppClient::new(&config.github.api_url, USER_AGENT, config.app.id.issuer(), Arc::clone(&signer));
     let client = match client {
         Ok(client) => client,
