@@ -77,8 +77,6 @@ fn overwrite_and_remove(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use kiln_operations::Kind;
-
     use super::*;
 
     /// Another name of the file shows what lies there once the first one is gone.
@@ -102,7 +100,7 @@ mod tests {
         std::os::unix::fs::symlink(&file, &link).unwrap();
         for path in [&link, &folder.path().to_owned(), &PathBuf::from("-"), &folder.path().join("none")] {
             let error = Shreddable::check(path).unwrap_err();
-            assert_eq!(error.kind(), Kind::Configuration, "{}", path.display());
+            assert_eq!(error.code, Code::ShredImpossible, "{}", path.display());
         }
     }
 }

@@ -56,7 +56,6 @@ pub fn compare(config: &Config, variant: ImageVariant, published: &[RunnerDownlo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
 
     const TOML: &str = include_str!("../../../kiln.toml");
 
@@ -82,7 +81,7 @@ mod tests {
         assert_eq!(verdict(version, None).unwrap(), Verdict::Unpublished);
         assert_eq!(verdict("9.9.9", Some("0")).unwrap(), Verdict::Newer("9.9.9".to_owned()));
         let wrong = verdict(version, Some(&"0".repeat(64))).unwrap_err();
-        assert_eq!(wrong.kind(), Kind::Configuration);
+        assert_eq!(wrong.code, Code::RunnerDigestMismatch);
         assert!(wrong.message.contains(pinned) && wrong.hint.unwrap().contains("cargo xtask pin"));
     }
 }

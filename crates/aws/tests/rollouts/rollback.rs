@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kiln_operations::Kind;
+use kiln_operations::Code;
 use kiln_operations::deploy::{Goal, Request};
 use kiln_stand_ins::aws::When;
 
@@ -74,7 +74,7 @@ async fn a_second_pipeline_names_the_first_and_waits_only_as_long_as_it_is_told_
             .await
             .unwrap();
         let error = world.run(&world.request(), &process(), &Said::default()).await.unwrap_err();
-        assert_eq!(error.kind(), Kind::Precondition);
+        assert_eq!(error.code, Code::FleetLocked);
         assert!(error.to_string().contains(&name), "{error}");
         assert!(error.hint.as_ref().is_some_and(|hint| hint.contains("--lock-wait")), "{:?}", error.hint);
 

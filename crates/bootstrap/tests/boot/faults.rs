@@ -136,7 +136,7 @@ async fn a_host_that_can_not_be_reached_is_tried_again_and_then_told() {
         boots.push(there.boot(&config).await);
     }
     for boot in boots {
-        boot.given_up("is there a way out to GitHub from here").await;
+        boot.given_up("does this machine reach GitHub").await;
     }
 }
 

@@ -116,7 +116,6 @@ pub(super) async fn accept(config: &Config, fleet: &Fleet, cloud: &impl Images) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
 
     fn ami(letter: char) -> AmiId {
         format!("ami-0000000{letter}").parse().unwrap()
@@ -177,7 +176,7 @@ mod tests {
     fn without_an_earlier_image_there_is_no_way_back() {
         for (record, stack) in [(record(Some('a'), None, None), Some('a')), (record(None, None, None), None)] {
             let error = record.aim(Goal::Back, &ami('a'), stack.map(ami).as_ref()).unwrap_err();
-            assert_eq!(error.kind(), Kind::Precondition);
+            assert_eq!(error.code, Code::NoPreviousImage);
         }
     }
 }

@@ -145,7 +145,7 @@ fn amazon_linux_2_gets_the_pinned_builds_of_node_and_the_other_keeps_the_runners
     assert_eq!(builds(KILN_TOML).unwrap(), "none");
     let old = KILN_TOML.replace("amazon-linux-2023", "amazon-linux-2");
     let refused = builds(&old).unwrap_err();
-    assert_eq!(refused.kind(), kiln_operations::Kind::Configuration);
+    assert_eq!(refused.code, kiln_operations::Code::NodePinMissing);
     assert!(refused.message.contains("glibc 2.28") && refused.hint.unwrap().contains("cargo xtask pin"));
     let digest = "b".repeat(64);
     let node =

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kiln_config::config::Config;
-use kiln_operations::Kind;
+use kiln_operations::Code;
 use kiln_operations::deploy::Record;
 use kiln_operations::destroy::{self, Observed, ObservedFleet, ObservedStack, Request};
 use kiln_operations::ports::{Group, GroupInstance};
@@ -115,6 +115,6 @@ fn the_network_is_not_taken_from_under_a_fleet() {
     destroy::require_alone(&observed).unwrap();
     observed.network = Some(stack("network", "CREATE_COMPLETE"));
     let error = destroy::require_alone(&observed).unwrap_err();
-    assert_eq!(error.kind(), Kind::Precondition);
+    assert_eq!(error.code, Code::NetworkInUse);
     assert!(error.message.contains("kiln-acme-fleet-old"), "{error}");
 }

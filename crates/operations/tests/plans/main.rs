@@ -4,6 +4,7 @@
 
 mod ami;
 mod cdk;
+mod codes;
 mod deploy;
 mod destroy;
 mod pin;

@@ -6,7 +6,7 @@ use kiln_config::config::Config;
 use kiln_config::model::Architecture;
 use kiln_github::RunnerDownload;
 use kiln_operations::pin::{self, Offer, Web};
-use kiln_operations::{Code, Error, Kind, Result};
+use kiln_operations::{Code, Error, Result};
 
 use crate::{KILN_TOML, assert_nothing_to_do, config, steps};
 
@@ -92,11 +92,12 @@ fn an_offer_is_the_newest_for_linux_and_never_without_its_digest() {
         download("linux", "arm64", "2.339.0", None),
     ];
     let error = pin::newest_offer(&wanted, &downloads).unwrap_err();
+    assert_eq!(error.code, Code::DigestNotPublished);
     assert!(error.message.contains("no digest of runner 2.339.0 for aarch64"), "{error}");
     downloads[3].sha256_checksum = Some(ARM.to_owned());
     let found = pin::newest_offer(&wanted, &downloads).unwrap();
     assert_eq!(found, offer("2.339.0", &[(Architecture::X86_64, OTHER), (Architecture::Aarch64, ARM)]));
-    assert_eq!(pin::newest_offer(&wanted, &downloads[..1]).unwrap_err().kind(), Kind::Other);
+    assert_eq!(pin::newest_offer(&wanted, &downloads[..1]).unwrap_err().code, Code::RunnerReleaseMissing);
 }
 
 /// The Node project's builds, as a mirror has them.
@@ -150,8 +151,10 @@ async fn a_build_that_is_missing_is_named() {
     let mut mirror = mirror();
     mirror.0.insert("v24.19.0/SHASUMS256.txt", String::new());
     let error = pin::newest_nodes(&config, &mirror).await.unwrap_err();
+    assert_eq!(error.code, Code::DigestNotPublished);
     assert!(error.message.contains("v24.19.0/SHASUMS256.txt has no digest"), "{error}");
     mirror.0.insert("index.json", "[]".to_owned());
     let error = pin::newest_nodes(&config, &mirror).await.unwrap_err();
+    assert_eq!(error.code, Code::NodeBuildMissing);
     assert!(error.message.contains("names no build linux-x64-glibc-217 of Node 20"), "{error}");
 }

@@ -2,7 +2,7 @@
 
 use kiln_config::model::KeyStore::{self, Kms, SecretsManager};
 use kiln_github::Fingerprint;
-use kiln_operations::Kind;
+use kiln_operations::Code;
 use kiln_operations::keys::{HeldKey, KeyRecord, KeyState, StoreContents, StoredKey, Timestamp};
 use kiln_operations::plan::Plan;
 use kiln_operations::rotate_key::{
@@ -234,7 +234,7 @@ fn there_may_be_nothing_to_go_back_to() {
     for previous in [None, Some(gone)] {
         let store = used(Kms, Some(held(Kms, NEW)), previous, vec![]);
         let error = plan_rollback(&seen(vec![store]), KEEP_DAYS).unwrap_err();
-        assert_eq!(error.kind(), Kind::Precondition);
+        assert_eq!(error.code, Code::NoPreviousKey);
         assert!(error.hint.unwrap().contains("--pem"));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 
-use kiln_operations::Kind;
+use kiln_operations::Code;
 use kiln_operations::ports::{ChangeSet, Progress, ResourceChange, Result, Stack, StackEvent, StackRequest, Stacks};
 use kiln_operations::stacks::{Difference, StackStep, difference, grave, settled_stack};
 
@@ -76,7 +76,7 @@ async fn a_stack_in_rollback_complete_is_refused_with_what_failed_first() {
     ];
     let cloud = Script(Mutex::new([stack("ROLLBACK_COMPLETE")].into()), events);
     let error = settled_stack(&cloud, "kiln-acme-fleet-linux", &Silent).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Precondition);
+    assert_eq!(error.code, Code::StackBroken);
     let message = format!("{error}");
     assert!(message.contains("ROLLBACK_COMPLETE") && message.contains("subnet-00000001 does not exist"), "{message}");
     assert!(!message.contains("cancelled"), "what only followed is not the reason: {message}");
@@ -103,7 +103,7 @@ async fn an_operation_under_way_is_waited_for() {
 async fn an_operation_that_does_not_end_is_a_timeout() {
     let cloud = Script(Mutex::new([stack("UPDATE_IN_PROGRESS")].into()), Vec::new());
     let error = settled_stack(&cloud, "kiln-acme-fleet-linux", &Silent).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Timeout);
+    assert_eq!(error.code, Code::StackBusy);
 }
 
 #[test]
