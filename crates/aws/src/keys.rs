@@ -35,8 +35,8 @@ impl Keys for Aws {
         record: &KeyRecord,
     ) -> Result<StoredKey> {
         let id = match store {
-            KeyStore::Kms => self.import(&names.alias, key, record).await?,
-            KeyStore::SecretsManager => self.put_pending(&names.secret, key, record).await?,
+            KeyStore::Kms => self.import(names, key, record).await?,
+            KeyStore::SecretsManager => self.put_pending(names, key, record).await?,
         };
         Ok(StoredKey { store, id, fingerprint: key.fingerprint() })
     }
@@ -78,7 +78,7 @@ impl Keys for Aws {
 
     fn key_signer(&self, names: &KeyNames, key: &StoredKey) -> Box<dyn AppSigner> {
         match key.store {
-            KeyStore::Kms => Box::new(KmsSigner { client: self.kms.clone(), key: key.id.clone() }),
+            KeyStore::Kms => Box::new(KmsSigner { aws: self.clone(), key: key.id.clone() }),
             KeyStore::SecretsManager => Box::new(SecretSigner {
                 client: self.secrets.clone(),
                 name: names.secret.clone(),
@@ -89,7 +89,7 @@ impl Keys for Aws {
 
     fn current_signer(&self, names: &KeyNames, store: KeyStore) -> Box<dyn AppSigner> {
         match store {
-            KeyStore::Kms => Box::new(KmsSigner { client: self.kms.clone(), key: names.alias.clone() }),
+            KeyStore::Kms => Box::new(KmsSigner { aws: self.clone(), key: names.alias.clone() }),
             KeyStore::SecretsManager => {
                 Box::new(SecretSigner { client: self.secrets.clone(), name: names.secret.clone(), version: None })
             }

@@ -2,6 +2,8 @@
 //! itself.
 
 mod ec2;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -107,7 +109,7 @@ impl AppSigner for Signer {
     fn sign<'a>(&'a self, signing_input: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, SignError>> {
         Box::pin(async move {
             match &self.0 {
-                Source::Kms { client, alias } => sign_by_kms(client, alias, signing_input).await,
+                Source::Kms { client, alias } => sign_by_either(client, alias, signing_input).await,
                 Source::Secret { client, name, stage } => {
                     let what = || format!("read the App's key in secret {name}, {stage}");
                     let get = client.get_secret_value().secret_id(name).version_stage(*stage);
@@ -147,6 +149,29 @@ impl AppSigner for Signer {
 
 fn unusable(what: String, source: Cause) -> SignError {
     SignError { what, retryable: false, source: Some(source) }
+}
+
+/// Signs with the current alias. KMS may take up to five minutes to let a role use an alias that was just pointed at another
+/// key: meanwhile the former key, which the previous alias names, signs as well.
+///
+/// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/alias-authorization.html>
+async fn sign_by_either(client: &aws_sdk_kms::Client, alias: &str, input: &[u8]) -> Result<Vec<u8>, SignError> {
+    let refused = match sign_by_kms(client, alias, input).await {
+        Err(refused) => refused,
+        signed => return signed,
+    };
+    let denied = refused.source.as_ref().is_some_and(|source| is_denied(source.as_ref()));
+    if !denied || alias.ends_with(&previous_alias("")) {
+        return Err(refused);
+    }
+    let signature = sign_by_kms(client, &previous_alias(alias), input).await.map_err(|_| refused)?;
+    tracing::info!("KMS does not let this role use the current alias yet: signed with the key before");
+    Ok(signature)
+}
+
+fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
+    let error = error.downcast_ref::<SdkError<aws_sdk_kms::operation::sign::SignError>>();
+    error.is_some_and(|error| error.code() == Some("AccessDeniedException"))
 }
 
 async fn sign_by_kms(client: &aws_sdk_kms::Client, alias: &str, input: &[u8]) -> Result<Vec<u8>, SignError> {

@@ -258,5 +258,5 @@ impl fmt::Display for Step {
 
 /// The key's names in the stores.
 pub fn key_names(config: &Config) -> KeyNames {
-    KeyNames { alias: config.key_alias(), secret: config.key_secret() }
+    KeyNames { alias: config.key_alias(), secret: config.key_secret(), tags: config.tags.clone() }
 }

@@ -595,6 +595,8 @@ pub struct KeyNames {
     pub alias: String,
     /// The secret's name.
     pub secret: String,
+    /// kiln.toml's tags, for whatever is made.
+    pub tags: BTreeMap<String, String>,
 }
 
 /// The stores of the App's private key.

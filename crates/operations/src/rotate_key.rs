@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::keys::{StoreContents, Timestamp};
 use crate::ports::{Cloud, CloudErrorKind};
 
-pub use apply::{Former, apply, formers};
+pub use apply::{Former, SETTLE_BOUND, apply, formers};
 pub use plan::{Step, plan_retirement, plan_rollback, plan_rotation};
 pub use status::{Acceptance, Role, Row, Status, status};
 

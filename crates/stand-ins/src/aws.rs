@@ -12,6 +12,7 @@ mod gateway;
 mod groups;
 mod image_builder;
 mod imds;
+mod kms;
 mod light;
 mod listings;
 
@@ -87,6 +88,7 @@ struct Shared {
     groups: Mutex<Groups>,
     vcpu_quota: Mutex<u32>,
     spoil_change_set: Mutex<bool>,
+    aliases: Mutex<kms::SlowAliases>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -136,6 +138,7 @@ impl Aws {
             groups: Mutex::default(),
             vcpu_quota: Mutex::new(account::QUOTA),
             spoil_change_set: Mutex::default(),
+            aliases: Mutex::default(),
         });
         bake::publish_bases(&shared).await?;
         let app = Router::new().fallback(gateway::handle).with_state(Arc::clone(&shared));
@@ -307,6 +310,11 @@ impl Aws {
     /// From here on instances are simulated: their images are made by [`Aws::add_image`], their runners are online at once.
     pub fn simulate_instances(&self, github: &GitHub) {
         lock(&self.shared.groups).machines.simulate(github.clone());
+    }
+
+    /// How long it takes until KMS lets a role use the key that an alias was pointed at. No time, unless told to.
+    pub fn delay_aliases(&self, delay: Duration) {
+        lock(&self.shared.aliases).delay(delay);
     }
 
     /// Whether instance refreshes go on only once the instances that they replaced are gone. They do not, unless told to.

@@ -17,7 +17,11 @@ use kiln_config::boot::previous_alias;
 use kiln_config::model::KeyStore;
 use kiln_github::{AppKey, AppSigner, BoxFuture, Fingerprint, SignError};
 use kiln_operations::keys::{KeyState, Timestamp};
-use kiln_operations::ports::{CloudError, CloudErrorKind, HeldKey, KeyRecord, Result, StoreContents, StoredKey};
+use kiln_operations::ports::{
+    CloudError, CloudErrorKind, HeldKey, KeyNames, KeyRecord, Result, StoreContents, StoredKey,
+};
+use kiln_operations::rotate_key::SETTLE_BOUND;
+use kiln_operations::wait::Pace;
 use zeroize::Zeroizing;
 
 use crate::Aws;
@@ -163,25 +167,18 @@ impl Aws {
     }
 
     /// Imports the key, into what an interrupted run left where there is such.
-    pub(super) async fn import(&self, alias: &str, key: &AppKey, record: &KeyRecord) -> Result<String> {
+    pub(super) async fn import(&self, names: &KeyNames, key: &AppKey, record: &KeyRecord) -> Result<String> {
+        let alias = &names.alias;
         let fingerprint = key.fingerprint();
         let id = match self.half_made(alias, &fingerprint).await? {
             Some(id) => {
                 self.record_kms_key(&id, record).await?;
                 id
             }
-            None => self.create_key(alias, key, record).await?,
+            None => self.create_key(names, key, record).await?,
         };
         let doing = format!("import key {fingerprint} into KMS key {id}");
-        let parameters = self
-            .kms
-            .get_parameters_for_import()
-            .key_id(&id)
-            .wrapping_algorithm(AlgorithmSpec::RsaAesKeyWrapSha256)
-            .wrapping_key_spec(WrappingKeySpec::Rsa4096)
-            .send()
-            .await
-            .map_err(|error| self.failed(&doing, error))?;
+        let parameters = self.import_parameters(&doing, &id).await?;
         let wrapped = self.wrapped(&doing, key, &parameters)?;
         let import = self
             .kms
@@ -192,6 +189,28 @@ impl Aws {
             .expiration_model(ExpirationModelType::KeyMaterialDoesNotExpire);
         import.send().await.map_err(|error| self.failed(&doing, error))?;
         Ok(id)
+    }
+
+    /// A policy may allow this by the tags that the key was just made with, and KMS takes up to five minutes to see them.
+    ///
+    /// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/tag-authorization.html>
+    async fn import_parameters(&self, doing: &str, id: &str) -> Result<GetParametersForImportOutput> {
+        let mut pace = Pace::new(SETTLE_BOUND);
+        loop {
+            let get = self
+                .kms
+                .get_parameters_for_import()
+                .key_id(id)
+                .wrapping_algorithm(AlgorithmSpec::RsaAesKeyWrapSha256)
+                .wrapping_key_spec(WrappingKeySpec::Rsa4096);
+            let failed = match get.send().await {
+                Ok(parameters) => return Ok(parameters),
+                Err(error) => self.failed(doing, error),
+            };
+            if failed.kind != CloudErrorKind::AccessDenied || pace.pause().await.is_err() {
+                return Err(failed);
+            }
+        }
     }
 
     /// A KMS key that was made for this key of the App and never got it.
@@ -206,7 +225,8 @@ impl Aws {
         Ok(None)
     }
 
-    async fn create_key(&self, alias: &str, key: &AppKey, record: &KeyRecord) -> Result<String> {
+    async fn create_key(&self, names: &KeyNames, key: &AppKey, record: &KeyRecord) -> Result<String> {
+        let alias = &names.alias;
         let fingerprint = key.fingerprint();
         let doing = format!("create a KMS key for {fingerprint}");
         let create = self
@@ -224,6 +244,7 @@ impl Aws {
             .tags(tag(FINGERPRINT_TAG, fingerprint.as_str()))
             .tags(tag(RECORD_TAG, &record.to_string()))
             .tags(tag("kiln:managed", "true"));
+        let create = names.tags.iter().fold(create, |create, (key, value)| create.tags(tag(key, value)));
         let answer = create.send().await.map_err(|error| self.failed(&doing, error))?;
         answer.key_metadata.map(|key| key.key_id).ok_or_else(|| self.odd(doing, "the answer names no key"))
     }
@@ -304,7 +325,7 @@ impl Aws {
 /// Signs with a KMS key, by id or by alias.
 #[derive(Debug)]
 pub(super) struct KmsSigner {
-    pub(super) client: aws_sdk_kms::Client,
+    pub(super) aws: Aws,
     pub(super) key: String,
 }
 
@@ -313,7 +334,8 @@ impl AppSigner for KmsSigner {
         Box::pin(async move {
             let failed = |retryable, source| SignError { what: format!("sign with {}", self.key), retryable, source };
             let sign = self
-                .client
+                .aws
+                .kms
                 .sign()
                 .key_id(&self.key)
                 .message(Blob::new(signing_input))
@@ -322,7 +344,7 @@ impl AppSigner for KmsSigner {
             // The SDK has tried again what is worth it, but that a key or an alias that was just made may not be seen yet.
             let answer = sign.send().await.map_err(|error| {
                 let unseen = matches!(error.code(), Some("NotFoundException" | "KMSInvalidStateException"));
-                failed(unseen, Some(Box::new(error) as _))
+                failed(unseen, Some(Box::new(self.aws.failed(format!("sign with {}", self.key), error)) as _))
             })?;
             answer.signature.map(Blob::into_inner).ok_or_else(|| failed(false, None))
         })

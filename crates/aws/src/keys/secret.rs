@@ -8,7 +8,7 @@ use aws_sdk_secretsmanager::types::Tag;
 use kiln_config::model::KeyStore;
 use kiln_github::{AppKey, AppSigner, BoxFuture, Fingerprint, SignError};
 use kiln_operations::keys::{KeyState, Timestamp};
-use kiln_operations::ports::{HeldKey, KeyRecord, Result, StoreContents, StoredKey};
+use kiln_operations::ports::{HeldKey, KeyNames, KeyRecord, Result, StoreContents, StoredKey};
 use secrecy::ExposeSecret as _;
 use zeroize::Zeroizing;
 
@@ -29,6 +29,11 @@ const MANAGED: &str = "kiln:managed";
 ///
 /// Source: <https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_DeleteSecret.html>
 const RECOVERY_WINDOW_DAYS: i64 = 7;
+
+/// What a new secret holds until a key is promoted.
+///
+/// Source: <https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_PutSecretValue.html>, `VersionStages`.
+const NO_KEY: &str = "no key of the App has been promoted yet";
 
 /// A version's id for a key: 64 characters, Secrets Manager's most.
 fn version_id(fingerprint: &Fingerprint) -> String {
@@ -173,16 +178,20 @@ impl Aws {
     }
 
     /// Puts the key into the secret, which is made, or kept from being deleted, where it has to be.
-    pub(super) async fn put_pending(&self, name: &str, key: &AppKey, record: &KeyRecord) -> Result<String> {
+    pub(super) async fn put_pending(&self, names: &KeyNames, key: &AppKey, record: &KeyRecord) -> Result<String> {
+        let name = &names.secret;
         let fingerprint = key.fingerprint();
         let doing = format!("store key {fingerprint} in secret {name}");
         let secret = match self.described_secret(name).await? {
             Some(secret) => secret,
             None => {
-                // Without a value: the first one put would be current at once.
+                // With a first value that is no key: Secrets Manager makes the first one current, whatever stage it is
+                // given, and a key is current only once it was proved.
                 let create =
                     self.secrets.create_secret().name(name).description("GitHub App private key, kept by Kiln");
-                let create = create.tags(tag(MANAGED, "true".to_owned()));
+                let create = create.secret_string(NO_KEY).tags(tag(MANAGED, "true".to_owned()));
+                let create =
+                    names.tags.iter().fold(create, |create, (key, value)| create.tags(tag(key, value.clone())));
                 create.send().await.map_err(|error| self.failed(&doing, error))?;
                 Described { tags: BTreeMap::from([(MANAGED.to_owned(), String::new())]), ..Described::default() }
             }

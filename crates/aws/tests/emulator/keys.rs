@@ -2,21 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kiln_config::config::Config;
 use kiln_config::model::KeyStore;
 use kiln_github::{AppKey, AppSigner as _};
-use kiln_operations::Kind;
+use kiln_operations::Code;
 use kiln_operations::keys::{KeyRecord, KeyState, StoreContents, Timestamp};
 use kiln_operations::ports::{KeyNames, Keys as _, Progress, StackRequest, Stacks as _};
 use kiln_operations::rotate_key::{self, StoreUse};
 use kiln_operations::stacks::{self, StackStep, difference};
+use kiln_operations::wait::Tempo;
 use kiln_stand_ins::github::{GitHub, GitHubOptions};
 
 use crate::{There, there};
 
 fn names() -> KeyNames {
-    KeyNames { alias: "alias/kiln-acme-app-key".to_owned(), secret: "kiln-acme/app-key".to_owned() }
+    KeyNames {
+        alias: "alias/kiln-acme-app-key".to_owned(),
+        secret: "kiln-acme/app-key".to_owned(),
+        tags: BTreeMap::new(),
+    }
 }
 
 /// PKCS#1 v1.5 is deterministic: whoever has the key makes the same signature.
@@ -173,7 +179,7 @@ async fn a_key_that_github_refuses_once_it_serves_gives_way_to_the_former_one() 
     for store in STORES {
         let text = CONFIG
             .replace("CLIENT", &github.client_id())
-            .replace("API", &github.api_url())
+            .replace("GITHUB", &github.url())
             .replace("STORE", &store.to_string());
         let config = Config::from_toml("kiln.toml", &text).unwrap();
         let [first, second] = [(), ()].map(|()| Arc::new(key(&github)));
@@ -188,7 +194,7 @@ async fn a_key_that_github_refuses_once_it_serves_gives_way_to_the_former_one() 
                 continue;
             }
             let error = applied.unwrap_err();
-            assert_eq!(error.kind(), Kind::Access, "{error}");
+            assert_eq!(error.code, Code::GitHubBadKey, "{error}");
             assert!(error.message.contains(&format!("{} serves in {store}", first.fingerprint())), "{error}");
         }
         let current = cloud.current_key(&names, store).await.unwrap().unwrap();
@@ -213,7 +219,7 @@ async fn a_store_is_used_for_as_long_as_a_deployed_stack_says() {
     let there = there().await;
     let cloud = &there.cloud;
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
-    let text = CONFIG.replace("CLIENT", "Iv1").replace("API", &github.api_url()).replace("STORE", "secrets-manager");
+    let text = CONFIG.replace("CLIENT", "Iv1").replace("GITHUB", &github.url()).replace("STORE", "secrets-manager");
     let config = Config::from_toml("kiln.toml", &text).unwrap();
     let staged = cloud.stage_key(&names(), KeyStore::Kms, &key(&github), &until(1)).await.unwrap();
     cloud.promote_key(&names(), &staged, None).await.unwrap();
@@ -253,8 +259,7 @@ region = "eu-central-1"
 client_id = "CLIENT"
 key_store = "STORE"
 [github]
-url = "http://127.0.0.1:1"
-api_url = "API"
+url = "GITHUB"
 [runner]
 version = "2.338.0"
 [runner.sha256]
@@ -289,5 +294,67 @@ async fn a_key_that_a_person_put_into_the_secret_is_known_and_replaced() {
     let staged = cloud.stage_key(&names, KeyStore::SecretsManager, &next, &until(1)).await.unwrap();
     cloud.promote_key(&names, &staged, Some(&former)).await.unwrap();
     assert_eq!(cloud.current_key(&names, KeyStore::SecretsManager).await.unwrap(), Some(staged));
+    there.local.shutdown().await;
+}
+
+#[derive(Default)]
+struct Quiet;
+
+impl Progress for Quiet {
+    fn say(&self, _: &str) {}
+    fn state(&self, _: &str) {}
+}
+
+/// For up to five minutes KMS refuses what policies allow by an alias that was just moved.
+#[tokio::test]
+async fn a_rotation_waits_for_a_kms_that_is_slow_and_says_what_it_waited_for_in_vain() {
+    let there = there().await;
+    let cloud = &there.cloud;
+    let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
+    let text = CONFIG.replace("CLIENT", &github.client_id()).replace("GITHUB", &github.url()).replace("STORE", "kms");
+    let config = Config::from_toml("kiln.toml", &text).unwrap();
+    let hurried = Tempo { pauses: 50, bounds: 100 };
+    let rotate = async |key: &Arc<AppKey>| {
+        let observed = rotate_key::observe(&config, cloud, Timestamp::now()).await.unwrap();
+        let plan = rotate_key::plan_rotation(&observed, &key.fingerprint(), 7);
+        hurried.run(rotate_key::apply(&config, Some(key), &observed, &plan, cloud, &Quiet)).await
+    };
+    let [first, second, third] = [(), (), ()].map(|()| Arc::new(key(&github)));
+    there.local.delay_aliases(Duration::from_millis(500));
+    for new in [&first, &second] {
+        let begun = Instant::now();
+        rotate(new).await.unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(500), "the stand-in was not slow");
+        let current = cloud.current_key(&names(), KeyStore::Kms).await.unwrap().unwrap();
+        assert_eq!(current.fingerprint, new.fingerprint());
+    }
+
+    // Longer than KMS ever is: a right is missing, and the former key serves again.
+    there.local.delay_aliases(Duration::from_secs(3600));
+    let error = rotate(&third).await.unwrap_err();
+    assert_eq!(error.code, Code::SignFailed, "{error}");
+    assert!(error.message.contains(&format!("{} serves in kms", second.fingerprint())), "{error}");
+    let current = cloud.current_key(&names(), KeyStore::Kms).await.unwrap().unwrap();
+    assert_eq!(current.fingerprint, second.fingerprint());
+    there.local.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_holds_a_key_has_the_tags_of_kiln_toml() {
+    let there = there().await;
+    let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
+    let names = KeyNames { tags: BTreeMap::from([("cost-center".to_owned(), "4711".to_owned())]), ..names() };
+    for store in STORES {
+        there.cloud.stage_key(&names, store, &key(&github), &until(5)).await.unwrap();
+    }
+    let made = there.local.bodies();
+    for operation in ["kms:CreateKey", "secretsmanager:CreateSecret"] {
+        let bodies = made.iter().filter(|(name, _)| name == operation);
+        let bodies: Vec<String> = bodies.map(|(_, body)| String::from_utf8_lossy(body).into_owned()).collect();
+        assert_eq!(bodies.len(), 1, "{operation}");
+        assert!(bodies[0].contains("cost-center") && bodies[0].contains("4711"), "{operation}: {}", bodies[0]);
+    }
+    // The first version of a secret is current whatever it is said to be: it is no key.
+    assert_eq!(contents(&there, KeyStore::SecretsManager).await.current, None);
     there.local.shutdown().await;
 }

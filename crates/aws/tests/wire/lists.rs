@@ -77,7 +77,11 @@ async fn listed(operation: &'static str, pages: Pages) -> (Result<(), CloudError
 }
 
 async fn ask(cloud: &Aws, operation: &str) -> Result<(), CloudError> {
-    let names = KeyNames { alias: "alias/kiln".to_owned(), secret: "secret".to_owned() };
+    let names = KeyNames {
+        alias: "alias/kiln".to_owned(),
+        secret: "secret".to_owned(),
+        tags: std::collections::BTreeMap::new(),
+    };
     let text = |text: &str| vec![text.to_owned()];
     match operation {
         "DescribeImages" => cloud.own_images().await.map(drop),

@@ -16,11 +16,14 @@ use crate::deploy::key_names;
 use crate::error::{Error, Result};
 use crate::keys::{StoredKey, Timestamp};
 use crate::plan::{Plan, Tally};
-use crate::ports::{KeyNames, Keys, Progress};
+use crate::ports::{CloudError, CloudErrorKind, KeyNames, Keys, Progress};
 use crate::wait::Pace;
 
-/// KMS moves an alias within seconds, and says itself that changes may take minutes to be seen everywhere.
-const SETTLE_BOUND: Duration = Duration::from_secs(300);
+/// KMS moves an alias within seconds, but takes up to five minutes until policies that go by aliases or tags let a role use
+/// the key behind it; the pause before the last look is fifteen seconds.
+///
+/// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/alias-authorization.html>
+pub const SETTLE_BOUND: Duration = Duration::from_secs(330);
 
 /// What an alias is asked to sign, to tell which key is behind it. It is no JWT, so nobody can use its signature.
 const PROBE: &[u8] = b"kiln: which key is this?";
@@ -139,24 +142,22 @@ impl<'a, C: Keys> Work<'a, C> {
     /// the same signature is the same key.
     async fn settle(&self, key: &StoredKey) -> Result<()> {
         let failed = |error: SignError| Error::new(Code::SignFailed, error.to_string()).caused_by(error);
-        let expected = self.cloud.key_signer(self.names, key).sign(PROBE).await.map_err(failed)?;
+        let by_id = self.cloud.key_signer(self.names, key);
         let current = self.cloud.current_signer(self.names, key.store);
         let mut pace = Pace::new(SETTLE_BOUND);
         loop {
-            match current.sign(PROBE).await {
-                Ok(signature) if signature == expected => return Ok(()),
-                Err(error) if !error.retryable => return Err(failed(error)),
-                // The key before, or none yet.
-                _ => self.progress.state(&format!("waiting for {} to sign with {}", key.store, key.fingerprint)),
+            let signed = async { Ok::<_, SignError>((by_id.sign(PROBE).await?, current.sign(PROBE).await?)) };
+            let refused = match signed.await {
+                Ok((expected, signature)) if signature == expected => return Ok(()),
+                // The key before.
+                Ok(_) => None,
+                Err(error) if error.retryable || is_denied(&error) => Some(error),
+                Err(error) => return Err(failed(error)),
+            };
+            self.progress.state(&format!("waiting for {} to sign with {}", key.store, key.fingerprint));
+            if pace.pause().await.is_err() {
+                return Err(refused.map_or_else(|| not_settled(key), failed));
             }
-            pace.pause().await.map_err(|_| {
-                let secs = SETTLE_BOUND.as_secs();
-                Error::new(
-                    Code::KeyNotSettled,
-                    format!("{} still signs with the key before, {secs} s later", key.store),
-                )
-                .hint("run the same command again: it goes on from here")
-            })?;
         }
     }
 
@@ -189,6 +190,18 @@ impl<'a, C: Keys> Work<'a, C> {
             .collect();
         Error { message: format!("{}; {}", error.message, serving.join(", ")), ..error }
     }
+}
+
+fn not_settled(key: &StoredKey) -> Error {
+    let secs = SETTLE_BOUND.as_secs();
+    Error::new(Code::KeyNotSettled, format!("{} still signs with the key before, {secs} s later", key.store))
+        .hint("run the same command again: it continues from there")
+}
+
+/// Refused for want of a right: for minutes after an alias was moved this may only mean that KMS does not see it yet.
+fn is_denied(error: &SignError) -> bool {
+    let cause = error.source.as_ref().and_then(|source| source.downcast_ref::<CloudError>());
+    cause.is_some_and(|cause| cause.kind == CloudErrorKind::AccessDenied)
 }
 
 /// A key that served once, and still is, or just was, in a store.

@@ -157,6 +157,13 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
         (None, "imagebuilder") => image_builder::handle(&shared, &call).await,
         (None, "ec2") if ec2::is_ours(&call) => ec2::handle(&call, |id| lock(&shared.groups).metadata_of(id)),
         (None, "autoscaling") => auto_scaling::handle(&shared, &call).await,
+        (None, "kms") => {
+            let refused = lock(&shared.aliases).look(&call);
+            match refused {
+                Some(refused) => refused,
+                None => forward(&shared, &call).await,
+            }
+        }
         (None, "servicequotas") => account::quota(&shared, &call),
         (None, "ec2") if call.operation == "DescribeInstanceTypes" => account::instance_types(&call),
         (None, "ec2") => listings::handle(&shared, &call).await,

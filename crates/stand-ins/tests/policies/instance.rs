@@ -32,6 +32,13 @@ fn sign(alias: &str) -> Call {
         .with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256")
 }
 
+/// A signature asked for by an alias that KMS does not yet take for one of the key's.
+fn sign_by_request(alias: &str) -> Call {
+    call("kms:Sign", "kms", "key/1234")
+        .with("kms:RequestAlias", alias)
+        .with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256")
+}
+
 fn secret(name: &str) -> Call {
     call("secretsmanager:GetSecretValue", "secretsmanager", &format!("secret:{name}"))
 }
@@ -86,6 +93,8 @@ fn an_instance_signs_by_its_alias_and_keeps_to_its_own_group() {
     let mut allowed = lifecycle(STACK);
     allowed.push(sign("alias/kiln-acme-app-key"));
     allowed.push(sign("alias/kiln-acme-app-key-previous"));
+    allowed.push(sign_by_request("alias/kiln-acme-app-key"));
+    allowed.push(sign_by_request("alias/kiln-acme-app-key-previous"));
     // A key that has another alias too is still the one meant.
     allowed.push(sign("alias/other").with("kms:ResourceAliases", "alias/kiln-acme-app-key"));
     let mut refused = never();
@@ -93,6 +102,8 @@ fn an_instance_signs_by_its_alias_and_keeps_to_its_own_group() {
     refused.extend(lifecycle("kiln-acme-fleet"));
     refused.extend([
         sign("alias/other"),
+        sign_by_request("alias/other"),
+        sign_by_request("alias/kiln-acme-app-key-2"),
         sign("alias/kiln-acme-app-key-2"),
         call("kms:Sign", "kms", "key/1234").with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256"),
         call("kms:Sign", "kms", "key/1234")

@@ -163,6 +163,7 @@ fn the_roles_of_our_stacks_work_under_the_boundary() {
     let group = "autoScalingGroup:0b1c:autoScalingGroupName/kiln-acme-fleet-linux";
     let instance = [
         call("kms:Sign", "kms", "key/1234").with("kms:ResourceAliases", "alias/kiln-acme-app-key"),
+        call("kms:Sign", "kms", "key/1234").with("kms:RequestAlias", "alias/kiln-acme-app-key"),
         call("secretsmanager:GetSecretValue", "secretsmanager", "secret:kiln-acme/app-key-AbCdEf"),
         call("autoscaling:CompleteLifecycleAction", "autoscaling", group),
         call("autoscaling:RecordLifecycleActionHeartbeat", "autoscaling", group),
