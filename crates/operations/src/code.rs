@@ -240,7 +240,7 @@ codes! {
         "A stack is in a state in which CloudFormation takes no update."
         "The hint has the command that fixes it; the reason of the first resource that failed is in the error."
     StackFailed "stack-failed" Failed
-        "A stack's change failed, and CloudFormation went back to the state before, which still serves."
+        "A stack's change failed. CloudFormation went back to the state before; of a first creation nothing serves."
         "Fix the reason that the error names (of the first resource that failed; the rest is consequence), then run the command again."
     StackDrifted "stack-drifted" Failed
         "What a stack should hold is not there: something was removed or changed without it."

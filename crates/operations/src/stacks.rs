@@ -28,6 +28,13 @@ pub struct StackStep {
 pub enum Difference {
     /// There is no stack.
     Absent,
+    /// There is one whose creation failed, or its deletion: it is deleted, and created again.
+    Dead {
+        /// `ROLLBACK_COMPLETE`…
+        status: String,
+        /// What failed first, as far as it is known.
+        reason: String,
+    },
     /// Template, parameters or tags differ.
     Changed {
         /// The template's text differs.
@@ -46,7 +53,7 @@ impl Difference {
     /// Would this change the named parameter, or the template?
     pub fn touches(&self, names: &[&str]) -> bool {
         match self {
-            Self::Absent => true,
+            Self::Absent | Self::Dead { .. } => true,
             Self::Changed { template, parameters, .. } => {
                 *template || parameters.iter().any(|(name, _, _)| names.contains(&name.as_str()))
             }
@@ -60,11 +67,15 @@ impl fmt::Display for StackStep {
         match &self.difference {
             Difference::Absent => {
                 write!(f, "create stack {name}")?;
-                // An empty one is a thing not wanted.
-                for (parameter, value) in self.request.parameters.iter().filter(|(_, value)| !value.is_empty()) {
-                    write!(f, "\n+ {parameter} = {}", shown(value))?;
-                }
-                Ok(())
+                self.supplied(f)
+            }
+            Difference::Dead { status, reason } => {
+                write!(
+                    f,
+                    "delete stack {name}, which is in {status} and holds nothing that serves, and create it again"
+                )?;
+                write!(f, "\n{reason}")?;
+                self.supplied(f)
             }
             Difference::Changed { template, parameters, tags } => {
                 write!(f, "update stack {name}")?;
@@ -91,6 +102,17 @@ impl fmt::Display for StackStep {
     }
 }
 
+impl StackStep {
+    /// What a new stack is given.
+    fn supplied(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // An empty one is a thing not wanted.
+        for (parameter, value) in self.request.parameters.iter().filter(|(_, value)| !value.is_empty()) {
+            write!(f, "\n+ {parameter} = {}", shown(value))?;
+        }
+        Ok(())
+    }
+}
+
 fn change(f: &mut fmt::Formatter<'_>, what: &str, now: Option<&str>, wanted: Option<&str>) -> fmt::Result {
     match (now, wanted) {
         (Some(now), Some(wanted)) => write!(f, "\n~ {what} = {} -> {}", shown(now), shown(wanted)),
@@ -110,6 +132,10 @@ pub fn difference(stack: Option<&Stack>, wanted: &StackRequest) -> Option<Differ
     let Some(stack) = stack.filter(|s| s.status != "REVIEW_IN_PROGRESS") else {
         return Some(Difference::Absent);
     };
+    if is_dead(&stack.status) {
+        let reason = stack.reason.clone().unwrap_or_else(|| "CloudFormation gives no reason".to_owned());
+        return Some(Difference::Dead { status: stack.status.clone(), reason });
+    }
     let template = !stack.template.as_deref().is_some_and(|now| is_same(now, &wanted.template));
     let parameters = changed(&stack.parameters, &wanted.parameters);
     let tags = changed(&stack.tags, &wanted.tags);
@@ -143,6 +169,11 @@ fn is_same(now: &str, wanted: &str) -> bool {
         marked
     };
     now == wanted || (!wanted.is_ascii() && marked(now) == marked(wanted))
+}
+
+/// Its creation failed, or its deletion: it can only be deleted.
+fn is_dead(status: &str) -> bool {
+    matches!(status, "ROLLBACK_COMPLETE" | "ROLLBACK_FAILED" | "DELETE_FAILED")
 }
 
 /// A stack, once nothing is under way on it.
@@ -213,7 +244,7 @@ pub(crate) async fn find_beyond(
             },
             status if status.ends_with("_IN_PROGRESS") => wait_on(&mut pace, &stack, progress).await?,
             status if can_be_updated(status) => return Ok(Found::Usable(stack)),
-            "ROLLBACK_COMPLETE" | "ROLLBACK_FAILED" | "DELETE_FAILED" => {
+            status if is_dead(status) => {
                 let reason = reason(cloud, &stack).await;
                 return Ok(Found::Dead(DeadStack { name: stack.name, status: stack.status, reason }));
             }
@@ -228,22 +259,24 @@ async fn wait_on(pace: &mut Pace, stack: &Stack, progress: &dyn Progress) -> Res
     pace.pause().await.map_err(|_| still_busy(name, status))
 }
 
-/// Reads a stack, waiting for an operation that is under way on it, and refuses one that can't be updated.
+/// Reads a stack, waiting for an operation that is under way on it, and refuses one that can be neither updated nor made
+/// again. Of one whose creation failed the reason is what failed first.
 ///
 /// # Errors
-/// [`crate::Kind::Precondition`] for a stack that must be mended by hand, [`crate::Kind::Timeout`] for one that stays in progress.
+/// [`crate::Kind::Precondition`] for a stack that a person must fix, [`crate::Kind::Timeout`] for one that stays in progress.
 pub async fn settled_stack(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<Option<Stack>> {
     match find(cloud, name, progress).await? {
         Found::Absent => Ok(None),
         Found::Usable(stack) => Ok(Some(stack)),
-        Found::Dead(dead) => Err(Error::new(
-            Code::StackBroken,
-            format!("stack `{name}` is in {} and can't be updated: {}", dead.status, dead.reason),
-        )
-        .hint(format!(
-            "it holds nothing that serves: mend what is named, `aws cloudformation delete-stack --stack-name {name}`, \
-             then run this again"
-        ))),
+        Found::Dead(DeadStack { name, status, reason }) => Ok(Some(Stack {
+            name,
+            status,
+            reason: Some(reason),
+            template: None,
+            parameters: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            tags: BTreeMap::new(),
+        })),
     }
 }
 
@@ -420,8 +453,12 @@ pub(crate) async fn apply_beyond(
     progress: &dyn Progress,
 ) -> Result<()> {
     let name = &step.request.name;
+    if let Difference::Dead { status, reason } = &step.difference {
+        let (name, status, reason) = (name.clone(), status.clone(), reason.clone());
+        clear(cloud, &DeadStack { name, status, reason }, consent, progress).await?;
+    }
     let before: BTreeSet<String> = match step.difference {
-        Difference::Absent => BTreeSet::new(),
+        Difference::Absent | Difference::Dead { .. } => BTreeSet::new(),
         Difference::Changed { .. } => cloud.events(name).await?.into_iter().map(|e| e.id).collect(),
     };
     let change_set = cloud.change_set(&step.request).await?;
@@ -532,9 +569,8 @@ async fn follow(
         }
         if ended {
             let reason = first_failure(cloud, name).await.or(stack.reason).unwrap_or_else(|| "no reason given".into());
-            return Err(Error::new(Code::StackFailed, format!("stack `{name}` ended in {status}: {reason}")).hint(
-                "CloudFormation went back to the state before, which still serves; mend what is named and run this again",
-            ));
+            return Err(Error::new(Code::StackFailed, format!("stack `{name}` ended in {status}: {reason}"))
+                .hint(after_failure(name, status)));
         }
         if matches!(status, "CREATE_IN_PROGRESS" | "UPDATE_IN_PROGRESS")
             && let Some(reason) = beyond.hopeless(progress).await?
@@ -545,6 +581,22 @@ async fn follow(
         if pace.pause().await.is_err() {
             return Err(still_busy(name, status));
         }
+    }
+}
+
+/// What is left of a change that failed, and what to do.
+fn after_failure(name: &str, status: &str) -> String {
+    match status {
+        "ROLLBACK_COMPLETE" | "ROLLBACK_FAILED" | "CREATE_FAILED" => {
+            "nothing of it serves. Fix what is named and run the same \
+             command again: it deletes the stack and creates it again (`deploy` asks first, unless it is given `--yes`)"
+                .to_owned()
+        }
+        "UPDATE_ROLLBACK_FAILED" => format!(
+            "CloudFormation could not go back either; no instance was replaced. Fix what is named, then `aws \
+             cloudformation continue-update-rollback --stack-name {name}`, then run this again"
+        ),
+        _ => "CloudFormation went back to the state before; fix what is named and run this again".to_owned(),
     }
 }
 

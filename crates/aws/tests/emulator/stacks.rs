@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_config::model::{GroupName, Sha256};
+use kiln_operations::Code;
 use kiln_operations::ports::{
     Blobs as _, CloudErrorKind, Groups as _, Inventory as _, Progress, StackRequest, Stacks as _,
 };
@@ -99,5 +100,52 @@ async fn a_group_that_is_not_there_is_none() {
     assert_eq!(there.cloud.group(&name).await.unwrap(), None);
     there.cloud.abandon(&name).await.unwrap();
     there.cloud.scale_to_zero(&name).await.unwrap_err();
+    there.local.shutdown().await;
+}
+
+/// The fleet's stack is tried with the command itself; the emulator knows no NAT gateway, and so not the network's.
+#[tokio::test]
+async fn a_stack_whose_first_creation_failed_is_made_by_the_same_command_again() {
+    let there = there().await;
+    let (cloud, wanted) = (&there.cloud, wanted());
+    let apply = async || {
+        let said = Said::default();
+        let stack = stacks::settled_stack(cloud, &wanted.name, &said).await.unwrap();
+        let difference = difference(stack.as_ref(), &wanted).unwrap();
+        let step = StackStep { request: wanted.clone(), difference };
+        (step.to_string(), stacks::apply(cloud, &step, &said).await)
+    };
+    there.local.spoil_change_set();
+    let (plan, failed) = apply().await;
+    assert!(plan.starts_with("create stack"), "{plan}");
+    let error = failed.unwrap_err();
+    assert_eq!(error.code, Code::StackFailed, "{error:?}");
+    assert!(error.message.contains("Unmakeable"), "{error}");
+    assert!(error.hint.unwrap().contains("run the same command again: it deletes the stack and creates it again"));
+
+    let (plan, made) = apply().await;
+    assert!(plan.starts_with(&format!("delete stack {}", wanted.name)) && plan.contains("Unmakeable"), "{plan}");
+    made.unwrap();
+    let stack = cloud.stack(&wanted.name).await.unwrap().unwrap();
+    assert_eq!(difference(Some(&stack), &wanted), None);
+    there.local.shutdown().await;
+}
+
+/// CloudFormation puts a stack's tags on what is in it: a change of `[tags]` alone is a change of the stack.
+#[tokio::test]
+async fn a_tag_that_is_added_reaches_the_stack() {
+    let there = there().await;
+    let cloud = &there.cloud;
+    let first = wanted();
+    let mut tagged = wanted();
+    tagged.tags.insert("cost-center".to_owned(), "4711".to_owned());
+    for request in [first, tagged] {
+        let stack = cloud.stack(&request.name).await.unwrap();
+        let difference = difference(stack.as_ref(), &request).unwrap();
+        stacks::apply(cloud, &StackStep { request: request.clone(), difference }, &Said::default()).await.unwrap();
+        let stack = cloud.stack(&request.name).await.unwrap().unwrap();
+        assert_eq!(stack.tags, request.tags);
+        assert_eq!(stacks::difference(Some(&stack), &request), None);
+    }
     there.local.shutdown().await;
 }

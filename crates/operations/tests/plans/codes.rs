@@ -44,7 +44,6 @@ const UNTRIED: &[(Code, &str)] = &[
     (Code::FleetDraining, "destroy.rs"),
     (Code::GitHubNotAsked, "status.rs"),
     (Code::PreconditionsUnmet, "doctor.rs"),
-    (Code::StackFailed, "failures.rs"),
     (Code::RefreshFailed, "failures.rs, and the two hundred rollouts"),
     (Code::RefreshCancelled, "the two hundred rollouts"),
     (Code::RunnersOffline, "the two hundred rollouts"),
