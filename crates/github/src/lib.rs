@@ -3,6 +3,7 @@
 //! * [`AppKey`], [`AppSigner`]: who signs as the App; KMS and Secrets Manager implement the trait elsewhere.
 //! * [`AppClient`]: what the App itself asks, with a JWT.
 //! * [`OrgClient`]: what its installation in an organization asks, with a token that is minted and renewed as needed.
+//! * [`scale_set`]: scale sets, their queues and single-use runners.
 //! * [`Error`]: typed, so that "again" or "never" is not a caller's guess.
 
 mod app;
@@ -13,6 +14,7 @@ mod jwt;
 mod key;
 mod key_file;
 mod org;
+pub mod scale_set;
 
 pub use app::{App, AppClient, Installation, InstallationToken, Owner, PERMISSION};
 pub use connections::Usage;
