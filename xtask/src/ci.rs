@@ -60,8 +60,10 @@ enum Check {
     Checkov,
     /// The CDK construct: its types, and that it deploys the very same.
     Cdk,
-    /// The workflows of docs/pipelines.
+    /// The workflows of docs/pipelines: what GitHub would refuse, and what a security team would.
     Pipelines,
+    /// The shell scripts, those inside of component documents and workflows among them.
+    Shellcheck,
     /// The linter has nothing to say.
     Clippy,
     /// The documentation builds without a warning.
@@ -135,6 +137,7 @@ fn one(check: Check, shell: &Shell, tools: &tools::Tools, xtask: &Path) -> anyho
         }
         Check::Cdk => cdk(shell, &tools.infra_bin()?)?,
         Check::Pipelines => pipelines(shell, tools)?,
+        Check::Shellcheck => crate::shell::check(shell, tools::workspace_root()?)?,
         Check::Clippy => {
             cmd!(shell, "cargo clippy --locked --workspace --all-targets -- -D warnings").run()?;
         }
@@ -197,7 +200,10 @@ fn pipelines(shell: &Shell, tools: &tools::Tools) -> anyhow::Result<()> {
     let mut workflows = shell.read_dir("docs/pipelines")?;
     workflows.retain(|path| path.extension().is_some_and(|extension| extension == "yml"));
     ensure!(!workflows.is_empty(), "there is no workflow in docs/pipelines");
-    Ok(cmd!(shell, "{actionlint} docs/pipelines/*.yml").env("PATH", &path).run()?)
+    cmd!(shell, "{actionlint} docs/pipelines/*.yml").env("PATH", &path).run()?;
+    // Without asking GitHub whether a pinned action is still what it was.
+    let zizmor = tools.infra_bin()?.join("zizmor");
+    Ok(cmd!(shell, "{zizmor} --offline --no-progress --quiet {workflows...}").run()?)
 }
 
 /// Builds for every architecture, and for the first once more from another directory: the digests must be equal.

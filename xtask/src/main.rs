@@ -2,12 +2,14 @@
 
 mod bench;
 mod book;
+mod bootstrap;
 mod ci;
 mod dist;
 mod fuzz;
 mod reference;
 mod rehearse;
 mod schema;
+mod shell;
 
 use std::process::ExitCode;
 
@@ -53,13 +55,7 @@ enum Command {
     /// Install the tools that `rehearse` and `ci` use, under target/tools.
     #[command(after_help = "Examples:\n  cargo xtask setup")]
     Setup,
-    /// Build the static bootstrap binary for this machine and print its path.
-    #[command(after_help = "\
-Examples:
-  cargo xtask bootstrap
-
-Results: path")]
-    Bootstrap,
+    Bootstrap(bootstrap::Args),
 }
 
 impl Program for Cli {
@@ -80,12 +76,7 @@ impl Program for Cli {
             Command::Book(args) => Ok(book::run(args, ui)?),
             Command::Dist(dist::Args {}) => Ok(dist::run(ui)?),
             Command::Setup => Ok(tools::setup().map(drop)?),
-            Command::Bootstrap => {
-                let path = rehearse::bootstrap(ui)?.display().to_string();
-                ui.data(&path);
-                ui.record("path", path);
-                Ok(())
-            }
+            Command::Bootstrap(args) => Ok(bootstrap::run(args, ui)?),
         }
     }
 

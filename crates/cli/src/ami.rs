@@ -39,7 +39,8 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
 
-    /// Use this bootstrap binary instead of building one; it must be static.
+    /// Use this bootstrap binary instead of building one; it must be static. Of a folder, the one for the image's
+    /// architecture, as `cargo xtask bootstrap --images` leaves them.
     #[arg(long, value_name = "FILE")]
     bootstrap: Option<PathBuf>,
 }
@@ -159,6 +160,7 @@ async fn verify(config: &Config, variant: ImageVariant, aws: &kiln_aws::Aws, ui:
 /// Builds the binary, or takes the given one; proves that it is static; packs it.
 fn packed(args: &Args, architecture: Architecture, ui: &Ui) -> Result<Payload, Failure> {
     let path = match &args.bootstrap {
+        Some(path) if path.is_dir() => path.join(format!("kiln-bootstrap-{architecture}")),
         Some(path) => path.clone(),
         None => {
             ui.talk(&format!("building the bootstrap binary for {}", architecture.musl_target()));

@@ -117,10 +117,10 @@ fn from_source(shell: &Shell) -> Option<Way> {
 
 fn build_musl(shell: &Shell, root: &Path, target: &str, way: &Way) -> anyhow::Result<PathBuf> {
     // zig is the C compiler for musl, on every machine the same one: aws-lc compiles C.
-    let tools = tools::setup()?;
+    let tools = tools::tools()?;
     // It leaves the list of crates in the binary, from which the image's SBOM is made.
     let auditable = tools.cargo_auditable()?;
-    let tools = tools.bin();
+    let tools = tools.build_bin()?;
     // Of its own, since another toolchain's artifacts in the common one would have both rebuilt in turns.
     let target_dir = root.join("target/instance");
     let mut build = cmd!(shell, "{auditable} auditable zigbuild --locked --profile instance --package kiln-bootstrap")
@@ -145,7 +145,7 @@ fn build_glibc(shell: &Shell, root: &Path) -> anyhow::Result<PathBuf> {
     let target_dir = root.join("target/instance-glibc");
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     // With --target, so that the flags don't reach build scripts, which load dynamic libraries.
-    let auditable = tools::setup()?.cargo_auditable()?;
+    let auditable = tools::tools()?.cargo_auditable()?;
     let build = cmd!(shell, "{auditable} auditable build --locked --profile instance --package kiln-bootstrap")
         .args(["--target", &host])
         .arg("--target-dir")

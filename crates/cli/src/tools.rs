@@ -16,6 +16,13 @@ const REQUIREMENTS: Requirements = Requirements {
     text: include_str!("../../../xtask/requirements.txt"),
 };
 
+/// Those that build what goes into an image, and nothing else: wheels alone, each by its digest.
+const BUILD_REQUIREMENTS: Requirements = Requirements {
+    environment: "build",
+    file: "requirements-build.txt",
+    text: include_str!("../../../xtask/requirements-build.txt"),
+};
+
 /// Those of the checks of `infra/` alone.
 const INFRA_REQUIREMENTS: Requirements = Requirements {
     environment: "infra",
@@ -88,9 +95,18 @@ fn checkout_above(start: &Path) -> Option<&Path> {
     start.ancestors().find(|folder| folder.join("xtask/Cargo.toml").is_file() && folder.join("Cargo.lock").is_file())
 }
 
-/// Installs the Python tools unless they are there in the pinned versions. Costs nothing when they are.
+/// The tools, each installed when it is asked for first.
+///
+/// # Errors
+/// There is no checkout around the current directory.
+pub fn tools() -> anyhow::Result<Tools> {
+    Ok(Tools { directory: workspace_root()?.join("target/tools") })
+}
+
+/// Installs the Python tools of rehearsals and tests unless they are there in the pinned versions. Costs nothing when they
+/// are.
 pub fn setup() -> anyhow::Result<Tools> {
-    let tools = Tools { directory: workspace_root()?.join("target/tools") };
+    let tools = tools()?;
     install(&tools.directory, &REQUIREMENTS)?;
     Ok(tools)
 }
@@ -112,7 +128,9 @@ fn install(directory: &Path, requirements: &Requirements) -> anyhow::Result<()> 
     )?;
     let python = venv.join("bin/python");
     let file = workspace_root()?.join("xtask").join(requirements.file);
-    cmd!(shell, "{python} -m pip install --quiet --disable-pip-version-check --requirement {file}")
+    let pinned = requirements.text.contains("--hash=");
+    let strict: &[&str] = if pinned { &["--require-hashes", "--only-binary=:all:"] } else { &[] };
+    cmd!(shell, "{python} -m pip install --quiet --disable-pip-version-check {strict...} --requirement {file}")
         .quiet()
         .run()
         .with_context(|| format!("install the tools named in xtask/{}", requirements.file))?;
@@ -146,9 +164,10 @@ impl Tools {
         Ok(self.directory.join(INFRA_REQUIREMENTS.environment).join("bin"))
     }
 
-    /// The folder with `cargo-zigbuild` and `python-zig`, to be put on the PATH.
-    pub fn bin(&self) -> PathBuf {
-        self.directory.join("venv/bin")
+    /// The folder with `cargo-zigbuild` and `python-zig`, to be put on the PATH; installed on first use.
+    pub fn build_bin(&self) -> anyhow::Result<PathBuf> {
+        install(&self.directory, &BUILD_REQUIREMENTS)?;
+        Ok(self.directory.join(BUILD_REQUIREMENTS.environment).join("bin"))
     }
 
     /// What writes the list of crates into the bootstrap binary; built on first use.

@@ -37,7 +37,7 @@ fn steps<'a>(workflow: &'a Value, job: &str) -> Vec<Step<'a>> {
             forgiven: step["continue-on-error"] == true,
         })
     });
-    let is_ours = |script: &str| script.contains("cargo xtask") || script.contains("gh issue") || script == "exit 1";
+    let is_ours = |script: &str| script.contains("bin/kiln ") || script.contains("gh issue") || script == "exit 1";
     let ours: Vec<_> = scripts.filter(|step| is_ours(step.script)).collect();
     for Step { script, .. } in &ours {
         assert!(!script.contains("${{"), "an expression in a script is an injection: {script}");
@@ -62,6 +62,7 @@ fn holds(condition: &str, known: &BTreeMap<String, String>) -> bool {
 
 /// Runs a job's steps in order; gives the outcome and the outputs of those that have an id.
 async fn run(world: &World, workflow: &Value, job: &str) -> BTreeMap<String, String> {
+    // A workflow unpacks the binaries into its folder's `bin`, where the world has them.
     let path = format!("{}:{}", cargo(world).display(), std::env::var("PATH").unwrap());
     let mut outputs = BTreeMap::new();
     for Step { id, condition, script, forgiven } in steps(workflow, job) {
@@ -74,6 +75,7 @@ async fn run(world: &World, workflow: &Value, job: &str) -> BTreeMap<String, Str
         std::fs::write(&summary, "").unwrap();
         let output = Command::new("bash")
             .args(["--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script])
+            .current_dir(world.path(""))
             .env_clear()
             .envs(world.aws.environment())
             .envs([("PATH", path.as_str()), ("HOME", "/nowhere"), ("CI", "true"), ("GITHUB_ACTIONS", "true")])
@@ -89,7 +91,7 @@ async fn run(world: &World, workflow: &Value, job: &str) -> BTreeMap<String, Str
         assert!(success || forgiven, "{job}: {script}:\n{log}");
         outputs.insert(format!("{id}:outcome"), if success { "success" } else { "failure" }.to_owned());
         let silent = std::fs::read_to_string(&summary).unwrap().is_empty();
-        let commands = script.lines().any(|line| line.starts_with("cargo xtask"));
+        let commands = script.lines().any(|line| line.starts_with("bin/kiln"));
         assert!(!silent || !commands, "{script} wrote no summary");
         for line in std::fs::read_to_string(&written).unwrap().lines() {
             let (name, value) = line.split_once('=').unwrap();
@@ -218,4 +220,43 @@ async fn an_old_key_has_one_issue_until_there_is_a_newer_one() {
     let outcome = world.run(&["rotate-key", "--status", "--max-age-days", "90"], quiet).await.unwrap();
     assert_eq!(outcome.code, Some(4), "{}", outcome.stderr);
     world.shutdown().await.unwrap();
+}
+
+/// What compiles runs code of hundreds of authors: it holds no credentials, and what holds some compiles nothing.
+#[test]
+fn no_job_both_builds_and_holds_credentials() {
+    for name in ["release.yml", "freshness.yml", "key-age.yml", "prune.yml"] {
+        let workflow = workflow(name);
+        assert_eq!(workflow["permissions"], serde_yaml_ng::from_str::<Value>("contents: read").unwrap(), "{name}");
+        let mut environments = Vec::new();
+        for (job, what) in workflow["jobs"].as_mapping().unwrap() {
+            let job = format!("{name}: {}", job.as_str().unwrap());
+            let text = serde_yaml_ng::to_string(what).unwrap();
+            let builds = ["cargo ", "npm ", "pip ", "rustup "].iter().any(|tool| text.contains(tool));
+            let permissions = what["permissions"].as_mapping().unwrap_or_else(|| panic!("{job} says what it may"));
+            let writes = permissions.iter().filter(|(_, right)| right.as_str() == Some("write")).count();
+            assert!(!builds || (writes == 0 && !text.contains("github.token")), "{job} builds, and holds rights");
+            let takes_role = permissions.iter().any(|(name, _)| name.as_str() == Some("id-token"));
+            assert_eq!(
+                takes_role,
+                what["environment"].is_string(),
+                "{job}: a role is taken in an environment, nothing else is"
+            );
+            assert!(!takes_role || permissions.get("contents").and_then(Value::as_str) != Some("write"), "{job}");
+            environments.extend(what["environment"].as_str().map(str::to_owned));
+            // A token is not left in the checkout for whatever runs next.
+            for step in what["steps"].as_sequence().unwrap() {
+                let uses = step["uses"].as_str().unwrap_or_default();
+                if uses.starts_with("actions/checkout@") {
+                    assert_eq!(step["with"]["persist-credentials"], false, "{job}");
+                }
+                assert!(
+                    uses.is_empty() || uses.split('@').nth(1).is_some_and(|commit| commit.len() == 40),
+                    "{job}: {uses}"
+                );
+            }
+        }
+        let distinct: std::collections::BTreeSet<_> = environments.iter().collect();
+        assert_eq!(distinct.len(), environments.len(), "{name}: each role has an environment of its own");
+    }
 }

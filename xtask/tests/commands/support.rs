@@ -12,7 +12,8 @@ use rexpect::session::PtySession;
 /// A test reads what a command says from its outcome.
 pub(crate) fn quiet(_: &str) {}
 
-/// A folder for `PATH`, in which `cargo xtask` is what it is in a world: the executable under test, with the bootstrap binary that is built already.
+/// A folder for `PATH`, in which `cargo xtask` is what it is in a world: the executable under test, with the bootstrap binary that is built already. `kiln`
+/// is there too, as a workflow unpacks it.
 pub(crate) fn cargo(world: &World) -> PathBuf {
     let folder = world.path("bin");
     std::fs::create_dir_all(&folder).unwrap();
@@ -22,7 +23,12 @@ pub(crate) fn cargo(world: &World) -> PathBuf {
         env!("CARGO_BIN_EXE_xtask"),
     );
     std::fs::write(folder.join("cargo"), script).unwrap();
-    std::fs::set_permissions(folder.join("cargo"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(folder.join("kiln"), format!("#!/bin/sh\nexec '{}' \"$@\"\n", env!("CARGO_BIN_EXE_xtask"))).unwrap();
+    for program in ["cargo", "kiln"] {
+        std::fs::set_permissions(folder.join(program), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let binary = folder.join(format!("kiln-bootstrap-{}", std::env::consts::ARCH));
+    std::fs::copy(bootstrap(), binary).unwrap();
     folder
 }
 
