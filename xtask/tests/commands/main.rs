@@ -26,4 +26,5 @@ mod rotation;
 mod secrets;
 mod status;
 mod support;
+mod threats;
 mod voice;
