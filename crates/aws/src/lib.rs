@@ -58,6 +58,7 @@ pub struct Aws {
     ssm: aws_sdk_ssm::Client,
     sts: aws_sdk_sts::Client,
     caller: Arc<OnceCell<Caller>>,
+    stack_role: Option<String>,
 }
 
 impl Aws {
@@ -101,6 +102,14 @@ impl Aws {
             ssm: client!(aws_sdk_ssm, config),
             sts: client!(aws_sdk_sts, config),
             caller: Arc::default(),
+            stack_role: None,
         }
+    }
+
+    /// Has CloudFormation change stacks by this role, not with the rights of these credentials.
+    #[must_use]
+    pub fn with_stack_role(mut self, role: Option<&str>) -> Self {
+        self.stack_role = role.map(str::to_owned);
+        self
     }
 }

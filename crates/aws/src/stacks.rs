@@ -8,6 +8,7 @@ use aws_sdk_cloudformation::types::{
     TemplateStage,
 };
 use kiln_operations::ports::{ChangeSet, ResourceChange, Result, Stack, StackEvent, StackRequest, Stacks};
+use kiln_operations::stacks;
 use kiln_operations::wait::Pace;
 
 use crate::Aws;
@@ -50,8 +51,16 @@ impl Stacks for Aws {
     async fn change_set(&self, request: &StackRequest) -> Result<ChangeSet> {
         let StackRequest { name, template, parameters, tags } = request;
         let doing = format!("make a change set for stack `{name}`");
-        let fresh = self.stack(name).await?.is_none_or(|stack| stack.status == "REVIEW_IN_PROGRESS");
-        let kind = if fresh { ChangeSetType::Create } else { ChangeSetType::Update };
+        let now = self.stack(name).await?.filter(|stack| stack.status != "REVIEW_IN_PROGRESS");
+        let kind = if now.is_none() { ChangeSetType::Create } else { ChangeSetType::Update };
+        // Where a role is given, the rights to use it depend on the types that a template holds, and CloudFormation refuses
+        // what is not named: also what an earlier template held.
+        // source: https://docs.aws.amazon.com/AWSCloudFormation/latest/APIReference/API_CreateChangeSet.html
+        let types = self.stack_role.is_some().then(|| {
+            let mut types = stacks::resource_types(template);
+            types.extend(now.and_then(|now| now.template).iter().flat_map(|now| stacks::resource_types(now)));
+            types.into_iter().collect()
+        });
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let parameters = parameters
             .iter()
@@ -68,6 +77,8 @@ impl Stacks for Aws {
             .set_parameters(Some(parameters))
             .set_tags(Some(tags))
             .capabilities(Capability::CapabilityNamedIam)
+            .set_role_arn(self.stack_role.clone())
+            .set_resource_types(types)
             .send()
             .await
             .map_err(|error| self.failed(doing.clone(), error))?;
@@ -117,8 +128,8 @@ impl Stacks for Aws {
     }
 
     async fn delete_stack(&self, name: &str) -> Result<()> {
-        let delete = self.cloudformation.delete_stack().stack_name(name).send().await;
-        delete.map_err(|error| self.failed(format!("delete stack `{name}`"), error))?;
+        let delete = self.cloudformation.delete_stack().stack_name(name).set_role_arn(self.stack_role.clone());
+        delete.send().await.map_err(|error| self.failed(format!("delete stack `{name}`"), error))?;
         Ok(())
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn fleets<'a>(config: &'a Config, names: &[FleetName]) -> Result<Vec<
 
 /// Connects to AWS in the configured region. Makes no call.
 pub(crate) async fn aws(config: &Config) -> Aws {
-    Aws::connect(&config.region).await
+    Aws::connect(&config.region).await.with_stack_role(config.cloudformation_role.as_deref())
 }
 
 /// GitHub, as the App whose current key is in the store.

@@ -1093,3 +1093,48 @@ fn runners_reach_github_where_it_is() {
     assert_eq!(ports("url = \"https://ghes.example:8443\""), [8443]);
     assert_eq!(ports("url = \"https://ghes.example\"\napi_url = \"https://api.example:9443/v3\""), [9443]);
 }
+
+/// Rights go by the beginnings of names, in an account that several organizations share.
+#[test]
+fn no_organizations_names_begin_as_anothers_do() {
+    let parts = ["acme", "fleet", "corp", "bake", "network", "pipeline"];
+    let mut logins: Vec<String> = parts.map(str::to_owned).to_vec();
+    for _ in 0..2 {
+        let longer = logins.iter().flat_map(|login| parts.map(|part| format!("{login}-{part}"))).collect::<Vec<_>>();
+        logins.extend(longer);
+    }
+    logins.sort();
+    logins.dedup();
+    let configs: Vec<Config> =
+        logins.iter().map(|login| config(&with([("\"acme\"", &format!("\"{login}\""))]))).collect();
+    let names = |of: &Config| {
+        let fleets =
+            ["linux", "fleet", "fleet-x", "network", "bake"].map(|name| of.fleet_stack(&name.parse().unwrap()));
+        fleets.into_iter().chain([of.bake_stack(), of.network_stack(), of.bake_role()]).collect::<Vec<_>>()
+    };
+    let all: Vec<(usize, Vec<String>)> = configs.iter().map(names).enumerate().collect();
+    for (mine, config) in configs.iter().enumerate() {
+        let fleets = config.fleet_stack_prefix();
+        let exact = [config.bake_stack(), config.network_stack(), config.bake_role()];
+        for (_, theirs) in all.iter().filter(|(other, _)| *other != mine) {
+            let taken = theirs.iter().find(|name| name.starts_with(&fleets) || exact.contains(name));
+            assert_eq!(taken, None, "of {}", config.organization);
+        }
+    }
+    let prefix = |login: &str| config(&with([("\"acme\"", &format!("\"{login}\""))])).prefix();
+    assert_eq!(
+        ["Acme-Corp", "acme-fleet-1", "fleet", "fleets"].map(prefix),
+        ["kiln-acme-corp", "kiln-acme--fleet-1", "kiln-fleet", "kiln-fleets"]
+    );
+}
+
+#[test]
+fn the_role_for_stacks_is_a_role() {
+    let role = "arn:aws:iam::123456789012:role/kiln-acme-cloudformation";
+    let text = |arn: &str| format!("cloudformation_role = \"{arn}\"\n{VALID}");
+    assert_eq!(config(&text(role)).cloudformation_role.as_deref(), Some(role));
+    assert!(
+        error(&text("arn:aws:iam::123456789012:policy/x"))
+            .contains("expected an ARN such as arn:aws:iam::123456789012:role/")
+    );
+}

@@ -205,11 +205,20 @@ fn version_of(digest: &Sha256) -> String {
     format!("1.{}.{}", node(0..8), node(8..16))
 }
 
-/// A bucket's name has at most 63 characters; 30 of an organization's 39 leave room for account and region.
+/// A bucket's name has at most 63 characters. Of a prefix that leaves no room for account and region the end is replaced by
+/// a digest, or two organizations with long logins would share a bucket.
 pub(crate) fn bucket_name(config: &Config, caller: &Caller) -> String {
-    let organization: String = config.organization.as_str().to_ascii_lowercase().chars().take(30).collect();
-    format!("kiln-{organization}-{}-{}", caller.account, config.region)
+    let (prefix, place) = (config.prefix(), format!("-{}-{}", caller.account, config.region));
+    let room = MOST_OF_A_BUCKETS_NAME - place.len();
+    if prefix.len() <= room {
+        return prefix + &place;
+    }
+    let digest = sha256(&[&prefix]);
+    format!("{}-{}{place}", prefix[..room - 9].trim_end_matches('-'), &digest.as_str()[..8])
 }
+
+/// Source: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html>
+const MOST_OF_A_BUCKETS_NAME: usize = 63;
 
 /// Derives all that has to exist.
 ///
@@ -250,7 +259,7 @@ pub fn wanted(request: &Request<'_>, caller: &Caller, base: &AmiId) -> Result<Wa
     Ok(Wanted {
         infrastructure: Infrastructure {
             name: config.image_name(*variant),
-            instance_profile: config.bake_stack(),
+            instance_profile: config.bake_role(),
             instance_types: vec![build_instance_type(*variant).to_owned()],
             log_bucket: bucket.clone(),
         },

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use kiln_config::config::{Config, Fleet, MOST_EGRESS_PORTS, MOST_TAGS, Network, Spot};
 use kiln_config::model::{AmiId, KeyStore, SpotStrategy};
+use kiln_image::payload::sha256;
 
 use crate::code::Code;
 use crate::error::{Error, Result};
@@ -21,10 +22,19 @@ const OUTPUT: &str = "output:";
 /// The parameter that holds the group at the version that serves.
 pub const SERVING: &str = "ServingLaunchTemplateVersion";
 
+/// The parameter with the name of what may have only a short one.
+pub const SHORT_NAME: &str = "ShortName";
+
+/// Roles and rules have names of 64 characters at most.
+///
+/// Source: <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>,
+/// <https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutRule.html>
+const SHORTEST_LIMIT: usize = 64;
+
 /// Parameters that end up in the launch template. A change to one of them, or to the template, may make a new version.
 #[rustfmt::skip]
 pub const LAUNCH_PARAMETERS: &[&str] = &[
-    "AmiId", "BootConfig", "InstanceType1", "KeyAlias", "SecretName", "VpcId", "PermissionsBoundary",
+    "AmiId", "BootConfig", "InstanceType1", "KeyAlias", "SecretName", "VpcId", "PermissionsBoundary", "ShortName",
     "VolumeGib", "VolumeIops", "VolumeThroughputMibps",
     "TagKey1", "TagKey2", "TagKey3", "TagKey4", "TagKey5", "TagKey6", "TagKey7", "TagKey8", "TagKey9", "TagKey10",
     "TagValue1", "TagValue2", "TagValue3", "TagValue4", "TagValue5",
@@ -76,6 +86,7 @@ pub fn stack_request(
         ("AlarmTopic", config.alarm_topic.clone().unwrap_or_default()),
         ("TerminationHeartbeatSecs", text(&fleet.heartbeat_secs)),
         ("LaunchTimeoutSecs", text(&LAUNCH_TIMEOUT_SECS)),
+        (SHORT_NAME, short_name(config, fleet)),
         (SERVING, serving.to_owned()),
     ]));
     parameters.extend(named(spot(fleet.spot.as_ref())));
@@ -86,6 +97,23 @@ pub fn stack_request(
     let mut tags = stack_tags(config);
     tags.insert("kiln:fleet".to_owned(), fleet.name.to_string());
     Ok(StackRequest { name: config.fleet_stack(&fleet.name), template: FLEET_TEMPLATE.to_owned(), parameters, tags })
+}
+
+/// The stack's name and region, for a role is an account's; the end is replaced by a digest where that is too long. It begins
+/// as the stack's name does, which rights go by: what CloudFormation cuts out of a long one does not.
+fn short_name(config: &Config, fleet: &Fleet) -> String {
+    let name = format!("{}-{}", config.fleet_stack(&fleet.name), config.region);
+    if name.len() <= SHORTEST_LIMIT {
+        return name;
+    }
+    let digest = sha256(name.as_bytes());
+    format!("{}-{}", &name[..SHORTEST_LIMIT - 7], &digest.as_str()[..6])
+}
+
+/// A stack keeps the names it was made with: another one would replace the role that its instances work by.
+pub fn keep_names(request: &mut StackRequest, stack: &Stack) {
+    let name = stack.parameters.get(SHORT_NAME).cloned().unwrap_or_default();
+    request.parameters.insert(SHORT_NAME.to_owned(), name);
 }
 
 fn named<const N: usize>(values: [(&str, String); N]) -> [(String, String); N] {

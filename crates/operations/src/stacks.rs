@@ -126,6 +126,21 @@ fn shown(value: &str) -> String {
     if value.is_empty() { "\"\"".to_owned() } else { value.to_owned() }
 }
 
+/// The types of a template's resources. Templates of Kiln's are written in one way: a type is on a line of its own.
+pub fn resource_types(template: &str) -> BTreeSet<String> {
+    let mut in_resources = false;
+    let mut types = BTreeSet::new();
+    for line in template.lines() {
+        if !line.starts_with([' ', '#']) && !line.is_empty() {
+            in_resources = line.trim_end() == "Resources:";
+        }
+        if let Some(kind) = line.strip_prefix("    Type: ").filter(|_| in_resources) {
+            types.insert(kind.trim().to_owned());
+        }
+    }
+    types
+}
+
 /// Compares a stack with its wanted state; `None` when equal.
 pub fn difference(stack: Option<&Stack>, wanted: &StackRequest) -> Option<Difference> {
     // A stack that was created by a change set which was never executed holds nothing yet.

@@ -155,6 +155,7 @@ export function runnerGroupParameters(props: RunnerGroupProps, group: string): R
     AlarmTopic: props.alarmTopic?.topicArn ?? '',
     TerminationHeartbeatSecs: props.heartbeatSecs ?? 300,
     LaunchTimeoutSecs: LAUNCH_TIMEOUT_SECS,
+    ShortName: '',
     // Without Kiln's own roll-out the group follows the newest version of the launch template.
     ServingLaunchTemplateVersion: '',
     ...numbered('InstanceType', 5, props.instanceTypes),

@@ -149,3 +149,38 @@ async fn a_tag_that_is_added_reaches_the_stack() {
     }
     there.local.shutdown().await;
 }
+
+/// Who may use the role may for templates of certain types only, so each change set says what it holds, and what the stack
+/// held before.
+#[tokio::test]
+async fn a_role_for_stacks_comes_with_the_types_that_a_template_holds() {
+    let there = there().await;
+    let role = "arn:aws:iam::000000000000:role/kiln-acme-cloudformation";
+    let sent = |operation: &str| {
+        let bodies =
+            there.local.bodies().into_iter().filter(|(call, _)| *call == format!("cloudformation:{operation}"));
+        bodies.map(|(_, body)| String::from_utf8(body).unwrap()).next_back().unwrap()
+    };
+    let types = |change: &str| -> Vec<String> {
+        let kinds = change.split('&').filter(|field| field.starts_with("ResourceTypes.member."));
+        kinds.map(|field| field.rsplit("%3A").next().unwrap().to_owned()).collect()
+    };
+    let logs = "Resources:\n  Logs:\n    Type: AWS::Logs::LogGroup\n";
+    let both = format!("{logs}  Topic:\n    Type: AWS::SNS::Topic\n");
+    for (cloud, has_role) in [(there.cloud.clone().with_stack_role(Some(role)), true), (there.cloud.clone(), false)] {
+        let names =
+            |kinds: &[&str]| kinds.iter().filter(|_| has_role).map(|kind| (*kind).to_owned()).collect::<Vec<_>>();
+        for (template, kinds) in [(&*both, ["LogGroup", "Topic"]), (logs, ["LogGroup", "Topic"])] {
+            let wanted = StackRequest { template: template.to_owned(), parameters: BTreeMap::new(), ..wanted() };
+            let now = cloud.stack(&wanted.name).await.unwrap();
+            let step = StackStep { difference: difference(now.as_ref(), &wanted).unwrap(), request: wanted };
+            stacks::apply(&cloud, &step, &Said::default()).await.unwrap();
+            let change = sent("CreateChangeSet");
+            assert_eq!(change.contains("role%2Fkiln-acme-cloudformation"), has_role, "{change}");
+            assert_eq!(types(&change), names(&kinds), "{change}");
+        }
+        stacks::delete(&cloud, &wanted().name, &Said::default()).await.unwrap();
+        assert_eq!(sent("DeleteStack").contains("role%2Fkiln-acme-cloudformation"), has_role);
+    }
+    there.local.shutdown().await;
+}

@@ -229,7 +229,7 @@ pub(super) fn arn(
     let home = region.and_then(partition).unwrap_or("aws");
     // AWS's own policies belong to no account: arn:aws:iam::aws:policy/…
     let is_account = |text: &str| {
-        (text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())) || (service == "iam" && text == "aws")
+        (text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit())) || (resource == "policy/" && text == "aws")
     };
     let plain = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_+=,.@/-".contains(&b));
     let fits = matches!(parts.as_slice(), ["arn", partition, found, there, account, rest]

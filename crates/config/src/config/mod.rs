@@ -51,6 +51,8 @@ pub struct Config {
     pub alarm_topic: Option<String>,
     /// The permissions boundary of the roles that the stacks make.
     pub permissions_boundary: Option<String>,
+    /// The role that CloudFormation changes the stacks by.
+    pub cloudformation_role: Option<String>,
     /// Tags on everything.
     pub tags: BTreeMap<String, String>,
     /// At least one fleet, by name.
@@ -274,13 +276,28 @@ impl Config {
     }
 
     /// What the name of everything of the organization's begins with.
+    ///
+    /// Roles are given rights on `PREFIX-fleet-*`. Were there an organization `acme-fleet` beside `acme` in the account, its
+    /// names would be among those, so its prefix has a second hyphen, which no login has: `kiln-acme--fleet`.
     pub fn prefix(&self) -> String {
-        format!("kiln-{}", self.organization.as_str().to_ascii_lowercase())
+        let login = self.organization.as_str().to_ascii_lowercase();
+        let parts: Vec<&str> = login.split('-').collect();
+        let mut prefix = String::from("kiln");
+        for (place, part) in parts.iter().enumerate() {
+            prefix.push_str(if place > 0 && *part == "fleet" { "--" } else { "-" });
+            prefix.push_str(part);
+        }
+        prefix
     }
 
     /// The stack with Image Builder's role, profile, bucket and log group; one for the organization.
     pub fn bake_stack(&self) -> String {
         format!("{}-bake", self.prefix())
+    }
+
+    /// The role of Image Builder's instances, and the profile that hands it to them. They are an account's, not a region's.
+    pub fn bake_role(&self) -> String {
+        format!("{}-{}", self.bake_stack(), self.region)
     }
 
     /// The stack with the VPC, for fleets that have no network of their own; one for the organization.

@@ -40,6 +40,7 @@ const INSTANCE_TYPE: &str = r"^[a-z0-9-]+\.[a-z0-9-]+$";
 const VARIABLE: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
 const SNS_TOPIC: &str = r"^arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:[A-Za-z0-9_.-]+$";
 const POLICY: &str = r"^arn:aws[a-z-]*:iam::([0-9]{12}|aws):policy/[A-Za-z0-9_+=,.@/-]+$";
+const ROLE: &str = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+$";
 const TAG_KEY: &str = "^[A-Za-z0-9 _.:/=+@-]{1,128}$";
 const VPC: &str = "^vpc-[0-9a-f]{8,17}$";
 const SUBNET: &str = "^subnet-[0-9a-f]{8,17}$";
@@ -82,10 +83,17 @@ pub(super) struct RawConfig {
     pub(super) image: Option<RawImage>,
     // Where something goes wrong at night, somebody has to hear of it.
     /// An SNS topic of this region that is told when a group has too few instances in service, or when a launch or an
-    /// instance refresh fails. Its policy has to let cloudwatch.amazonaws.com and events.amazonaws.com publish.
+    /// instance refresh fails. Its policy has to let cloudwatch.amazonaws.com and events.amazonaws.com publish; an encrypted one
+    /// needs a KMS key of yours whose policy lets both use it, which AWS's own key for SNS does not.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = SNS_TOPIC), example = &"arn:aws:sns:eu-central-1:123456789012:alarms")]
     pub(super) alarm_topic: Field<String>,
+    /// The role that CloudFormation changes Kiln's stacks by, in place of the rights of whoever runs a command. A pipeline with
+    /// the roles of infra/pipeline.yaml needs it; the stack's output `StackRole` names it.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = ROLE))]
+    #[schemars(example = &"arn:aws:iam::123456789012:role/kiln-acme-cloudformation")]
+    pub(super) cloudformation_role: Field<String>,
     /// A permissions boundary for the roles that Kiln's stacks make; infra/pipeline.yaml makes a fitting one.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = POLICY))]

@@ -29,6 +29,8 @@ pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Opt
     let alarm_topic = arn("alarm_topic", raw.alarm_topic.as_ref(), ("sns", true, ""), found);
     let policy = ("iam", false, "policy/");
     let boundary = arn("permissions_boundary", raw.permissions_boundary.as_ref(), policy, found);
+    let role = ("iam", false, "role/");
+    let cloudformation_role = arn("cloudformation_role", raw.cloudformation_role.as_ref(), role, found);
     let tags = infrastructure::tags(raw.tags.as_ref(), found);
     let config = Config {
         organization: organization?,
@@ -39,6 +41,7 @@ pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Opt
         image,
         alarm_topic,
         permissions_boundary: boundary,
+        cloudformation_role,
         tags,
         fleets,
         notices: Vec::new(),

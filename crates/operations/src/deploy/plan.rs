@@ -9,7 +9,7 @@ use kiln_github::Runner;
 use super::{Briefing, Canary, Observed, Request, Step};
 use crate::code::Code;
 use crate::error::{Error, Result};
-use crate::fleet_stack::{LAUNCH_PARAMETERS, SERVING, network_request, stack_request};
+use crate::fleet_stack::{LAUNCH_PARAMETERS, SERVING, keep_names, network_request, stack_request};
 use crate::freshness::{Basis, Lifetime};
 use crate::orphans::{self, is_of};
 use crate::plan::Plan;
@@ -48,7 +48,10 @@ impl<'a> Planner<'a> {
         if let Some(version) = observed.runner_version() {
             config.runner.version = version;
         }
-        let settled = stack_request(&config, request.fleet, &observed.aim.ami, observed.network.as_ref(), "")?;
+        let mut settled = stack_request(&config, request.fleet, &observed.aim.ami, observed.network.as_ref(), "")?;
+        if let Some(stack) = &observed.stack {
+            keep_names(&mut settled, stack);
+        }
         Ok(Self { request, observed, settled })
     }
 

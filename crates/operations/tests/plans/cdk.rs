@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_config::config::Config;
-use kiln_operations::fleet_stack::stack_request;
+use kiln_operations::fleet_stack::{SHORT_NAME, stack_request};
 use serde_json::{Value, json};
 
 /// Nothing but what has to be said.
@@ -67,7 +67,9 @@ environment = { https_proxy = "http://proxy.example:3128", LANG = "C.UTF-8" }
 fn supplied(text: &str) -> Value {
     let config = Config::from_toml("kiln.toml", text).unwrap_or_else(|error| panic!("{error}"));
     let fleet = config.fleets.values().next().unwrap();
-    let request = stack_request(&config, fleet, &"ami-00000001".parse().unwrap(), None, "").unwrap();
+    let mut request = stack_request(&config, fleet, &"ami-00000001".parse().unwrap(), None, "").unwrap();
+    // In CDK a stack may have any name, and CloudFormation makes those of what is in it.
+    request.parameters.insert(SHORT_NAME.to_owned(), String::new());
     json!({ "stack": request.name, "parameters": request.parameters })
 }
 

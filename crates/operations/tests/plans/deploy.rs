@@ -153,6 +153,15 @@ fn nothing_changed() {
     assert!(plan.settled.contains(AMI), "{}", plan.settled);
 }
 
+/// Another name would replace the role that instances work by.
+#[test]
+fn a_stack_keeps_the_names_it_was_made_with() {
+    let mut there = There::serving();
+    let stack = there.observed.stack.as_mut().unwrap();
+    stack.parameters.insert("ShortName".to_owned(), String::new());
+    assert_nothing_to_do(&there.plan());
+}
+
 #[test]
 fn the_first_time() {
     let mut there = There::serving();

@@ -4,8 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_config::config::{Config, Spot};
 use kiln_config::model::SpotStrategy;
-use kiln_operations::fleet_stack::{FLEET_TEMPLATE, LAUNCH_PARAMETERS, network_request, stack_request};
+use kiln_operations::ami::BAKE_TEMPLATE;
+use kiln_operations::fleet_stack::{
+    FLEET_TEMPLATE, LAUNCH_PARAMETERS, NETWORK_TEMPLATE, SHORT_NAME, network_request, stack_request,
+};
 use kiln_operations::ports::StackRequest;
+use kiln_operations::stacks::resource_types;
 use serde_yaml_ng::Value;
 
 use crate::{KILN_TOML, config};
@@ -149,4 +153,32 @@ fn no_tag_keeps_an_instance_from_being_launched() {
     let options = &template["Resources"]["LaunchTemplate"]["Properties"]["LaunchTemplateData"]["MetadataOptions"];
     assert_eq!(options["HttpTokens"].as_str(), Some("required"), "{options:?}");
     assert!(options["InstanceMetadataTags"].as_str().is_none_or(|tags| tags == "disabled"), "{options:?}");
+}
+
+/// CloudFormation refuses what a template holds beyond the types that are named for it.
+#[test]
+fn the_types_of_a_template_are_found_as_a_reader_of_yaml_finds_them() {
+    for template in [FLEET_TEMPLATE, NETWORK_TEMPLATE, BAKE_TEMPLATE] {
+        let value: Value = serde_yaml_ng::from_str(template).unwrap();
+        let resources = value["Resources"].as_mapping().unwrap();
+        let types: BTreeSet<String> =
+            resources.iter().map(|(_, resource)| resource["Type"].as_str().unwrap().to_owned()).collect();
+        assert!(types.len() > 4);
+        assert_eq!(resource_types(template), types);
+    }
+}
+
+/// Roles and rules have 64 characters, and rights go by how a name begins.
+#[test]
+fn the_longest_names_begin_as_rights_want_them() {
+    for (organization, fleet) in [("acme", "linux"), (&*"o".repeat(39), &*"f".repeat(24)), (&*"o".repeat(34), "x")] {
+        let text = KILN_TOML
+            .replacen("organization = \"acme\"", &format!("organization = \"{organization}\""), 1)
+            .replace("[fleet.linux", &format!("[fleet.{fleet}"));
+        let config = Config::from_toml("kiln.toml", &text).unwrap_or_else(|error| panic!("{error}"));
+        let name = fleet_request(&config, fleet).parameters.remove(SHORT_NAME).unwrap();
+        assert!(name.len() <= 64 && name.starts_with(&config.fleet_stack_prefix()), "{name}");
+    }
+    let config = config();
+    assert_eq!(fleet_request(&config, "linux").parameters[SHORT_NAME], "kiln-acme-fleet-linux-eu-central-1");
 }

@@ -70,8 +70,11 @@ fn never() -> Vec<Call> {
     calls
 }
 
+/// As the instance `i-0123456789abcdef0` of the group asks it, of itself.
 fn tag(group: &str, key: &str, value: &str) -> Call {
     call("ec2:CreateTags", "ec2", "instance/i-0123456789abcdef0")
+        .with("aws:userid", "AROA0:i-0123456789abcdef0")
+        .with("ec2:InstanceID", "i-0123456789abcdef0")
         .with("aws:ResourceTag/aws:autoscaling:groupName", group)
         .with(format!("aws:RequestTag/{key}"), value)
         .with("aws:TagKeys", key)
@@ -127,6 +130,17 @@ fn an_instance_marks_those_of_its_group_alone() {
         switch.with("aws:ResourceTag/aws:autoscaling:groupName", STACK),
     ];
     check(&fleet(&[("KeyAlias", "alias/kiln-acme-app-key")]), "Role", &allowed, &refused);
+}
+
+/// A session is named after the instance that EC2 gave it to.
+#[test]
+fn an_instance_tags_itself_alone() {
+    let mark = tag(STACK, "kiln:state", "runner-deprecated");
+    let mut neighbours = mark.clone();
+    neighbours.context.insert("aws:userid".to_owned(), vec!["AROA0:i-0fedcba9876543210".to_owned()]);
+    let mut nobodys = mark.clone();
+    nobodys.context.remove("aws:userid");
+    check(&fleet(&[("KeyAlias", "alias/kiln-acme-app-key")]), "Role", &[mark], &[neighbours, nobodys]);
 }
 
 #[test]

@@ -4,10 +4,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attacks;
 mod bake;
 mod instance;
 mod pipeline;
+mod roles;
 mod rotate_key;
+mod stack_role;
 
 use std::path::{Path, PathBuf};
 

@@ -1,161 +1,97 @@
-//! The roles of the pipelines: what CloudFormation calls for them, and what nobody may call.
-
-use std::collections::{BTreeMap, BTreeSet};
+//! The roles of the pipelines: what each needs, whom it trusts, and what the roles that it makes can be at most.
 
 use kiln_stand_ins::iam::{Call, Policies};
-use kiln_stand_ins::template::Template;
 use serde_json::Value;
 
+use crate::roles::{BOUNDARY, ROLES, pipeline, policies, policies_with};
 use crate::{call, python, template};
 
-const BOUNDARY: &str = "arn:aws:iam::000000000000:policy/kiln-acme-boundary";
-
-fn pipeline() -> Template {
-    let parameters = [
-        ("Prefix", "kiln-acme"),
-        ("Subject", "repo:acme/runners:environment:production"),
-        ("RotateKeyPolicy", BOUNDARY),
+/// Who looks changes nothing, and who changes one thing does not change another.
+#[test]
+fn each_pipeline_changes_only_what_it_is_for() {
+    let on_group = |action| call(action, "autoscaling", "autoScalingGroup:0:autoScalingGroupName/kiln-acme-fleet-x");
+    let record = |which: &str| call("ssm:PutParameter", "ssm", &format!("parameter/kiln-acme/{which}"));
+    let changes = [
+        ("DeployRole", call("cloudformation:ExecuteChangeSet", "cloudformation", "stack/kiln-acme-fleet-linux/0123")),
+        ("DeployRole", call("cloudformation:DeleteStack", "cloudformation", "stack/kiln-acme-fleet-linux/0123")),
+        ("DeployRole", on_group("autoscaling:StartInstanceRefresh")),
+        ("DeployRole", record("fleet/linux/current")),
+        ("BakeRole", call("cloudformation:ExecuteChangeSet", "cloudformation", "stack/kiln-acme-bake/0123")),
+        ("BakeRole", record("image/al2023-x86_64")),
+        ("BakeRole", call("imagebuilder:CreateImage", "imagebuilder", "image/kiln-acme-al2023-x86-64/1.0.0")),
+        ("BakeRole", Call::new("s3:PutObject", "arn:aws:s3:::kiln-acme-000000000000-eu-central-1/payload/x.tar.gz")),
+        ("StackRole", on_group("autoscaling:CreateAutoScalingGroup")),
     ];
-    template("pipeline.yaml", "kiln-acme-pipeline", &parameters)
+    for role in ROLES {
+        let (allowed, refused): (Vec<_>, Vec<_>) = changes.iter().partition(|(whose, _)| *whose == role);
+        let calls = |of: Vec<&(&str, Call)>| of.into_iter().map(|(_, call)| call.clone()).collect::<Vec<_>>();
+        policies(role)
+            .check(&python(), &calls(allowed), &calls(refused))
+            .unwrap_or_else(|error| panic!("{role}: {error:#}"));
+    }
 }
 
-fn policies(role: &str) -> Policies {
-    Policies::new(pipeline().policies(role).unwrap())
+/// Who may read the secret has the App's private key; where KMS keeps the key, no pipeline may.
+#[test]
+fn a_pipeline_reads_the_apps_key_only_where_no_kms_signs() {
+    let sign = call("kms:Sign", "kms", "key/1234")
+        .with("kms:ResourceAliases", "alias/kiln-acme-app-key")
+        .with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256");
+    let read = call("secretsmanager:GetSecretValue", "secretsmanager", "secret:kiln-acme/app-key-AbCdEf");
+    let (sign, read) = ([sign], [read]);
+    for role in ["StatusRole", "BakeRole", "DeployRole"] {
+        policies(role).check(&python(), &sign, &read).unwrap();
+        policies_with(role, &[("KeyStore", "secrets-manager")]).check(&python(), &read, &sign).unwrap();
+        policies_with(role, &[("KeyStore", "both")]).check(&python(), &[&sign[..], &read[..]].concat(), &[]).unwrap();
+    }
+    for role in ["PruneRole", "StackRole"] {
+        policies_with(role, &[("KeyStore", "both")]).check(&python(), &[], &[&sign[..], &read[..]].concat()).unwrap();
+    }
 }
 
-/// As CloudFormation makes a call for whoever called it.
-fn through_cloudformation(action: &str) -> Call {
-    let resource = match action.split_once(':').unwrap() {
-        ("iam", name) if name.contains("InstanceProfile") => {
-            "arn:aws:iam::000000000000:instance-profile/kiln-acme-fleet-linux-InstanceProfile-AB12".to_owned()
-        }
-        ("iam", _) => "arn:aws:iam::000000000000:role/kiln-acme-fleet-linux-Role-AB12".to_owned(),
-        ("s3", _) => "arn:aws:s3:::kiln-acme-000000000000-eu-central-1".to_owned(),
-        (service, _) => format!("arn:aws:{service}:eu-central-1:000000000000:any/thing"),
+/// Subnets of kiln.toml are in VPCs that no stack of Kiln's made: an administrator names those.
+#[test]
+fn fleets_run_in_the_networks_that_an_administrator_named() {
+    let vpc = |id: &str| call("ec2:CreateSecurityGroup", "ec2", &format!("vpc/{id}")).with("ec2:VpcID", id);
+    let subnet = |id: &str| {
+        call("ec2:RunInstances", "ec2", "subnet/subnet-1")
+            .with("ec2:Vpc", format!("arn:aws:ec2:eu-central-1:000000000000:vpc/{id}"))
     };
-    Call::new(action, resource)
-        .with("aws:CalledVia", "cloudformation.amazonaws.com")
-        .with("iam:PermissionsBoundary", BOUNDARY)
-        .with("iam:PassedToService", "ec2.amazonaws.com")
+    let own = call("ec2:RunInstances", "ec2", "subnet/subnet-1")
+        .with("aws:ResourceTag/aws:cloudformation:stack-name", "kiln-acme-network");
+    let calls = |id| [vpc(id), subnet(id)];
+    policies("StackRole").check(&python(), &[own.clone()], &calls("vpc-1")).unwrap();
+    let named = policies_with("StackRole", &[("VpcIds", "vpc-1,vpc-2")]);
+    named.check(&python(), &[&calls("vpc-1")[..], &calls("vpc-2")].concat(), &calls("vpc-3")).unwrap();
+    policies_with("DeployRole", &[("VpcIds", "vpc-1")])
+        .check(&python(), &[own, subnet("vpc-1")], &[subnet("vpc-3")])
+        .unwrap();
 }
 
-/// What CloudFormation's registry says that its handlers of these types call, as the linter ships it.
-fn handlers_calls(kinds: &BTreeSet<String>) -> BTreeMap<String, BTreeSet<String>> {
-    let libraries = python().parent().unwrap().join("../lib");
-    let library = std::fs::read_dir(libraries).unwrap().next().unwrap().unwrap().path();
-    let schemas = library.join("site-packages/cfnlint/data/schemas/resources");
-    let mut calls: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for file in std::fs::read_dir(schemas).unwrap() {
-        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
-        let Ok(schema) = serde_json::from_str::<Value>(&text) else { continue };
-        let Some(kind) = schema["typeName"].as_str().filter(|kind| kinds.contains(*kind)) else { continue };
-        // Listing is for the registry's own API, which no stack asks.
-        for handler in ["create", "read", "update", "delete"] {
-            let permissions = schema["handlers"][handler]["permissions"].as_array().into_iter().flatten();
-            calls.entry(kind.to_owned()).or_default().extend(permissions.filter_map(Value::as_str).map(str::to_owned));
-        }
-    }
-    calls
-}
-
-/// What a handler could call for a property that none of our templates has, or for what is retained.
-#[rustfmt::skip]
-const NOT_OURS: &[&str] = &[
-    // Encryption, replication, metadata and contents of buckets.
-    "kms:", "s3-object-lambda:", "s3tables:", "s3:CreateBucketMetadata", "s3:UpdateBucketMetadata", "s3:DeleteBucket",
-    "s3:DeleteObject", "s3:PutObject", "s3:GetObject", "s3:ListBucketVersions", "s3:DeleteAccessPoint",
-    // Virtual private gateways, load balancers, notifications, images by parameters.
-    "ec2:AttachVpnGateway", "ec2:DetachVpnGateway", "elasticloadbalancing:", "managed-fleets:", "sns:", "vpc-lattice:",
-    "ssm:", "iam:CreateServiceLinkedRole",
-    // Encryption, policies, indexes, protection and forwarding of log groups.
-    "firehose:", "logs:AssociateKmsKey", "logs:CreateLogDelivery", "logs:DeleteDataProtectionPolicy",
-    "logs:DeleteIndexPolicy", "logs:DeleteResourcePolicy", "logs:DisassociateKmsKey", "logs:PutBearerTokenAuthentication",
-    "logs:PutDataProtectionPolicy", "logs:PutIndexPolicy", "logs:PutLogGroupDeletionProtection", "logs:PutResourcePolicy",
-    "s3:REST.PUT.OBJECT",
-    // Refused on purpose: a role's trust and its boundary stay what they were at its making.
-    "iam:UpdateAssumeRolePolicy", "iam:DeleteRolePermissionsBoundary",
-];
-
+/// The first of a kind in an account has the service make its own role, with the rights of whoever asks.
 #[test]
-fn cloudformation_may_do_all_that_the_templates_need() {
-    for (role, files) in [("BakeRole", &["bake.yaml"][..]), ("DeployRole", &["fleet.yaml", "network.yaml"])] {
-        let kinds: BTreeSet<String> = files
-            .iter()
-            .flat_map(|file| template(file, "kiln-acme-x", &[]).section("Resources"))
-            .filter_map(|(_, resource)| Some(resource["Type"].as_str()?.to_owned()))
-            .collect();
-        let handlers = handlers_calls(&kinds);
-        assert_eq!(handlers.keys().cloned().collect::<BTreeSet<_>>(), kinds, "the linter knows every type");
-        let needed: BTreeSet<&String> = handlers.values().flatten().collect();
-        let calls: Vec<Call> = needed
-            .into_iter()
-            .filter(|action| !action.contains('*') && !NOT_OURS.iter().any(|prefix| action.starts_with(prefix)))
-            .map(|action| through_cloudformation(action))
-            .collect();
-        assert!(calls.len() > 20, "{calls:?}");
-        policies(role).check(&python(), &calls, &[]).unwrap_or_else(|error| panic!("{role}: {error:#}"));
+fn services_make_their_own_roles_in_a_fresh_account() {
+    let make = |service: &str| {
+        let principal = format!("{service}.amazonaws.com");
+        Call::new(
+            "iam:CreateServiceLinkedRole",
+            format!("arn:aws:iam::000000000000:role/aws-service-role/{principal}/AWSServiceRole"),
+        )
+        .with("iam:AWSServiceName", principal)
+    };
+    let instances = ["autoscaling", "spot", "ec2fleet"].map(make);
+    let images = [make("imagebuilder")];
+    let others = ["organizations", "rds", "eks"].map(make);
+    for role in ["StackRole", "DeployRole"] {
+        policies(role).check(&python(), &instances, &[&images[..], &others[..]].concat()).unwrap();
     }
-}
-
-#[test]
-fn no_pipeline_becomes_the_accounts_administrator() {
-    let role = "arn:aws:iam::000000000000:role/kiln-acme-fleet-linux-Role-AB12";
-    let through = |call: Call| call.with("aws:CalledVia", "cloudformation.amazonaws.com");
-    let mut refused = vec![
-        // Without the boundary, with another, or not by CloudFormation.
-        through(Call::new("iam:CreateRole", role)),
-        through(Call::new("iam:PutRolePolicy", role))
-            .with("iam:PermissionsBoundary", "arn:aws:iam::aws:policy/ReadOnlyAccess"),
-        Call::new("iam:CreateRole", role).with("iam:PermissionsBoundary", BOUNDARY),
-        Call::new("iam:PutRolePolicy", role).with("iam:PermissionsBoundary", BOUNDARY),
-        // What would undo the boundary, or go beyond the prefix.
-        through(Call::new("iam:DeleteRolePermissionsBoundary", role)).with("iam:PermissionsBoundary", BOUNDARY),
-        through(Call::new("iam:CreatePolicyVersion", BOUNDARY)),
-        through(Call::new("iam:UpdateAssumeRolePolicy", role)).with("iam:PermissionsBoundary", BOUNDARY),
-        through(Call::new("iam:CreateRole", "arn:aws:iam::000000000000:role/admin"))
-            .with("iam:PermissionsBoundary", BOUNDARY),
-        through(Call::new("iam:CreateUser", "arn:aws:iam::000000000000:user/kiln-acme-x")),
-        Call::new("iam:PassRole", "arn:aws:iam::000000000000:role/admin")
-            .with("iam:PassedToService", "ec2.amazonaws.com"),
-        Call::new("iam:PassRole", role).with("iam:PassedToService", "lambda.amazonaws.com"),
-        // The pipelines' own roles.
-        through(Call::new("iam:PutRolePolicy", "arn:aws:iam::000000000000:role/kiln-acme-pipeline-deploy"))
-            .with("iam:PermissionsBoundary", BOUNDARY),
-        through(Call::new("iam:DeleteRole", "arn:aws:iam::000000000000:role/kiln-acme-pipeline-deploy")),
-        Call::new("sts:AssumeRole", "arn:aws:iam::000000000000:role/admin"),
-        // Stacks, keys and groups of others.
-        call("cloudformation:CreateChangeSet", "cloudformation", "stack/other/0123"),
-        call("cloudformation:DeleteStack", "cloudformation", "stack/kiln-acm/0123"),
-        call("kms:Sign", "kms", "key/1234").with("kms:ResourceAliases", "alias/other"),
-        call("kms:ScheduleKeyDeletion", "kms", "key/1234").with("kms:ResourceAliases", "alias/kiln-acme-app-key"),
-        call("secretsmanager:GetSecretValue", "secretsmanager", "secret:other-AbCdEf"),
-        call("secretsmanager:PutSecretValue", "secretsmanager", "secret:kiln-acme/app-key-AbCdEf"),
-        call("autoscaling:StartInstanceRefresh", "autoscaling", "autoScalingGroup:0b1c:autoScalingGroupName/web"),
-        call("ec2:TerminateInstances", "ec2", "instance/i-0123456789abcdef0"),
-        call("ec2:AuthorizeSecurityGroupIngress", "ec2", "security-group/sg-1"),
-        Call::new("ec2:RunInstances", "arn:aws:ec2:eu-central-1:000000000000:instance/*"),
-        Call::new("s3:PutBucketPolicy", "arn:aws:s3:::kiln-acme-000000000000-eu-central-1"),
-        Call::new("s3:GetObject", "arn:aws:s3:::other/secret"),
-        call("ssm:PutParameter", "ssm", "parameter/other"),
-    ];
-    for role in ["BakeRole", "DeployRole"] {
-        policies(role).check(&python(), &[], &refused).unwrap_or_else(|error| panic!("{role}: {error:#}"));
-    }
-    let changes = ["cloudformation:ExecuteChangeSet", "cloudformation:DeleteStack"];
-    refused.extend(changes.map(|action| call(action, "cloudformation", "stack/kiln-acme-fleet-linux/0123")));
-    refused.push(call("ssm:PutParameter", "ssm", "parameter/kiln-acme/image/al2023-x86_64"));
-    refused.push(call(
-        "autoscaling:StartInstanceRefresh",
-        "autoscaling",
-        "autoScalingGroup:0:autoScalingGroupName/kiln-acme-fleet-x",
-    ));
-    policies("StatusRole").check(&python(), &[], &refused).unwrap();
+    policies("BakeRole").check(&python(), &images, &others).unwrap();
 }
 
 /// The boundary is what the most of our roles need, and no more of what a role could be given.
 #[test]
 fn the_roles_of_our_stacks_work_under_the_boundary() {
-    let boundary = pipeline().resources().unwrap()["Boundary"].1["PolicyDocument"].clone();
+    let boundary = pipeline(&[]).resources().unwrap()["Boundary"].1["PolicyDocument"].clone();
     let under = |documents| Policies { documents, boundaries: vec![boundary.clone()] };
     let parameters =
         [("KeyAlias", "alias/kiln-acme-app-key"), ("SecretName", "kiln-acme/app-key"), ("SessionManager", "true")];
@@ -172,7 +108,9 @@ fn the_roles_of_our_stacks_work_under_the_boundary() {
         Call::new("ssmmessages:OpenDataChannel", "*"),
         Call::new("ssm:UpdateInstanceInformation", "*"),
     ];
-    under(fleet.policies("Role").unwrap()).check(&python(), &instance, &[]).unwrap();
+    let elsewhere = instance.clone();
+    let instance = instance.map(on_instance);
+    under(fleet.policies("Role").unwrap()).check(&python(), &instance, &elsewhere).unwrap();
 
     let bucket = "kiln-acme-000000000000-eu-central-1";
     let bake = template("bake.yaml", "kiln-acme-bake", &[("BucketName", bucket), ("ImagePrefix", "kiln-acme")]);
@@ -181,7 +119,8 @@ fn the_roles_of_our_stacks_work_under_the_boundary() {
         Call::new("s3:PutObject", format!("arn:aws:s3:::{bucket}/logs/build.log")),
         Call::new("s3:PutObject", format!("arn:aws:s3:::{bucket}/images/0123/manifest.json")),
     ];
-    under(bake.policies("Role").unwrap()).check(&python(), &build, &[]).unwrap();
+    let elsewhere = build.clone();
+    under(bake.policies("Role").unwrap()).check(&python(), &build.map(on_instance), &elsewhere).unwrap();
 
     let everything = serde_json::json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": "*", "Resource": "*" }] });
     let beyond = [
@@ -193,7 +132,29 @@ fn the_roles_of_our_stacks_work_under_the_boundary() {
         call("ssm:GetParameter", "ssm", "parameter/anything"),
         Call::new("s3:GetObject", "arn:aws:s3:::other/secret"),
     ];
-    under(vec![everything]).check(&python(), &[], &beyond).unwrap();
+    under(vec![everything]).check(&python(), &[], &beyond.map(on_instance)).unwrap();
+}
+
+/// A call of a session that EC2 gave an instance.
+fn on_instance(call: Call) -> Call {
+    let instance = "arn:aws:ec2:eu-central-1:000000000000:instance/i-0123456789abcdef0";
+    call.with("ec2:SourceInstanceARN", instance).with("aws:userid", "AROA0:i-0123456789abcdef0")
+}
+
+/// Nobody can limit whom a new role trusts: a foreign account, a person. Under the boundary it is worth nothing to them.
+#[test]
+fn a_role_that_trusts_strangers_is_worth_nothing() {
+    let boundary = pipeline(&[]).resources().unwrap()["Boundary"].1["PolicyDocument"].clone();
+    let everything = serde_json::json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": "*", "Resource": "*" }] });
+    let backdoor = Policies { documents: vec![everything], boundaries: vec![boundary] };
+    let group = "autoScalingGroup:0b1c:autoScalingGroupName/kiln-acme-fleet-linux";
+    let wanted = [
+        call("kms:Sign", "kms", "key/1234").with("kms:ResourceAliases", "alias/kiln-acme-app-key"),
+        call("secretsmanager:GetSecretValue", "secretsmanager", "secret:kiln-acme/app-key-AbCdEf"),
+        call("autoscaling:TerminateInstanceInAutoScalingGroup", "autoscaling", group),
+        Call::new("s3:PutObject", "arn:aws:s3:::kiln-acme-000000000000-eu-central-1/payload/x.tar.gz"),
+    ];
+    backdoor.check(&python(), &wanted.clone().map(on_instance), &wanted).unwrap();
 }
 
 #[test]
@@ -221,7 +182,7 @@ fn what_prunes_removes_nothing_of_others() {
         tags.iter().fold(call, |call, (key, value)| call.with(format!("aws:{key}"), *value))
     };
     let ours = ("ResourceTag/kiln:image", "kiln-acme-al2023-x86_64");
-    let theirs = ("ResourceTag/kiln:image", "kiln-other-al2023-x86_64");
+    let theirs = ("ResourceTag/kiln:image", "kiln-acme-corp-al2023-x86_64");
     let managed = ("ResourceTag/kiln:managed", "true");
     let marked = ("ResourceTag/kiln:pruned-from", "ami-1");
     let marks = [
@@ -255,21 +216,64 @@ fn what_prunes_removes_nothing_of_others() {
     policies("PruneRole").check(&python(), &allowed, &refused).unwrap();
 }
 
-/// Only the repository and environment that were named, and only for AWS.
+/// Only the repositories and environments that were named, each role its own, and only for AWS.
 #[test]
-fn roles_are_trusted_to_one_subject() {
-    let resources = pipeline().resources().unwrap();
-    for role in ["StatusRole", "BakeRole", "DeployRole", "PruneRole", "RotateKeyRole"] {
+fn each_role_is_trusted_to_its_own_subjects() {
+    let resources = pipeline(&[]).resources().unwrap();
+    for (role, environment) in [
+        ("StatusRole", "status"),
+        ("BakeRole", "bake"),
+        ("DeployRole", "deploy"),
+        ("PruneRole", "prune"),
+        ("RotateKeyRole", "rotate-key"),
+    ] {
         let trust: Value =
             serde_json::from_str(resources[role].1["AssumeRolePolicyDocument"].as_str().unwrap()).unwrap();
         let statement = &trust["Statement"][0];
         assert_eq!(trust["Statement"].as_array().map(Vec::len), Some(1), "{role}");
         assert_eq!(statement["Action"], "sts:AssumeRoleWithWebIdentity", "{role}");
         assert_eq!(statement["Principal"], serde_json::json!({ "Federated": "Provider" }), "{role}");
+        let mut subjects = vec![format!("repo:acme/runners:environment:{environment}")];
+        if role == "StatusRole" {
+            subjects.push("repo:acme@1/runners@2:environment:status".to_owned());
+        }
         let condition = serde_json::json!({ "StringEquals": {
             "token.actions.githubusercontent.com:aud": "sts.amazonaws.com",
-            "token.actions.githubusercontent.com:sub": "repo:acme/runners:environment:production",
+            "token.actions.githubusercontent.com:sub": subjects,
         }});
         assert_eq!(statement["Condition"], condition, "{role}");
+    }
+}
+
+/// What CloudFormation lets an administrator write: both forms that GitHub sends, a customized one, and no job without an
+/// environment.
+#[test]
+fn a_subject_has_an_environment() {
+    let parameters = pipeline(&[]).section("Parameters");
+    let subjects: Vec<_> = parameters.iter().filter(|(name, _)| name.ends_with("Subject")).collect();
+    assert_eq!(subjects.len(), 5);
+    let good = [
+        "repo:acme/runners:environment:production",
+        "repo:acme@123/runners@456:environment:kiln-deploy",
+        "environment:production:repository_id:456",
+        "repository_owner_id:123:environment:production:job_workflow_ref:acme/runners/.github/workflows/release.yml@refs/heads/main",
+    ];
+    let bad = [
+        "repo:acme/runners:pull_request",
+        "repo:acme/runners:ref:refs/heads/main",
+        "repo:acme/*:environment:production",
+        "repo:acme/runners:environment:",
+        "repo:acme/runners:environment:a?b",
+        "repo:acme/runners:environment:${aws:username}",
+        "repo:acme/runners:environment:\"x",
+    ];
+    for (name, parameter) in subjects {
+        let pattern = parameter["AllowedPattern"].as_str().unwrap();
+        // CloudFormation matches the whole of each value of a list.
+        let pattern = regex::Regex::new(&format!("^(?:{pattern})$")).unwrap();
+        assert_eq!(parameter["Type"], "CommaDelimitedList", "{name}");
+        assert!(good.iter().all(|subject| pattern.is_match(subject)), "{name}: {pattern}");
+        assert!(!bad.iter().any(|subject| pattern.is_match(subject)), "{name}: {pattern}");
+        assert_eq!(pattern.is_match(""), name == "RotateKeySubject", "{name}");
     }
 }
