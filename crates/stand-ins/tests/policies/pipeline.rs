@@ -3,7 +3,7 @@
 use kiln_stand_ins::iam::{Call, Policies};
 use serde_json::Value;
 
-use crate::roles::{BOUNDARY, ROLES, pipeline, policies, policies_with};
+use crate::roles::{ROLES, pipeline, policies, policies_with};
 use crate::{call, python, template};
 
 /// Who looks changes nothing, and who changes one thing does not change another.
