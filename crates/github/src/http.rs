@@ -231,9 +231,38 @@ impl Http {
             return Err(refused(operation, response).await);
         }
         let request_id = request_id(response.headers());
-        let bytes = response.bytes().await.map_err(|error| transport(&operation, error))?;
+        let bytes = body(response, MOST_OF_ANSWER).await.map_err(|error| transport(&operation, error))?;
+        let Some(bytes) = bytes else { return Err(too_long(operation, request_id)) };
         self.counters.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(Answer { bytes: bytes.into(), request_id })
+        Ok(Answer { bytes, request_id })
+    }
+}
+
+/// A page of a hundred runners with a hundred labels each is a tenth of it.
+const MOST_OF_ANSWER: usize = 10 << 20;
+
+/// A refusal is a sentence or two.
+const MOST_OF_REFUSAL: usize = 64 << 10;
+
+/// Reads an answer's body; `None` where it is longer than `most`, whatever its headers say.
+async fn body(mut response: Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if bytes.len() + chunk.len() > most {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(Some(bytes))
+}
+
+fn too_long(operation: String, request_id: Option<String>) -> Error {
+    Error {
+        operation,
+        kind: ErrorKind::Status(0),
+        message: format!("the answer is longer than {} MiB", MOST_OF_ANSWER >> 20),
+        request_id,
+        source: None,
     }
 }
 
@@ -316,7 +345,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 async fn refused(operation: String, response: Response) -> Error {
     let (status, headers) = (response.status(), response.headers().clone());
-    let body = response.bytes().await.unwrap_or_default();
+    let body = body(response, MOST_OF_REFUSAL).await.ok().flatten().unwrap_or_default();
     refusal_of(operation, status, &headers, &body)
 }
 

@@ -246,7 +246,7 @@ fn is_rsa(oid: &[u8]) -> Result<(), KeyError> {
         [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 10] => Err(KeyError::NotRsa("a key for RSA-PSS only")),
         [0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1] => Err(KeyError::NotRsa("an EC key")),
         [0x2a, 0x86, 0x48, 0xce, 0x38, 4, 1] => Err(KeyError::NotRsa("a DSA key")),
-        [0x2b, 0x65, 0x6e | 0x6f | 0x70 | 0x71] => Err(KeyError::NotRsa("an Ed25519 or X25519 key")),
+        [0x2b, 0x65, 0x6e..=0x71] => Err(KeyError::NotRsa("an Ed25519 or X25519 key")),
         _ => Err(KeyError::NotRsa("a key of another algorithm")),
     }
 }

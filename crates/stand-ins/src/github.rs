@@ -2,6 +2,8 @@
 //!
 //! It holds state, verifies signatures for real, answers with GitHub's own statuses and messages, and can be told to
 //! fail. Below `/_runner` it speaks to the stand-in runner, in a protocol of its own: the real one is private.
+//!
+//! source: beside each rule, in the modules below.
 
 mod api;
 mod app;

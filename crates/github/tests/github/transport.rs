@@ -150,3 +150,18 @@ async fn a_connection_that_can_not_be_opened_ahead_is_the_first_calls_error() {
     client.app().open_ahead().await;
     assert_eq!(client.mint().await.unwrap_err().kind, ErrorKind::Connect);
 }
+
+/// Whoever answers in GitHub's place must not fill the memory of a process that is root.
+#[tokio::test]
+async fn an_answer_without_an_end_is_read_to_a_limit() {
+    let (github, key) = start().await;
+    let client = app(&github, &key);
+    let long = "x".repeat(11 << 20);
+    fail(&github, "GET", "/app", 1, Answer::status(200, &[], &long));
+    let error = client.app().await.unwrap_err();
+    assert!(error.message.contains("longer than 10 MiB"), "{error:?}");
+    assert!(!error.is_retryable());
+    fail(&github, "GET", "/app", 1, Answer::status(403, &[], &long));
+    let error = client.app().await.unwrap_err();
+    assert!(error.message.len() < 1000, "a refusal is not read whole either");
+}

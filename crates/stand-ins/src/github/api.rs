@@ -1,4 +1,7 @@
 //! Every request: faults, the log, the headers of every answer, and which part answers.
+//!
+//! source: <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api> for limits and their headers,
+//! <https://docs.github.com/en/rest/using-the-rest-api/getting-started-with-the-rest-api> for the user agent and the version.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;

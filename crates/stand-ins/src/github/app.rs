@@ -1,4 +1,8 @@
 //! What an App asks with a JWT: who it is, where it is installed, and for installation tokens.
+//!
+//! source: <https://docs.github.com/en/rest/apps/apps>; the words of refusals are from public reports.
+//!
+//! assumption: a JWT's second use is refused with 404, as in <https://github.com/github-aws-runners/terraform-aws-github-runner/issues/5025>.
 
 use axum::response::Response;
 use base64::Engine as _;

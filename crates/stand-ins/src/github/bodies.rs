@@ -1,5 +1,7 @@
 //! The larger documents of GitHub's answers, complete as its OpenAPI description has them (`tests/openapi.rs` holds them
 //! against it), so that a client that came to need one more field of them finds it here too.
+//!
+//! source: the API's description, npm package `@octokit/openapi`.
 
 use serde_json::{Map, Value, json};
 

@@ -1,4 +1,6 @@
 //! What a runner says to GitHub. The real protocol is private; this one is the stand-in runner's.
+//!
+//! assumption: every address below `/_runner` and what is said there. The order of what happens is the real one's, with sources.
 
 use std::time::Duration;
 
