@@ -50,7 +50,7 @@ enum Reason {
     Absent(&'static [&'static str]),
     /// It is for a property that is taken away, and every template has it.
     Kept(&'static str),
-    /// The resource stays when its stack goes.
+    /// The resource stays when its stack goes; what its creation left goes empty.
     Retained,
     /// It would undo a wall: whom a role trusts is written in the template as it stands.
     Refused,
@@ -112,7 +112,6 @@ const NOT_GIVEN: &[(&str, &str, Reason)] = &[
     ("AWS::S3::Bucket", "s3:DeleteBucketMetricsConfiguration", Absent(&["MetricsConfigurations"])),
     ("AWS::S3::Bucket", "s3:DeleteBucketReplication", Absent(&["ReplicationConfiguration"])),
     ("AWS::S3::Bucket", "s3:DeleteBucketWebsite", Absent(&["WebsiteConfiguration"])),
-    ("AWS::S3::Bucket", "s3:DeleteBucket", Retained),
     ("AWS::S3::Bucket", "s3:DeleteObject", Retained),
     ("AWS::S3::Bucket", "s3:PutObjectAcl", Absent(&["AccessControl"])),
     ("AWS::S3::Bucket", "s3:UpdateBucketMetadata", Absent(&["MetadataConfiguration", "MetadataTableConfiguration"])),
@@ -126,7 +125,10 @@ fn holds(kind: &str, reason: &Reason) -> bool {
         match reason {
             Absent(words) => !words.iter().any(|word| has(word)),
             Kept(word) => has(word),
-            Retained => resource["DeletionPolicy"] == "Retain" && resource["UpdateReplacePolicy"] == "Retain",
+            Retained => {
+                let stays = |policy: &Value| policy == "Retain" || policy == "RetainExceptOnCreate";
+                stays(&resource["DeletionPolicy"]) && resource["UpdateReplacePolicy"] == "Retain"
+            }
             Refused => {
                 let trust = resource["Properties"]["AssumeRolePolicyDocument"].to_string();
                 !trust.contains("Ref") && !trust.contains("Fn::")
