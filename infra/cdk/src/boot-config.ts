@@ -1,6 +1,8 @@
 // What an instance is told at boot: the JSON that `crates/config/src/boot.rs` defines, letter by letter. The test compares
 // it with a document that the Rust side wrote.
 
+import { namesAProxy, withScheme } from './checks';
+
 /** Where the App's private key is kept. */
 export type KeyStore = 'kms' | 'secrets-manager';
 
@@ -116,6 +118,11 @@ function sorted(record: Readonly<Record<string, string>>): Record<string, string
   return Object.fromEntries(Object.entries(record).sort(([one], [other]) => (one < other ? -1 : 1)));
 }
 
+function withSchemes(variables: Readonly<Record<string, string>>): Record<string, string> {
+  const value = ([name, value]: [string, string]) => [name, namesAProxy(name) ? withScheme(value) : value] as const;
+  return Object.fromEntries(Object.entries(variables).map(value));
+}
+
 /** The document for the instances of the Auto Scaling group of that name. */
 export function bootConfig(props: BootConfigProps, group: string): string {
   const { maxAgeSecs, idleLimitSecs, environment = {} } = props;
@@ -139,7 +146,7 @@ export function bootConfig(props: BootConfigProps, group: string): string {
     job_docker_access: props.jobDockerAccess === 'blocked' ? 'blocked' : undefined,
     wait_for_docker: props.waitForDocker === true ? true : undefined,
     retirement: retires ? { max_age_secs: maxAgeSecs, idle_limit_secs: idleLimitSecs } : undefined,
-    environment: Object.keys(environment).length > 0 ? sorted(environment) : undefined,
+    environment: Object.keys(environment).length > 0 ? sorted(withSchemes(environment)) : undefined,
     lifecycle: {
       group,
       launch_hook: 'kiln-launch',

@@ -9,6 +9,7 @@ import { ITopic } from 'aws-cdk-lib/aws-sns';
 import { Construct } from 'constructs';
 
 import { addresses, bootConfig, BootConfigProps, keyAlias, keySecret } from './boot-config';
+import { check, namesAProxy, withScheme } from './checks';
 import { Parameters, refuse } from './parameters';
 
 /** The template, as it stands in `infra/fleet.yaml`; copied beside the code when that is built. */
@@ -97,8 +98,8 @@ export class RunnerGroup extends Construct {
 
 /** The ports beside 443 that the runners reach. */
 function egressPorts(props: RunnerGroupProps): number[] {
-  const proxies = Object.entries(props.environment ?? {}).filter(([name]) => /_proxy$/i.test(name));
-  const reached = [...Object.values(addresses(props.github)), ...proxies.map(([, address]) => address)];
+  const proxies = Object.entries(props.environment ?? {}).filter(([name]) => namesAProxy(name));
+  const reached = [...Object.values(addresses(props.github)), ...proxies.map(([, address]) => withScheme(address))];
   const ports = reached.flatMap((address) => {
     if (!URL.canParse(address)) {
       return [];
@@ -122,6 +123,7 @@ function numbered(name: string, count: number, values: readonly string[]): Recor
 /** The template's parameters: what `crates/operations/src/fleet_stack.rs` supplies, for CDK. */
 export function runnerGroupParameters(props: RunnerGroupProps, group: string): Record<string, unknown> {
   const { spot, volume = {}, instanceTags = {} } = props;
+  check(props);
   if (props.minSize > props.maxSize) {
     refuse(`minSize is ${props.minSize}, more than maxSize, ${props.maxSize}`);
   }

@@ -149,11 +149,12 @@ test('what CloudFormation could not check any more is checked here', () => {
   const wrong: [Partial<RunnerGroupProps>, RegExp][] = [
     [{ minSize: 5 }, /minSize is 5, more than maxSize/],
     [{ instanceTypes: ['a.b', 'a.c', 'a.d', 'a.e', 'a.f', 'a.g'] }, /InstanceType has 6 values: the template takes 5/],
+    [{ environment: { LD_PRELOAD: '/tmp/x.so' } }, /what code programs load/],
     [{ volume: { gib: 8 } }, /VolumeGib is 8: a whole number from 30 to 65536/],
     [{ volume: { iops: 20000 } }, /at most 500 IOPS a GiB/],
     [{ volume: { throughputMibps: 751 } }, /4 IOPS for each MiB/],
     [{ jobDockerAccess: 'blocked', waitForDocker: true }, /jobs may not use docker/],
-    [{ heartbeatSecs: 10 }, /TerminationHeartbeatSecs is 10: a whole number from 30 to 7200/],
+    [{ heartbeatSecs: 10, drainLimitSecs: 600 }, /TerminationHeartbeatSecs is 10: a whole number from 30 to 7200/],
     [{ spot: { onDemandPercent: 101 } }, /OnDemandPercent is 101/],
     [{ egressPorts: [1, 2, 3, 4, 5] }, /EgressPort has 5 values/],
     [{ environment: { LONG: 'x'.repeat(4096) } }, /BootConfig is .*: at most 4096 bytes/],
@@ -161,6 +162,45 @@ test('what CloudFormation could not check any more is checked here', () => {
   for (const [part, message] of wrong) {
     const stack = plain('kiln-acme-fleet-linux');
     assert.throws(() => new RunnerGroup(stack, 'Runners', { ...props(stack), ...part }), message);
+  }
+});
+
+interface Vector {
+  readonly what: string;
+  readonly accepted: boolean;
+  readonly fleet?: Readonly<Record<string, unknown>>;
+  readonly tags?: Readonly<Record<string, string>>;
+  readonly organization?: string;
+  readonly client_id?: string;
+  readonly runner_version?: string;
+  readonly github?: { readonly url: string };
+}
+
+/** The fleet's keys that are named otherwise here. */
+const NAMES: Readonly<Record<string, string>> = { min: 'minSize', max: 'maxSize' };
+
+test('what kiln.toml takes is taken, and what it refuses is refused', () => {
+  const vectors = JSON.parse(readFileSync(join(__dirname, '..', '..', 'test', 'vectors.json'), 'utf8')) as Vector[];
+  for (const vector of vectors) {
+    const stack = plain('kiln-acme-fleet-linux');
+    const camel = (key: string) => NAMES[key] ?? key.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase());
+    const fleet = Object.fromEntries(Object.entries(vector.fleet ?? {}).map(([key, value]) => [camel(key), value]));
+    const least = props(stack);
+    const all: RunnerGroupProps = {
+      ...least,
+      ...fleet,
+      organization: vector.organization ?? least.organization,
+      app: vector.client_id === undefined ? least.app : { id: vector.client_id },
+      runnerVersion: vector.runner_version ?? least.runnerVersion,
+      ...(vector.github === undefined ? {} : { github: vector.github }),
+      ...(vector.tags === undefined ? {} : { instanceTags: vector.tags }),
+    };
+    const synthesize = () => new RunnerGroup(stack, 'Runners', all);
+    if (vector.accepted) {
+      assert.doesNotThrow(synthesize, vector.what);
+    } else {
+      assert.throws(synthesize, /^Error: kiln: /, vector.what);
+    }
   }
 });
 
