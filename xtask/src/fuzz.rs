@@ -37,7 +37,7 @@ const COVERAGE: [&str; 7] = [
 /// Begins with what is known to be good, of which most of the ways to be bad are a small step away.
 fn seed(target: &str, root: &Path, corpus: &Path) -> std::io::Result<()> {
     match target {
-        "fuzz-kiln-toml" => std::fs::copy(root.join("kiln.toml"), corpus.join("kiln.toml")).map(drop),
+        "fuzz-kiln-toml" => std::fs::copy(root.join("docs/kiln.toml"), corpus.join("kiln.toml")).map(drop),
         _ => Ok(()),
     }
 }

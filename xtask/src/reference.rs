@@ -8,7 +8,7 @@ const HEAD: &str = "\
 # kiln.toml, key by key
 
 Made by `cargo xtask schema` from the types that kiln.toml is read into; `kiln.schema.json`, from the same, is for editors. The
-commented example is the kiln.toml of the repository. A key that is not listed here is an error.
+commented example is docs/kiln.toml in the repository. A key that is not listed here is an error.
 ";
 
 /// Markdown of a schema: a section for each table, a heading for each key.

@@ -2,10 +2,10 @@
 
 use std::io::IsTerminal as _;
 use std::path::Path;
-use std::str::FromStr;
 
 use dialoguer::Input;
 use kiln_aws::Aws;
+use kiln_config::config::AppId;
 use kiln_config::model::{Organization, Region};
 use kiln_operations::init::{self, Answers, NetworkAnswer};
 use kiln_operations::ports::{Account as _, Identity as _, WayOut};
@@ -18,7 +18,7 @@ use crate::ui::{Failure, Ui};
 ///
 /// Asks on a terminal for what no flag gives, and looks at each answer where it can: the credentials and the region in
 /// AWS, the subnets and their way out. Prints the form that registers the GitHub App with its one permission, and what to
-/// do next. The example in Kiln's repository is replaced; a kiln.toml of yours only with --force.
+/// do next. A file that is there is replaced only with --force.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,16 +27,16 @@ Examples:
   cargo xtask init --network vpc-0123456789abcdef0:subnet-0123456789abcdef0,subnet-0123456789abcdef1")]
 pub struct Args {
     /// The organization's login at GitHub.
-    #[arg(long, value_name = "LOGIN")]
+    #[arg(long, value_name = "LOGIN", value_parser = init::organization)]
     organization: Option<Organization>,
 
     /// The AWS region.
     #[arg(long, value_name = "REGION")]
     region: Option<Region>,
 
-    /// The GitHub App's client id, at the top of its settings.
-    #[arg(long, value_name = "ID")]
-    client_id: Option<String>,
+    /// The GitHub App's client id, at the top of its settings, or its number.
+    #[arg(long, value_name = "ID", value_parser = init::app)]
+    client_id: Option<AppId>,
 
     /// The number at the end of the installation's address; saves each boot a request.
     #[arg(long, value_name = "NUMBER")]
@@ -47,10 +47,10 @@ pub struct Args {
     network: Option<NetworkAnswer>,
 
     /// GitHub Enterprise Server's address; github.com when absent.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = init::github_url)]
     github_url: Option<Url>,
 
-    /// Replace a kiln.toml that is not the example.
+    /// Replace a file that is there.
     #[arg(long)]
     force: bool,
 
@@ -61,39 +61,49 @@ pub struct Args {
 
 pub(crate) async fn run(args: &Args, path: &Path, ui: &Ui) -> Result<(), Failure> {
     refuse_to_replace(args, path)?;
-    let organization = given_or_asked(args.organization.as_ref(), "--organization", "GitHub organization", None)?;
+    ui.clear();
     let github_url = args.github_url.clone().unwrap_or_else(|| Url::parse(GITHUB).expect("the address is a constant"));
+    let ask = Asker { flag: "--organization", question: "GitHub organization", default: None };
+    let organization = ask.for_it(args.organization.as_ref(), init::organization)?;
     if args.client_id.is_none() {
         ui.talk(&format!(
             "An owner registers the App here, one permission filled in already; install it, and note its client id:\n  {}",
             init::app_form(&github_url, organization.as_str())
         ));
     }
-    let client_id: String = given_or_asked(args.client_id.as_ref(), "--client-id", "the App's client id", None)?;
-    let region: Region =
-        given_or_asked(args.region.as_ref(), "--region", "AWS region", std::env::var("AWS_REGION").ok())?;
-    let network: NetworkAnswer = given_or_asked(
-        args.network.as_ref(),
-        "--network",
-        "network: create-vpc, or VPC:SUBNET,SUBNET",
-        Some("create-vpc".to_owned()),
-    )?;
-    let answers = Answers {
-        organization,
-        region,
-        client_id,
-        installation_id: args.installation_id,
-        network,
-        github_url: args.github_url.clone(),
+    let ask = Asker { flag: "--client-id", question: "the App's client id", default: None };
+    let app = ask.for_it(args.client_id.as_ref(), init::app)?;
+    let region = region(args)?;
+    let ask = Asker {
+        flag: "--network",
+        question: "network: create-vpc, or VPC:SUBNET,SUBNET",
+        default: Some("create-vpc".to_owned()),
     };
-    let text = init::kiln_toml(&answers)?;
-    if !args.offline {
-        look(&answers, ui).await?;
-    }
+    let mut given = args.network.as_ref();
+    let text = loop {
+        let answers = Answers {
+            organization: organization.clone(),
+            region: region.clone(),
+            app: app.clone(),
+            installation_id: args.installation_id,
+            network: ask.for_it(given.take(), |text| text.parse::<NetworkAnswer>())?,
+            github_url: args.github_url.clone(),
+        };
+        let text = init::kiln_toml(&answers)?;
+        let looked = if args.offline { Ok(()) } else { look(&answers, ui).await };
+        match looked {
+            Ok(()) => break text,
+            // The other answers are good: only this one is asked for once more.
+            Err(Failure::Release(error)) if args.network.is_none() && std::io::stdin().is_terminal() => {
+                ui.warn(&error.to_string());
+            }
+            Err(failure) => return Err(failure),
+        }
+    };
     std::fs::write(path, text).map_err(|error| {
         Error::new(Code::FileUnwritable, format!("can't write `{}`", path.display())).caused_by(error)
     })?;
-    ui.talk(&format!("wrote {}; next:\n{NEXT}", path.display()));
+    ui.talk(&format!("wrote {}; next:\n{NEXT}\n{}", path.display(), subject(&organization)));
     Ok(())
 }
 
@@ -104,42 +114,70 @@ const NEXT: &str = "  \
   cargo xtask pin                      the newest runner and its digest
   cargo xtask doctor                   every precondition
   cargo xtask ami                      bake the image
-  cargo xtask deploy                   bring the fleet up";
+  cargo xtask deploy                   bring the fleet up
+";
 
-fn refuse_to_replace(args: &Args, path: &Path) -> Result<(), Error> {
-    match std::fs::read_to_string(path) {
-        Ok(text) if text != init::EXAMPLE && !args.force => Err(Error::new(
-            Code::FileExists,
-            format!("`{}` is there already, and it is not the example", path.display()),
-        )
-        .hint("edit it; or replace it with --force; or write another with --config FILE")),
-        _ => Ok(()),
-    }
+/// What a workflow of the organization's says of itself to AWS.
+///
+/// Source: <https://github.com/aws-actions/configure-aws-credentials/issues/1888>
+fn subject(organization: &Organization) -> String {
+    format!(
+        "pipelines: a job in environment ENV of repository REPO has the OIDC subject\n  \
+         repo:{organization}/REPO:environment:ENV\n\
+         or, where the repository was created or renamed since 2026-07-15,\n  \
+         repo:{organization}@OWNER_ID/REPO@REPO_ID:environment:ENV\n\
+         with the ids of: gh api repos/{organization}/REPO --jq '.owner.id, .id'"
+    )
 }
 
-/// A flag's value, or an answer on the terminal.
-fn given_or_asked<T>(given: Option<&T>, flag: &str, question: &str, default: Option<String>) -> Result<T, Error>
-where
-    T: Clone + FromStr,
-    T::Err: std::fmt::Display,
-{
-    if let Some(given) = given {
-        return Ok(given.clone());
+fn region(args: &Args) -> Result<Region, Error> {
+    let default = std::env::var("AWS_REGION").ok().filter(|region| !region.is_empty());
+    let ask = Asker { flag: "--region", question: "AWS region", default };
+    let region = ask.for_it(args.region.as_ref(), init::region)?;
+    if args.offline || args.force {
+        return Ok(region);
     }
-    if !std::io::stdin().is_terminal() {
-        return Err(Error::new(Code::NoTerminal, format!("there is no terminal to ask for the {question}"))
-            .hint(format!("give {flag}; `cargo xtask init --help` has examples")));
+    init::region(region.as_str()).map_err(|what| {
+        Error::new(Code::AnswerInvalid, what).hint("is it spelt right? With --offline it is taken unseen")
+    })
+}
+
+fn refuse_to_replace(args: &Args, path: &Path) -> Result<(), Error> {
+    if args.force || std::fs::symlink_metadata(path).is_err() {
+        return Ok(());
     }
-    let mut input = Input::<String>::new().with_prompt(question);
-    if let Some(default) = default {
-        input = input.default(default);
+    Err(Error::new(Code::FileExists, format!("`{}` is there already", path.display()))
+        .hint("edit it; or replace it with --force; or write another with --config FILE"))
+}
+
+/// Asks for one thing.
+struct Asker {
+    flag: &'static str,
+    question: &'static str,
+    default: Option<String>,
+}
+
+impl Asker {
+    /// A flag's value, or an answer on the terminal, looked at when it is given.
+    fn for_it<T: Clone>(&self, given: Option<&T>, read: impl Fn(&str) -> Result<T, String>) -> Result<T, Error> {
+        let Self { flag, question, default } = self;
+        if let Some(given) = given {
+            return Ok(given.clone());
+        }
+        if !std::io::stdin().is_terminal() {
+            return Err(Error::new(Code::NoTerminal, format!("there is no terminal to ask for the {question}"))
+                .hint(format!("give {flag}; `cargo xtask init --help` has examples")));
+        }
+        let mut input = Input::<String>::new().with_prompt(*question);
+        if let Some(default) = default {
+            input = input.default(default.clone());
+        }
+        let answer = input.validate_with(|text: &String| read(text).map(drop)).interact_text();
+        let answer = answer.map_err(|error| {
+            Error::new(Code::NoTerminal, "the terminal gave no answer").caused_by(std::io::Error::other(error))
+        })?;
+        read(&answer).map_err(|what| Error::new(Code::AnswerInvalid, what))
     }
-    let is_one = |text: &String| text.trim().parse::<T>().map(drop).map_err(|error| error.to_string());
-    let answer = input.validate_with(is_one).interact_text();
-    let answer = answer.map_err(|error| {
-        Error::new(Code::NoTerminal, "the terminal gave no answer").caused_by(std::io::Error::other(error))
-    })?;
-    answer.trim().parse().map_err(|error: T::Err| Error::new(Code::AnswerInvalid, error.to_string()))
 }
 
 /// Looks at what can be looked at before there is a key.

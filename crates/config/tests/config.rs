@@ -60,7 +60,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((fleet.min, fleet.max, fleet.heartbeat_secs, fleet.drain_limit_secs), (1, 4, 300, 21_600));
     assert_eq!((fleet.registration, fleet.architecture), (Registration::Persistent, Architecture::X86_64));
     assert_eq!((fleet.key_store, fleet.runner_group.as_str()), (KeyStore::Kms, "Default"));
-    assert_eq!((fleet.image().to_string().as_str(), fleet.labels.len()), ("al2-x86_64", 0));
+    assert_eq!((fleet.image().to_string().as_str(), fleet.labels.len()), ("al2023-x86_64", 0));
     assert_eq!(fleet.network, Network::NewVpc);
 }
 
@@ -564,11 +564,11 @@ fn every_architecture_in_use_is_pinned() {
 
 #[test]
 fn amazon_linux_2_is_for_x86_64() {
-    insta::assert_snapshot!(error(&with([("sha256 = { x86_64", "sha256 = { aarch64"), ("m6i", "m6g"), ("min", "architecture = \"aarch64\"\nmin")])), @r#"
+    insta::assert_snapshot!(error(&with([("sha256 = { x86_64", "sha256 = { aarch64"), ("m6i", "m6g"), ("min", "base_image = \"amazon-linux-2\"\narchitecture = \"aarch64\"\nmin")])), @r#"
     error: no JavaScript action would run on amazon-linux-2 for aarch64
-      --> kiln.toml:13:16
+      --> kiln.toml:14:16
        |
-    13 | architecture = "aarch64"
+    14 | architecture = "aarch64"
        |                ^^^^^^^^^ expected x86_64 on amazon-linux-2
        |
        = help: set `base_image = "amazon-linux-2023"`: the runner's Node needs glibc 2.28, Amazon Linux 2 has 2.26, and nobody builds Node for that and aarch64

@@ -14,7 +14,7 @@ use kiln_config::model::{
 use proptest::prelude::*;
 use serde_json::Value;
 
-const EXAMPLE: &str = include_str!("../../../kiln.toml");
+const EXAMPLE: &str = include_str!("../../../docs/kiln.toml");
 
 fn schema() -> Value {
     serde_json::from_str(&json_schema()).unwrap()

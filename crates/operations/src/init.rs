@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use kiln_config::config::Config;
+use kiln_config::config::{AppId, Config, ConfigError, is_known_region, nearest_region};
 use kiln_config::model::{Organization, Region};
 use toml_edit::{Array, DocumentMut, InlineTable, Item, Value};
 use url::Url;
@@ -10,8 +10,8 @@ use url::Url;
 use crate::code::Code;
 use crate::error::{Error, Result};
 
-/// The committed kiln.toml: a commented, tested example, whose comments go into everyone's own.
-pub const EXAMPLE: &str = include_str!("../../../kiln.toml");
+/// A commented, tested example, whose comments go into everyone's own kiln.toml.
+pub const EXAMPLE: &str = include_str!("../../../docs/kiln.toml");
 
 /// What a first kiln.toml needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub struct Answers {
     pub organization: Organization,
     /// The AWS region.
     pub region: Region,
-    /// The App's client id.
-    pub client_id: String,
+    /// The App's client id, or its number.
+    pub app: AppId,
     /// The installation, if it is known.
     pub installation_id: Option<u64>,
     /// Where instances live.
@@ -82,7 +82,15 @@ pub fn kiln_toml(answers: &Answers) -> Result<String> {
         .map_err(|error: toml_edit::TomlError| Error::new(Code::ConfigInvalid, error.message().to_owned()))?;
     put(&mut document["organization"], answers.organization.as_str());
     put(&mut document["region"], answers.region.as_str());
-    put(&mut document["app"]["client_id"], answers.client_id.as_str());
+    match &answers.app {
+        AppId::Client(id) => put(&mut document["app"]["client_id"], id.as_str()),
+        AppId::App(id) => {
+            let id = i64::try_from(*id)
+                .map_err(|error| Error::new(Code::AnswerInvalid, "app id out of range").caused_by(error))?;
+            // In the place of the client id, whose comment speaks of both.
+            document["app"]["client_id"] = toml_edit::value(id);
+        }
+    }
     if let Some(id) = answers.installation_id {
         let id = i64::try_from(id)
             .map_err(|error| Error::new(Code::AnswerInvalid, "installation id out of range").caused_by(error))?;
@@ -99,9 +107,84 @@ pub fn kiln_toml(answers: &Answers) -> Result<String> {
         network.insert("subnets", Value::Array(subnets.iter().map(String::as_str).collect::<Array>()));
         put(&mut document["fleet"]["linux"]["network"], network);
     }
-    let text = document.to_string();
-    Config::from_toml("kiln.toml", &text).map_err(|error| Error::new(Code::AnswerInvalid, error.to_string()))?;
+    let mut text = document.to_string();
+    if matches!(answers.app, AppId::App(_)) {
+        text = text.replacen("\nclient_id = ", "\napp_id = ", 1);
+    }
+    Config::from_toml("kiln.toml", &text).map_err(|error| Error::new(Code::AnswerInvalid, in_short(&error)))?;
     Ok(text)
+}
+
+/// What is wrong with the answers, without the places of a file that nobody has seen.
+fn in_short(error: &ConfigError) -> String {
+    let one = |problem: kiln_config::config::Problem| {
+        let more = problem.expected.into_iter().chain(problem.hint);
+        more.fold(problem.message, |text, more| format!("{text}: {more}"))
+    };
+    error.problems().map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// An organization's login, as it is typed.
+///
+/// # Errors
+/// What was expected, and the login where an address was given.
+pub fn organization(text: &str) -> std::result::Result<Organization, String> {
+    let text = text.trim();
+    let login = text.trim_end_matches('/').rsplit('/').next().unwrap_or_default().trim_start_matches('@');
+    text.parse().map_err(|error: kiln_config::model::Malformed| match login.parse::<Organization>() {
+        Ok(login) if text.contains(['/', '@']) => format!("give the login alone, such as `{login}`"),
+        _ => error.to_string(),
+    })
+}
+
+/// A region that there is, as far as this version of Kiln knows.
+///
+/// # Errors
+/// What was expected, and the region that is probably meant.
+pub fn region(text: &str) -> std::result::Result<Region, String> {
+    let region: Region = text.trim().parse().map_err(|error: kiln_config::model::Malformed| error.to_string())?;
+    if is_known_region(&region) {
+        return Ok(region);
+    }
+    let meant = nearest_region(&region).map(|meant| format!("; is `{meant}` meant?")).unwrap_or_default();
+    Err(format!("AWS has no region `{region}` that this version of Kiln knows{meant}"))
+}
+
+/// The App's client id or number.
+///
+/// # Errors
+/// What was expected.
+pub fn app(text: &str) -> std::result::Result<AppId, String> {
+    let text = text.trim();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err("that is a client secret; the client id is above it and begins with Iv".to_owned());
+    }
+    if let Ok(id) = text.parse::<u64>() {
+        return Ok(AppId::App(id));
+    }
+    // Source: https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app: `Iv1.` or `Iv23`.
+    if text.len() >= 10 && text.starts_with("Iv") && text.bytes().all(plain) {
+        return Ok(AppId::Client(text.to_owned()));
+    }
+    Err(format!("`{text}` is no client id such as Iv23liEXAMPLE0000000, nor an App's number"))
+}
+
+/// GitHub's web address.
+///
+/// # Errors
+/// What was expected.
+pub fn github_url(text: &str) -> std::result::Result<Url, String> {
+    let text = text.trim();
+    if !text.contains("://") {
+        return Err(format!("give the whole address: https://{text}"));
+    }
+    let url: Url = text.parse().map_err(|error| format!("{error}"))?;
+    let file = format!("{EXAMPLE}\n[github]\nurl = {}\n", Value::from(text));
+    match Config::from_toml("kiln.toml", &file) {
+        Ok(_) => Ok(url),
+        Err(error) => Err(in_short(&error)),
+    }
 }
 
 /// Puts a value in another's place, whose comments stay.
@@ -119,9 +202,10 @@ fn put(item: &mut Item, value: impl Into<Value>) {
 pub fn app_form(github_url: &Url, organization: &str) -> Url {
     let mut form = github_url.clone();
     form.set_path(&format!("/organizations/{organization}/settings/apps/new"));
+    // A name is unique at all of GitHub, and has at most 34 characters.
+    let name: String = format!("kiln-{organization}").chars().take(34).collect();
     form.query_pairs_mut()
-        // A name is unique at all of GitHub.
-        .append_pair("name", &format!("kiln-{organization}"))
+        .append_pair("name", name.trim_end_matches('-'))
         .append_pair("url", &format!("{}{organization}", with_slash(github_url)))
         .append_pair("public", "false")
         .append_pair("webhook_active", "false")
@@ -142,7 +226,7 @@ mod tests {
         Answers {
             organization: "octo-org".parse().expect("a login"),
             region: "us-west-2".parse().expect("a region"),
-            client_id: "Iv23liOURS0000000000".to_owned(),
+            app: AppId::Client("Iv23liOURS0000000000".to_owned()),
             installation_id: Some(42),
             network: "vpc-0123456789abcdef0:subnet-0123456789abcdef0".parse().expect("a network"),
             github_url: None,
@@ -166,9 +250,44 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_make_no_kiln_toml_are_refused_with_their_place() {
-        let error = kiln_toml(&Answers { client_id: "no id".to_owned(), ..answers() }).expect_err("it is no client id");
-        assert!(error.message.contains("client_id = \"no id\""), "{}", error.message);
+    fn an_app_may_be_named_by_its_number() {
+        let text = kiln_toml(&Answers { app: AppId::App(123_456), ..answers() }).expect("a valid kiln.toml");
+        assert_eq!(Config::from_toml("kiln.toml", &text).expect("it is valid").app.id, AppId::App(123_456));
+    }
+
+    #[test]
+    fn each_answer_is_looked_at_when_it_is_given() {
+        let says = |result: std::result::Result<String, String>, words: &str| {
+            let error = result.expect_err("it is refused");
+            assert!(error.contains(words), "{error}");
+        };
+        let shown = |organization: Organization| organization.to_string();
+        assert_eq!(organization(" acme ").map(shown), Ok("acme".to_owned()));
+        says(organization("https://github.com/acme").map(shown), "`acme`");
+        says(organization("a_b").map(shown), "letters, digits");
+        let shown = |region: Region| region.to_string();
+        assert_eq!(region("eu-central-1 ").map(shown), Ok("eu-central-1".to_owned()));
+        says(region("eu-central-9").map(shown), "is `eu-central-1` meant?");
+        says(region("Mars").map(shown), "Mars");
+        let shown = |app: AppId| app.issuer();
+        assert_eq!(app("Iv1.0123456789abcdef").map(shown), Ok("Iv1.0123456789abcdef".to_owned()));
+        assert_eq!(app("123456"), Ok(AppId::App(123_456)));
+        says(app("0123456789abcdef0123456789abcdef01234567").map(shown), "client secret");
+        says(app("x").map(shown), "no client id");
+        let shown = |url: Url| url.to_string();
+        assert_eq!(github_url("https://ghes.example").map(shown), Ok("https://ghes.example/".to_owned()));
+        says(github_url("ghes.example").map(shown), "https://ghes.example");
+        says(github_url("https://ghes.example/acme").map(shown), "without a path");
+        says(github_url("http://ghes.example").map(shown), "https");
+    }
+
+    #[test]
+    fn an_apps_name_fits_githubs_limit() {
+        let url = Url::parse("https://github.com").expect("an address");
+        let form = app_form(&url, &format!("{}-b", "a".repeat(28)));
+        let name = form.query_pairs().find(|(key, _)| key == "name").expect("a name").1.into_owned();
+        assert_eq!(name, format!("kiln-{}", "a".repeat(28)));
+        assert!(name.len() <= 34);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub fn compare(config: &Config, variant: ImageVariant, published: &[RunnerDownlo
 mod tests {
     use super::*;
 
-    const TOML: &str = include_str!("../../../kiln.toml");
+    const TOML: &str = include_str!("../../../docs/kiln.toml");
 
     fn verdict(version: &str, sha256: Option<&str>) -> Result<Verdict> {
         let config = Config::from_toml("kiln.toml", TOML).unwrap();

@@ -7,7 +7,8 @@ use crate::support::{World, on_a_terminal, quiet, refused, world};
 const SUBNETS: &str = "vpc-00000001:subnet-00000001,subnet-00000002";
 
 fn arguments<'a>(network: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    let mut all = vec!["init", "--organization", "octo-org", "--region", "eu-central-1", "--client-id", "Iv23liOURS"];
+    let mut all =
+        vec!["init", "--organization", "octo-org", "--region", "eu-central-1", "--client-id", "Iv23liOURS0000000000"];
     all.extend(["--network", network]);
     all.extend(more);
     all
@@ -60,12 +61,19 @@ async fn on_a_terminal_it_asks_for_what_no_flag_gives_and_again_where_an_answer_
         let mut terminal = on_a_terminal(&world, &["init", "--organization", "octo-org"]);
         terminal.exp_string("/organizations/octo-org/settings/apps/new?name=kiln-octo-org").unwrap();
         terminal.exp_string("the App's client id").unwrap();
-        terminal.send_line("Iv23liOURS").unwrap();
+        terminal.send_line("0123456789abcdef0123456789abcdef01234567").unwrap();
+        terminal.exp_string("that is a client secret").unwrap();
+        terminal.send_line("Iv23liOURS0000000000").unwrap();
         terminal.exp_string("AWS region").unwrap();
         terminal.send_line("Mars").unwrap();
         terminal.exp_string("Mars").unwrap();
         terminal.exp_string("AWS region").unwrap();
+        terminal.send_line("eu-central-9").unwrap();
+        terminal.exp_string("is `eu-central-1` meant?").unwrap();
         terminal.send_line("eu-central-1").unwrap();
+        terminal.exp_string("create-vpc").unwrap();
+        terminal.send_line("vpc-00000001:subnet-0000dead").unwrap();
+        terminal.exp_string("there is no subnet subnet-0000dead").unwrap();
         terminal.exp_string("create-vpc").unwrap();
         // Nothing is the answer that is offered.
         terminal.send_line("").unwrap();

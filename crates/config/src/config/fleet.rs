@@ -32,7 +32,7 @@ pub(super) fn validate(
 ) -> Option<Fleet> {
     let fleet_name: Option<FleetName> = found.parse("the fleet's name", name);
     let architecture = architecture(raw);
-    let base_image = get(raw.base_image.as_ref(), BaseImage::AmazonLinux2);
+    let base_image = get(raw.base_image.as_ref(), BaseImage::AmazonLinux2023);
     let registration = get(raw.registration.as_ref(), Registration::Persistent);
     runs_actions(name, raw, base_image, architecture, found);
     let labels = labels(name, raw, registration, found);

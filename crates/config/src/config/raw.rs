@@ -235,7 +235,7 @@ pub(super) struct RawFleet {
     pub(super) registration: Field<Registration>,
     /// The image's operating system.
     #[serde(default)]
-    #[schemars(with = "BaseImage", extend("default" = BaseImage::AmazonLinux2))]
+    #[schemars(with = "BaseImage", extend("default" = BaseImage::AmazonLinux2023))]
     pub(super) base_image: Field<BaseImage>,
     /// The image's architecture, which all instance types must have.
     #[serde(default)]

@@ -72,7 +72,7 @@ fn comments_and_layout_of_the_file_stay() {
 
 #[test]
 fn the_committed_example_can_be_rewritten() {
-    let text = include_str!("../../../../kiln.toml");
+    let text = include_str!("../../../../docs/kiln.toml");
     let example = Config::from_toml("kiln.toml", text).unwrap();
     let plan = pin::plan(&example, &offer("2.999.0", &[(Architecture::X86_64, OTHER)]));
     let rewritten = pin::rewritten(text, &plan).unwrap();
