@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aws_sdk_ec2::types::{Filter, Route, RouteTable, Subnet};
-use aws_sdk_iam::types::PolicyEvaluationDecisionType;
+use aws_sdk_ec2::types::{Filter, LocationType, Route, RouteTable, Subnet};
+use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, PolicyEvaluationDecisionType};
 use kiln_operations::ports::{Account, Caller, Identity as _, InstanceTypeFacts, Result, Right, SubnetFacts, WayOut};
 
 use crate::Aws;
@@ -32,13 +32,26 @@ impl Aws {
         Ok(answer.role.map(|role| role.arn))
     }
 
-    async fn simulate(&self, source: &str, resource: &str, actions: &[String]) -> Result<BTreeSet<String>> {
+    async fn simulate(
+        &self,
+        source: &str,
+        (resource, context): (&str, &[(&str, &str)]),
+        actions: &[String],
+    ) -> Result<BTreeSet<String>> {
+        let entry = |(name, value): &(&str, &str)| {
+            // Of a list, such as the services that a call came by, a condition may ask for any.
+            let kind =
+                if *name == "aws:CalledVia" { ContextKeyTypeEnum::StringList } else { ContextKeyTypeEnum::String };
+            ContextEntry::builder().context_key_name(*name).context_key_type(kind).context_key_values(*value).build()
+        };
+        let entries: Vec<ContextEntry> = context.iter().map(entry).collect();
         let simulate = self
             .iam
             .simulate_principal_policy()
             .policy_source_arn(source)
             .resource_arns(resource)
             .set_action_names(Some(actions.to_vec()))
+            .set_context_entries((!entries.is_empty()).then_some(entries))
             .max_items(1000);
         let pages = pages!(self, format!("simulate the policies of {source}"), simulate).await?;
         let results = pages.into_iter().flat_map(|page| page.evaluation_results.unwrap_or_default());
@@ -90,15 +103,17 @@ impl Account for Aws {
     async fn lacking(&self, rights: &[Right]) -> Result<Vec<Right>> {
         let caller = self.caller().await?;
         let Some(source) = self.policy_source(&caller).await? else { return Ok(Vec::new()) };
-        let mut by_resource: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        // Each question is about one resource in one context.
+        let mut asked: BTreeMap<(&str, &'static [(&'static str, &'static str)]), Vec<String>> = BTreeMap::new();
         for right in rights {
-            by_resource.entry(&right.resource).or_default().push(right.action.clone());
+            asked.entry((&right.resource, right.context)).or_default().push(right.action.clone());
         }
         let mut lacking = Vec::new();
-        for (resource, actions) in by_resource {
+        for ((resource, context), actions) in asked {
             for actions in actions.chunks(MOST_ACTIONS) {
-                let denied = self.simulate(&source, resource, actions).await?;
-                lacking.extend(denied.into_iter().map(|action| Right { action, resource: resource.to_owned() }));
+                let denied = self.simulate(&source, (resource, context), actions).await?;
+                let denied = denied.into_iter();
+                lacking.extend(denied.map(|action| Right { action, resource: resource.to_owned(), context }));
             }
         }
         Ok(lacking)
@@ -119,6 +134,25 @@ impl Account for Aws {
             })
         });
         Ok(facts.collect())
+    }
+
+    async fn zones_of(&self, names: &[String]) -> Result<BTreeMap<String, BTreeSet<String>>> {
+        let list = self.ec2.describe_instance_type_offerings().location_type(LocationType::AvailabilityZone);
+        let list = list.filters(filter("instance-type", names));
+        let pages = pages!(self, format!("list the zones that offer {}", names.join(", ")), list).await?;
+        let offerings = pages.into_iter().flat_map(|page| page.instance_type_offerings.unwrap_or_default());
+        let mut zones: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for offering in offerings {
+            if let (Some(name), Some(zone)) = (offering.instance_type, offering.location) {
+                zones.entry(name.as_str().to_owned()).or_default().insert(zone);
+            }
+        }
+        Ok(zones)
+    }
+
+    async fn key_state(&self, arn: &str) -> Result<Option<String>> {
+        let key = self.described_key(arn).await?;
+        Ok(key.and_then(|key| key.key_state).map(|state| state.as_str().to_owned()))
     }
 
     async fn subnets(&self, ids: &[String]) -> Result<Vec<SubnetFacts>> {

@@ -11,6 +11,9 @@ use kiln_operations::ports::{Blobs, Document, Result};
 
 use crate::Aws;
 
+/// A document of Kiln's, such as a lock, takes some hundred bytes. Whoever can write to the bucket may put more there.
+const MOST_DOCUMENT_BYTES: usize = 1 << 20;
+
 impl Blobs for Aws {
     async fn has_blob(&self, bucket: &str, key: &str) -> Result<bool> {
         match self.s3.head_object().bucket(bucket).key(key).send().await {
@@ -40,8 +43,17 @@ impl Blobs for Aws {
         };
         let version = answer.e_tag.ok_or_else(|| self.odd(doing(), "the answer has no ETag"))?;
         let written = answer.last_modified.and_then(|at| SystemTime::try_from(at).ok());
-        let bytes = answer.body.collect().await.map_err(|error| self.odd(doing(), error.to_string()))?;
-        let text = String::from_utf8(bytes.to_vec()).map_err(|_| self.odd(doing(), "it is no text"))?;
+        let mut body = answer.body;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = body.try_next().await.map_err(|error| self.odd(doing(), error.to_string()))? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > MOST_DOCUMENT_BYTES {
+                return Err(
+                    self.odd(doing(), format!("it is longer than the {MOST_DOCUMENT_BYTES} bytes that are read"))
+                );
+            }
+        }
+        let text = String::from_utf8(bytes).map_err(|_| self.odd(doing(), "it is no text"))?;
         Ok(Some(Document { text, version, written }))
     }
 

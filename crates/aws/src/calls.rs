@@ -11,10 +11,12 @@ use aws_smithy_types::config_bag::{ConfigBag, Storable, StoreReplace};
 use kiln_github::CALLS;
 use tokio::time::Instant;
 
+use crate::reach::Reached;
+
 /// Tells of every attempt: service, operation, status, duration, request id. Never a header or a body that was sent, so
 /// that there is nothing in it to be kept secret.
-#[derive(Debug)]
-pub(crate) struct CallLog;
+#[derive(Debug, Clone)]
+pub(crate) struct CallLog(pub(crate) Reached);
 
 /// When an attempt began.
 #[derive(Debug)]
@@ -50,6 +52,7 @@ impl Intercept for CallLog {
         let millis = config.load::<Begun>().map_or(0, |Begun(at)| at.elapsed().as_millis());
         match context.response() {
             Some(response) => {
+                self.0.set();
                 let id = ["x-amzn-requestid", "x-amz-request-id"].iter().find_map(|name| response.headers().get(*name));
                 tracing::debug!(
                     target: CALLS,

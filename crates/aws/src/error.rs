@@ -1,6 +1,7 @@
 //! From the SDK's errors to the ports'.
 
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use kiln_github::CALLS;
 use kiln_operations::ports::{CloudError, CloudErrorKind};
 
 use crate::Aws;
@@ -20,6 +21,12 @@ impl Aws {
         let kind = kind_of(&error);
         let source: Box<dyn std::error::Error + Send + Sync> = match error.code() {
             Some(code) => Box::new(Said(format!("{code}: {}", error.message().unwrap_or("no message")))),
+            // The SDK's own chain is told to whoever follows the calls.
+            None if matches!(kind, CloudErrorKind::Credentials | CloudErrorKind::Unreachable) => {
+                let chain = chain(&error);
+                tracing::debug!(target: CALLS, "aws: {}", chain.join(": "));
+                Box::new(Said(in_short(kind, &chain)))
+            }
             None => Box::new(error),
         };
         CloudError { doing: doing.into(), region: self.region.clone(), kind, source: Some(source) }
@@ -34,6 +41,39 @@ impl Aws {
             kind: CloudErrorKind::Other,
             source: Some(source),
         }
+    }
+}
+
+/// An error's words, outermost first.
+fn chain(error: &dyn std::error::Error) -> Vec<String> {
+    let mut chain = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(error) = source {
+        chain.push(error.to_string());
+        source = error.source();
+    }
+    chain
+}
+
+/// What a person needs to know of a chain: that there are no credentials, or what lies at its bottom.
+fn in_short(kind: CloudErrorKind, chain: &[String]) -> String {
+    let says = |words: &str| chain.iter().any(|line| line.to_lowercase().contains(words));
+    let last = chain.last().map_or("", String::as_str);
+    match kind {
+        CloudErrorKind::Unreachable if says("dns") || says("lookup address") => {
+            format!("the host's name is not known: {last}")
+        }
+        CloudErrorKind::Unreachable => format!("no connection: {last}"),
+        // The SDK says this to whoever builds with it.
+        _ if says("credentials-login") => "the profile has a session of `aws login`, which is not read here: run \
+             `eval \"$(aws configure export-credentials --format env)\"` first"
+            .to_owned(),
+        // The last provider of the chain is the instance's role, which a person's machine has none of.
+        _ if says("imds") || says("the credential provider was not enabled") || says("no providers in chain") => {
+            "no AWS credentials were found: neither in the environment, nor a profile, an SSO session or a role"
+                .to_owned()
+        }
+        _ => format!("no AWS credentials: {last}"),
     }
 }
 

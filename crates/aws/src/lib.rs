@@ -11,6 +11,7 @@ mod inventory;
 mod keys;
 mod logs;
 mod pages;
+mod reach;
 mod stacks;
 
 use std::sync::Arc;
@@ -24,20 +25,27 @@ use kiln_operations::ports::Caller;
 use tokio::sync::OnceCell;
 
 use crate::calls::CallLog;
+use crate::reach::Reached;
 
 /// The SDK backs off between these for about a minute in all: describe calls share the account's quotas with others.
 const MOST_ATTEMPTS: u32 = 8;
 
-/// A handshake across continents takes a tenth of it.
-const CONNECT_BOUND: Duration = Duration::from_secs(5);
+/// A handshake across continents takes a tenth of it. Where nothing answers it is all that a person waits for: see
+/// [`reach`].
+const CONNECT_BOUND: Duration = Duration::from_secs(4);
 
 /// The slowest call is an upload of the payload, some megabytes.
 const ATTEMPT_BOUND: Duration = Duration::from_secs(60);
 
 /// A client whose calls are told to whoever follows them.
 macro_rules! client {
-    ($sdk:ident, $config:expr) => {
-        $sdk::Client::from_conf($sdk::config::Builder::from($config).interceptor(CallLog).build())
+    ($sdk:ident, $config:expr, $reached:expr) => {
+        $sdk::Client::from_conf(
+            $sdk::config::Builder::from($config)
+                .interceptor(CallLog($reached.clone()))
+                .retry_classifier($reached.clone())
+                .build(),
+        )
     };
 }
 
@@ -82,25 +90,27 @@ impl Aws {
 
     /// With a configuration that is already loaded, which names the same region.
     pub fn new(region: &Region, config: &SdkConfig) -> Self {
+        let reached = Reached::default();
         // An endpoint that is given serves every bucket under one host name.
         let s3 = aws_sdk_s3::config::Builder::from(config)
             .force_path_style(config.endpoint_url().is_some())
-            .interceptor(CallLog)
+            .interceptor(CallLog(reached.clone()))
+            .retry_classifier(reached.clone())
             .build();
         Self {
             region: region.to_string(),
-            autoscaling: client!(aws_sdk_autoscaling, config),
-            cloudformation: client!(aws_sdk_cloudformation, config),
-            ec2: client!(aws_sdk_ec2, config),
-            iam: client!(aws_sdk_iam, config),
-            imagebuilder: client!(aws_sdk_imagebuilder, config),
-            kms: client!(aws_sdk_kms, config),
-            logs: client!(aws_sdk_cloudwatchlogs, config),
-            quotas: client!(aws_sdk_servicequotas, config),
+            autoscaling: client!(aws_sdk_autoscaling, config, reached),
+            cloudformation: client!(aws_sdk_cloudformation, config, reached),
+            ec2: client!(aws_sdk_ec2, config, reached),
+            iam: client!(aws_sdk_iam, config, reached),
+            imagebuilder: client!(aws_sdk_imagebuilder, config, reached),
+            kms: client!(aws_sdk_kms, config, reached),
+            logs: client!(aws_sdk_cloudwatchlogs, config, reached),
+            quotas: client!(aws_sdk_servicequotas, config, reached),
             s3: aws_sdk_s3::Client::from_conf(s3),
-            secrets: client!(aws_sdk_secretsmanager, config),
-            ssm: client!(aws_sdk_ssm, config),
-            sts: client!(aws_sdk_sts, config),
+            secrets: client!(aws_sdk_secretsmanager, config, reached),
+            ssm: client!(aws_sdk_ssm, config, reached),
+            sts: client!(aws_sdk_sts, config, reached),
             caller: Arc::default(),
             stack_role: None,
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use kiln_config::config::{Config, Fleet};
 use kiln_config::model::FleetName;
 use kiln_operations::deploy::{self, Canary, Goal, Holder, Operator, Request};
+use kiln_operations::doctor;
 
 use crate::cloud;
 use crate::operator::{Person, holder};
@@ -72,6 +73,11 @@ pub struct Args {
     /// 90 s.
     #[arg(long, value_name = "SECS", default_value_t = 120)]
     lock_wait: u32,
+
+    /// Deploy a fleet whose runner group is open to public repositories: whoever opens a pull request there runs code on
+    /// its instances.
+    #[arg(long)]
+    allow_public_repositories: bool,
 }
 
 pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failure> {
@@ -97,6 +103,9 @@ async fn roll_out(
     let request = request(args, config, fleet);
     deploy::require_key(config, fleet, aws).await?;
     let github = cloud::github(config, aws, fleet.key_store)?;
+    if !args.allow_public_repositories {
+        doctor::require_private_group(fleet, &github).await?;
+    }
     let person = Person { yes: args.yes };
     let operator = Operator { progress: ui, consent: &person, check: &person, holder };
     Box::pin(deploy::run(&request, args.dry_run, aws, &github, operator)).await?;

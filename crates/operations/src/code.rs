@@ -49,7 +49,7 @@ macro_rules! codes {
 codes! {
     ConfigUnreadable "config-unreadable" Configuration
         "The configuration file could not be read."
-        "Give its path with `--config FILE` or `KILN_CONFIG`. The kiln.toml in Kiln's repository is a commented example."
+        "Give its path with `--config FILE` or `KILN_CONFIG`. `cargo xtask init` writes one; docs/kiln.toml in Kiln's repository is a commented example."
     ConfigInvalid "config-invalid" Configuration
         "kiln.toml has problems; all of them are listed, each with line and column."
         "Fix what is marked. An editor that reads `kiln.schema.json` shows the same while you type."
@@ -134,6 +134,9 @@ codes! {
     GitHubNotInstalled "github-not-installed" Access
         "The App is not installed in the organization, or the organization has another name."
         "Install the App, and compare `organization` in kiln.toml with the organization's login."
+    RunnerGroupPublic "runner-group-public" Precondition
+        "A fleet's runner group is open to public repositories: whoever opens a pull request there would run code on its instances."
+        "Disallow public repositories in the group's settings; or give `--allow-public-repositories` where that is meant."
     GitHubSuspended "github-suspended" Access
         "The App's installation is suspended."
         "An owner of the organization can lift the suspension in its settings."

@@ -8,6 +8,8 @@ mod account;
 mod github;
 pub mod rights;
 
+pub use github::require_private_group;
+
 use std::fmt;
 
 use kiln_config::config::Config;

@@ -1,5 +1,7 @@
 //! What the commands fail with: one message, its causes, what is already done, and a hint a person can act on.
 
+use kiln_config::config::{is_known_region, nearest_region};
+
 use crate::code::Code;
 use crate::ports::{CloudError, CloudErrorKind};
 
@@ -90,6 +92,16 @@ impl Error {
     }
 }
 
+fn unreachable_hint(region: &str) -> String {
+    let meant = region.parse().ok().filter(|region| !is_known_region(region));
+    if let Some(meant) = meant.as_ref().and_then(nearest_region) {
+        return format!("there is no region `{region}`; is `{meant}` meant?");
+    }
+    format!(
+        "is `{region}` a region of yours, as `region` in kiln.toml says, and does this machine reach AWS (proxy, firewall)?"
+    )
+}
+
 impl From<CloudError> for Error {
     fn from(error: CloudError) -> Self {
         let hint = match error.kind {
@@ -99,10 +111,7 @@ impl From<CloudError> for Error {
                     .to_owned(),
             ),
             CloudErrorKind::AccessDenied => Some("grant the action named below to the role this runs as".to_owned()),
-            CloudErrorKind::Unreachable => Some(format!(
-                "is `{}` a region of yours, as `region` in kiln.toml says, and does this machine reach AWS (proxy, firewall)?",
-                error.region
-            )),
+            CloudErrorKind::Unreachable => Some(unreachable_hint(&error.region)),
             CloudErrorKind::Throttled => {
                 Some("run the same command again: it continues from where it stopped".to_owned())
             }

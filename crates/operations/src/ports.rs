@@ -2,7 +2,7 @@
 
 mod inventory;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -660,6 +660,8 @@ pub struct Right {
     pub action: String,
     /// An ARN, or `*` for actions that know no resource.
     pub resource: String,
+    /// What the request holds beside them, by IAM's name of it: conditions go by it.
+    pub context: &'static [(&'static str, &'static str)],
 }
 
 /// What EC2 says of an instance type.
@@ -706,6 +708,10 @@ pub trait Account: Send + Sync {
     fn lacking(&self, rights: &[Right]) -> impl Future<Output = Result<Vec<Right>>> + Send;
     /// The types among these that the region offers.
     fn instance_types(&self, names: &[String]) -> impl Future<Output = Result<Vec<InstanceTypeFacts>>> + Send;
+    /// The availability zones of the region that offer each of these types.
+    fn zones_of(&self, names: &[String]) -> impl Future<Output = Result<BTreeMap<String, BTreeSet<String>>>> + Send;
+    /// The state of a KMS key, such as `Enabled`; `None` where there is none of that ARN.
+    fn key_state(&self, arn: &str) -> impl Future<Output = Result<Option<String>>> + Send;
     /// The subnets among these that exist.
     fn subnets(&self, ids: &[String]) -> impl Future<Output = Result<Vec<SubnetFacts>>> + Send;
     /// EC2's quota of that code, in virtual processors.

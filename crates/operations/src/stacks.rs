@@ -86,7 +86,12 @@ impl fmt::Display for StackStep {
                     match now.as_deref().zip(wanted.as_deref()).and_then(|(now, wanted)| changes(now, wanted)) {
                         Some(places) => {
                             for Change { path, now, wanted } in places {
-                                let [now, wanted] = [now, wanted].map(|value| value.map(|value| value.to_string()));
+                                let variable = path.split('.').next() == Some("environment");
+                                let text = |value: serde_json::Value| match variable {
+                                    true => masked(value).to_string(),
+                                    false => value.to_string(),
+                                };
+                                let [now, wanted] = [now, wanted].map(|value| value.map(text));
                                 change(f, &format!("{parameter}: {path}"), now.as_deref(), wanted.as_deref())?;
                             }
                         }
@@ -123,7 +128,28 @@ fn change(f: &mut fmt::Formatter<'_>, what: &str, now: Option<&str>, wanted: Opt
 }
 
 fn shown(value: &str) -> String {
-    if value.is_empty() { "\"\"".to_owned() } else { value.to_owned() }
+    if value.is_empty() {
+        return "\"\"".to_owned();
+    }
+    // Plans are printed in logs and comments: of a fleet's variables they show the names.
+    match serde_json::from_str::<serde_json::Value>(value) {
+        Ok(mut document) if document["environment"].is_object() => {
+            document["environment"] = masked(document["environment"].take());
+            document.to_string()
+        }
+        _ => value.to_owned(),
+    }
+}
+
+/// A variable's value, or those of several, which may be secrets after all.
+fn masked(value: serde_json::Value) -> serde_json::Value {
+    match value {
+        serde_json::Value::Object(variables) => {
+            variables.into_iter().map(|(name, value)| (name, masked(value))).collect()
+        }
+        serde_json::Value::Null => serde_json::Value::Null,
+        _ => "…".into(),
+    }
 }
 
 /// The types of a template's resources. Templates of Kiln's are written in one way: a type is on a line of its own.
@@ -692,6 +718,14 @@ mod tests {
         async fn serves(&self) -> Result<bool> {
             Ok(self.serves)
         }
+    }
+
+    #[test]
+    fn a_plan_shows_the_names_of_variables_and_not_their_values() {
+        let text = shown(r#"{"version":1,"environment":{"NPM_TOKEN":"hunter2","A":"b c"},"labels":["x"]}"#);
+        assert!(text.contains("NPM_TOKEN") && !text.contains("hunter2") && !text.contains("b c"), "{text}");
+        assert_eq!(shown("[1, 2]"), "[1, 2]");
+        assert_eq!(shown(r#"{"a": 1}"#), r#"{"a": 1}"#);
     }
 
     #[tokio::test(start_paused = true)]

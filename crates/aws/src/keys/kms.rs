@@ -115,7 +115,7 @@ impl Aws {
     }
 
     /// `None` where there is no such key or alias.
-    async fn described_key(&self, key: &str) -> Result<Option<KeyMetadata>> {
+    pub(crate) async fn described_key(&self, key: &str) -> Result<Option<KeyMetadata>> {
         match self.kms.describe_key().key_id(key).send().await {
             Ok(answer) => Ok(answer.key_metadata),
             Err(error) if error.as_service_error().is_some_and(|error| error.is_not_found_exception()) => Ok(None),

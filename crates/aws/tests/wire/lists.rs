@@ -95,16 +95,17 @@ async fn ask(cloud: &Aws, operation: &str) -> Result<(), CloudError> {
         "ListKeys" => cloud.contents(&names, KeyStore::Kms).await.map(drop),
         "ListSecretVersionIds" => cloud.contents(&names, KeyStore::SecretsManager).await.map(drop),
         "DescribeInstanceTypes" => cloud.instance_types(&text("m6i.large")).await.map(drop),
+        "DescribeInstanceTypeOfferings" => cloud.zones_of(&text("m6i.large")).await.map(drop),
         "DescribeSubnets" => cloud.subnets(&text("subnet-00000001")).await.map(drop),
         "SimulatePrincipalPolicy" => {
-            let right = Right { action: "kms:Sign".to_owned(), resource: "*".to_owned() };
+            let right = Right { action: "kms:Sign".to_owned(), resource: "*".to_owned(), context: &[] };
             cloud.lacking(&[right]).await.map(drop)
         }
         other => panic!("nothing lists by {other}"),
     }
 }
 
-const LISTS: [&str; 12] = [
+const LISTS: [&str; 13] = [
     "DescribeImages",
     "DescribeSnapshots",
     "DescribeLaunchTemplates",
@@ -115,6 +116,7 @@ const LISTS: [&str; 12] = [
     "ListKeys",
     "ListSecretVersionIds",
     "DescribeInstanceTypes",
+    "DescribeInstanceTypeOfferings",
     "DescribeSubnets",
     "SimulatePrincipalPolicy",
 ];

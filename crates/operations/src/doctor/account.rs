@@ -22,6 +22,8 @@ pub(super) async fn examine(config: &Config, caller: &Caller, cloud: &(impl Clou
     let types = types(config, cloud, &mut findings).await;
     findings.push(quota(config, &types, cloud).await);
     findings.extend(networks(config, cloud).await);
+    findings.extend(config.fleets.values().filter_map(proxy));
+    findings.extend(encryption(config, cloud).await);
     for variant in config.images() {
         findings.push(image(config, variant, cloud).await);
     }
@@ -158,12 +160,86 @@ async fn networks(config: &Config, cloud: &(impl Cloud + Account)) -> Vec<Findin
             continue;
         };
         let ids: Vec<String> = subnets.iter().map(ToString::to_string).collect();
-        findings.push(match cloud.subnets(&ids).await {
-            Ok(found) => subnets_of(fleet, vpc, &ids, &found),
-            Err(error) => Finding::failed("subnets", Verdict::Unknown, &error.into()),
-        });
+        match cloud.subnets(&ids).await {
+            Ok(found) => {
+                let finding = subnets_of(fleet, vpc, &ids, &found);
+                let usable = finding.verdict != Verdict::Wrong;
+                findings.push(finding);
+                if usable {
+                    findings.extend(zones_of(fleet, &found, cloud).await);
+                }
+            }
+            Err(error) => findings.push(Finding::failed("subnets", Verdict::Unknown, &error.into())),
+        }
     }
     findings
+}
+
+/// A region that offers a type may have zones that do not. Auto Scaling goes to the others then, if there are others.
+async fn zones_of(fleet: &Fleet, subnets: &[SubnetFacts], cloud: &impl Account) -> Option<Finding> {
+    let check = "zones";
+    let names: Vec<String> = fleet.instance_types.iter().map(ToString::to_string).collect();
+    let offered = match cloud.zones_of(&names).await {
+        Ok(offered) => offered,
+        Err(error) => return Some(Finding::failed(check, Verdict::Unknown, &error.into())),
+    };
+    // What no zone offers is told of the region already.
+    if offered.is_empty() {
+        return None;
+    }
+    let zones: BTreeSet<&str> = subnets.iter().map(|subnet| subnet.zone.as_str()).collect();
+    let without = |zone: &&&str| !offered.values().any(|zones| zones.contains(**zone));
+    let lacking: Vec<&str> = zones.iter().filter(without).copied().collect();
+    let hint = "add a type that the zone offers, or a subnet in another zone; `aws ec2 describe-instance-type-offerings \
+                --location-type availability-zone` lists them";
+    if lacking.is_empty() {
+        None
+    } else if lacking.len() == zones.len() {
+        let what =
+            format!("fleet `{}`: no zone of its subnets offers any of its types: {}", fleet.name, lacking.join(", "));
+        Some(Finding::wrong(check, what, hint))
+    } else {
+        let what = format!(
+            "fleet `{}`: {} offers none of its types, so all instances go elsewhere",
+            fleet.name,
+            lacking.join(", ")
+        );
+        Some(Finding::notice(check, what, hint))
+    }
+}
+
+/// The proxy that a fleet's instances go by to the internet, if any.
+fn proxy_of(fleet: &Fleet) -> Option<&str> {
+    let value = |name: &str| {
+        let mut found = fleet.environment.iter().filter(|(variable, _)| variable.eq_ignore_ascii_case(name));
+        found.find_map(|(_, value)| Some(value.as_str()).filter(|value| !value.is_empty()))
+    };
+    value("https_proxy").or_else(|| value("all_proxy"))
+}
+
+/// Do calls to AWS go by the fleet's proxy? Either may be right, but a person should know which.
+fn proxy(fleet: &Fleet) -> Option<Finding> {
+    let proxy = proxy_of(fleet)?;
+    let mut lists = fleet.environment.iter().filter(|(name, _)| name.eq_ignore_ascii_case("no_proxy"));
+    let aws = lists.any(|(_, list)| list.split(',').any(|host| host.trim() == "*" || host.contains("amazonaws")));
+    let calls = if aws { "calls to AWS go past it, as `no_proxy` says" } else { "calls to AWS go by it too" };
+    Some(Finding::good("proxy", format!("fleet `{}`: {proxy}; {calls}", fleet.name)))
+}
+
+/// The customer's key of the images: there, and usable. Whether its policy lets Auto Scaling use it, only a launch shows.
+async fn encryption(config: &Config, cloud: &impl Account) -> Option<Finding> {
+    let check = "kms-key";
+    let key = config.image.kms_key.as_ref()?;
+    Some(match cloud.key_state(key.as_str()).await {
+        Ok(Some(state)) if state == "Enabled" => Finding::good(check, format!("{key} is enabled")),
+        Ok(Some(state)) => Finding::wrong(
+            check,
+            format!("{key} can't encrypt images: its state is {state}"),
+            "enable it, or cancel its deletion, in KMS; or name another in `kms_key`",
+        ),
+        Ok(None) => Finding::wrong(check, format!("there is no key {key}"), "name a key of this region in `kms_key`"),
+        Err(error) => Finding::failed(check, Verdict::Unknown, &error.into()),
+    })
 }
 
 fn subnets_of(fleet: &Fleet, vpc: &str, wanted: &[String], found: &[SubnetFacts]) -> Finding {
@@ -185,6 +261,8 @@ fn subnets_of(fleet: &Fleet, vpc: &str, wanted: &[String], found: &[SubnetFacts]
             );
         }
         match subnet.way_out {
+            // By the VPC's own routes to wherever the proxy is.
+            WayOut::None if proxy_of(fleet).is_some() => {}
             WayOut::None => {
                 return Finding::wrong(
                     check,

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use kiln_config::config::{AppId, Config};
+use kiln_config::config::{AppId, Config, Fleet};
 use kiln_github::{App, AppClient, AppSigner, ErrorKind, Installation, OrgClient, RunnerGroup};
 
 use super::{Finding, Verdict};
+use crate::code::Code;
 use crate::deploy::key_names;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::ports::Cloud;
 use crate::rotate_key::USER_AGENT;
 
@@ -196,6 +197,24 @@ async fn groups(config: &Config, organization: &OrgClient) -> Vec<Finding> {
     findings
 }
 
+/// Refuses a fleet whose runner group is open to public repositories: whoever opens a pull request there would run code
+/// on its instances.
+///
+/// # Errors
+/// [`Code::RunnerGroupPublic`], or GitHub's own.
+pub async fn require_private_group(fleet: &Fleet, organization: &OrgClient) -> Result<()> {
+    let groups = organization.runner_groups().await?;
+    let open = groups.iter().any(|group| group.name == fleet.runner_group && group.allows_public_repositories);
+    if !open {
+        return Ok(());
+    }
+    let message = format!("fleet `{}`: public repositories may use runner group `{}`", fleet.name, fleet.runner_group);
+    Err(Error::new(Code::RunnerGroupPublic, message).hint(
+        "disallow it in the group's settings (organization, Actions, Runner groups); or, where whoever opens a pull request \
+         there may run code on your instances, give --allow-public-repositories",
+    ))
+}
+
 /// May any repository use the group, and only such as should?
 async fn allows(fleet: &str, group: &RunnerGroup, organization: &OrgClient) -> Finding {
     let check = "runner-groups";
@@ -217,7 +236,8 @@ async fn allows(fleet: &str, group: &RunnerGroup, organization: &OrgClient) -> F
         return Finding::notice(
             check,
             format!("fleet `{fleet}`: public repositories may use runner group `{name}`"),
-            "whoever opens a pull request there runs code on your instances: disallow it in the group's settings",
+            "whoever opens a pull request there runs code on your instances: disallow it in the group's settings; `deploy` \
+             refuses without --allow-public-repositories",
         );
     }
     Finding::good(check, format!("fleet `{fleet}`: `{name}`"))

@@ -5,6 +5,7 @@
 use kiln_config::config::{Config, Network};
 use kiln_config::model::KeyStore;
 
+use crate::ami::bucket_name;
 use crate::ports::{Caller, Right};
 
 /// Actions that `ami`, `deploy` and `rotate-key` need whatever kiln.toml says, on every resource they may be asked on.
@@ -25,10 +26,19 @@ const STACKS: &[&str] = &[
     "cloudformation:DescribeStacks",
     "cloudformation:ExecuteChangeSet",
     "cloudformation:GetTemplate",
+    "cloudformation:TagResource",
 ];
 
 /// On the groups of Kiln.
-const GROUPS: &[&str] = &["autoscaling:StartInstanceRefresh"];
+const GROUPS: &[&str] = &[
+    // Ends a canary's refresh, each time.
+    "autoscaling:CancelInstanceRefresh",
+    "autoscaling:RollbackInstanceRefresh",
+    "autoscaling:StartInstanceRefresh",
+];
+
+/// On the objects of the organization's bucket: payloads, locks.
+const OBJECTS: &[&str] = &["s3:GetObject", "s3:PutObject"];
 
 /// On Image Builder's resources.
 const IMAGE_BUILDER: &[&str] = &[
@@ -71,19 +81,53 @@ const SECRET: &[&str] = &[
 /// What a change set makes in the caller's name.
 const MADE_BY_STACKS: &[&str] = &[
     "autoscaling:CreateAutoScalingGroup",
+    "autoscaling:CreateOrUpdateTags",
+    "autoscaling:EnableMetricsCollection",
     "autoscaling:PutLifecycleHook",
     "autoscaling:UpdateAutoScalingGroup",
+    "cloudwatch:PutMetricAlarm",
+    "ec2:AuthorizeSecurityGroupEgress",
     "ec2:CreateLaunchTemplate",
     "ec2:CreateLaunchTemplateVersion",
     "ec2:CreateSecurityGroup",
+    "ec2:RevokeSecurityGroupEgress",
     "ec2:RunInstances",
+    "events:PutRule",
+    "events:PutTargets",
+    "iam:AddRoleToInstanceProfile",
     "iam:CreateInstanceProfile",
     "iam:CreateRole",
-    "iam:PassRole",
     "iam:PutRolePolicy",
+    "iam:TagRole",
     "logs:CreateLogGroup",
     "logs:PutRetentionPolicy",
     "s3:CreateBucket",
+    "s3:PutBucketPolicy",
+    "s3:PutBucketPublicAccessBlock",
+    "s3:PutBucketVersioning",
+    "s3:PutEncryptionConfiguration",
+];
+
+/// How those requests are told from the caller's own.
+const BY_CLOUDFORMATION: &[(&str, &str)] = &[("aws:CalledVia", "cloudformation.amazonaws.com")];
+
+/// A role for EC2's instances, handed over in a change set.
+const TO_EC2: &[(&str, &str)] =
+    &[("aws:CalledVia", "cloudformation.amazonaws.com"), ("iam:PassedToService", "ec2.amazonaws.com")];
+
+/// The roles of services that the first group and the first image of an account need, where there are none yet.
+///
+/// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/autoscaling-service-linked-role.html> and
+/// <https://docs.aws.amazon.com/imagebuilder/latest/userguide/image-builder-service-linked-role.html>
+const LINKED: [(&str, &[(&str, &str)]); 2] = [
+    (
+        "autoscaling.amazonaws.com/AWSServiceRoleForAutoScaling",
+        &[("aws:CalledVia", "cloudformation.amazonaws.com"), ("iam:AWSServiceName", "autoscaling.amazonaws.com")],
+    ),
+    (
+        "imagebuilder.amazonaws.com/AWSServiceRoleForImageBuilder",
+        &[("iam:AWSServiceName", "imagebuilder.amazonaws.com")],
+    ),
 ];
 
 /// What a change set makes where kiln.toml asks for a network.
@@ -96,15 +140,25 @@ pub fn needed(config: &Config, caller: &Caller) -> Vec<Right> {
     let region = &config.region;
     let arn = |service: &str, rest: &str| format!("arn:{partition}:{service}:{region}:{account}:{rest}");
     let mut rights = Vec::new();
-    let mut add = |actions: &[&str], resource: String| {
-        rights.extend(actions.iter().map(|action| Right { action: (*action).to_owned(), resource: resource.clone() }));
+    let mut add_in = |actions: &[&str], resource: String, context: &'static [(&'static str, &'static str)]| {
+        let right = |action: &&str| Right { action: (*action).to_owned(), resource: resource.clone(), context };
+        rights.extend(actions.iter().map(right));
     };
-    add(ANYWHERE, "*".to_owned());
     // CloudFormation makes these with names that are not known before.
-    add(MADE_BY_STACKS, "*".to_owned());
+    add_in(MADE_BY_STACKS, "*".to_owned(), BY_CLOUDFORMATION);
     if config.fleets.values().any(|fleet| fleet.network == Network::NewVpc) {
-        add(MADE_BY_NETWORK, "*".to_owned());
+        add_in(MADE_BY_NETWORK, "*".to_owned(), BY_CLOUDFORMATION);
     }
+    add_in(&["iam:PassRole"], format!("arn:{partition}:iam::{account}:role/{}-fleet-role", config.prefix()), TO_EC2);
+    for (name, context) in LINKED {
+        let role = format!("arn:{partition}:iam::{account}:role/aws-service-role/{name}");
+        add_in(&["iam:CreateServiceLinkedRole"], role, context);
+    }
+    let mut add = |actions: &[&str], resource: String| add_in(actions, resource, &[]);
+    add(ANYWHERE, "*".to_owned());
+    let bucket = format!("arn:{partition}:s3:::{}", bucket_name(config, caller));
+    add(OBJECTS, format!("{bucket}/object"));
+    add(&["s3:ListBucket"], bucket);
     add(STACKS, arn("cloudformation", &format!("stack/{}/*", config.bake_stack())));
     for name in config.fleets.keys() {
         add(STACKS, arn("cloudformation", &format!("stack/{}/*", config.fleet_stack(name))));

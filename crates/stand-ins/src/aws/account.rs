@@ -73,3 +73,29 @@ pub(super) fn instance_types(call: &Call) -> Response {
     );
     ([(header::CONTENT_TYPE, "text/xml")], answer).into_response()
 }
+
+/// A type that only the first zone has, as new types often begin.
+const OF_ONE_ZONE: &str = "m6i.xlarge";
+
+/// `DescribeInstanceTypeOfferings` by zone, with the filter by name.
+// source: botocore ec2 DescribeInstanceTypeOfferings (`LocationType`, `InstanceTypeOfferings`)
+// assumption: which zone lacks which type is made up
+pub(super) fn offerings(call: &Call) -> Response {
+    let wanted: Vec<String> = (1..).map_while(|index| call.field(&format!("Filter.1.Value.{index}"))).collect();
+    let mut items = String::new();
+    for (name, ..) in TYPES.iter().filter(|(name, ..)| wanted.iter().any(|wanted| wanted == name)) {
+        let zones = if *name == OF_ONE_ZONE { &["a"][..] } else { &["a", "b", "c", "d", "e", "f"] };
+        for zone in zones {
+            let location = format!("{}{zone}", call.region);
+            items.push_str(&format!(
+                "<item><instanceType>{name}</instanceType><locationType>availability-zone</locationType>\
+                 <location>{location}</location></item>"
+            ));
+        }
+    }
+    let answer = format!(
+        "<DescribeInstanceTypeOfferingsResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\">\
+         <instanceTypeOfferingSet>{items}</instanceTypeOfferingSet></DescribeInstanceTypeOfferingsResponse>"
+    );
+    ([(header::CONTENT_TYPE, "text/xml")], answer).into_response()
+}

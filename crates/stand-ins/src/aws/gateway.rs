@@ -166,6 +166,7 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
         }
         (None, "servicequotas") => account::quota(&shared, &call),
         (None, "ec2") if call.operation == "DescribeInstanceTypes" => account::instance_types(&call),
+        (None, "ec2") if call.operation == "DescribeInstanceTypeOfferings" => account::offerings(&call),
         (None, "ec2") => listings::handle(&shared, &call).await,
         (None, "logs") => match image_builder::log_events(&shared, &call) {
             Some(answer) => answer,
