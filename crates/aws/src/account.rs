@@ -155,6 +155,27 @@ impl Account for Aws {
         Ok(key.and_then(|key| key.key_state).map(|state| state.as_str().to_owned()))
     }
 
+    async fn offered_types(&self, names: &[String], zone: Option<&str>) -> Result<BTreeSet<String>> {
+        let place = zone.unwrap_or(&self.region);
+        let doing = format!("look up which of {} are offered in {place}", names.join(", "));
+        let kind = if zone.is_some() { LocationType::AvailabilityZone } else { LocationType::Region };
+        let mut offered = BTreeSet::new();
+        let mut pages = self
+            .ec2
+            .describe_instance_type_offerings()
+            .location_type(kind)
+            .filters(filter("location", &[place.to_owned()]))
+            .filters(filter("instance-type", names))
+            .into_paginator()
+            .send();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| self.failed(&doing, error))?;
+            let offerings = page.instance_type_offerings.unwrap_or_default().into_iter();
+            offered.extend(offerings.filter_map(|offering| Some(offering.instance_type?.as_str().to_owned())));
+        }
+        Ok(offered)
+    }
+
     async fn subnets(&self, ids: &[String]) -> Result<Vec<SubnetFacts>> {
         let list = self.ec2.describe_subnets().filters(filter("subnet-id", ids));
         let pages = pages!(self, format!("describe subnets {}", ids.join(", ")), list).await?;

@@ -7,14 +7,15 @@ use aws_sdk_ec2::types::Tag as Ec2Tag;
 use aws_sdk_imagebuilder::error::ProvideErrorMetadata;
 use aws_sdk_imagebuilder::types::{
     AmiDistributionConfiguration, ComponentConfiguration, ComponentParameter, Distribution as SdkDistribution,
-    EbsInstanceBlockDeviceSpecification, EbsVolumeType, Image, ImageStatus, ImageTestsConfiguration,
-    InstanceBlockDeviceMapping, InstanceMetadataOptions, LaunchPermissionConfiguration, Logging, Platform, S3Logs,
+    EbsInstanceBlockDeviceSpecification, EbsVolumeType, Image, ImageFailureContext, ImageLoggingConfiguration,
+    ImageRecipe, ImageStatus, ImageTestsConfiguration, InstanceBlockDeviceMapping, InstanceMetadataOptions,
+    LaunchPermissionConfiguration, Logging, Platform, S3Logs, WorkflowStepMetadata,
 };
 use aws_sdk_ssm::types::ParameterType;
 use kiln_config::model::{AccountId, AmiId, Architecture, BaseImage, KmsKeyArn, Region};
 use kiln_operations::ports::{
-    Ami, Build, BuildStatus, BuildStep, CloudError, Component, Distribution, Identity as _, Images, Infrastructure,
-    Recipe, Result, Versioned,
+    Ami, Build, BuildRequest, BuildStatus, BuildStep, CloudError, Component, ComponentUse, Distribution, Identity as _,
+    Images, Infrastructure, Recipe, Result, Versioned,
 };
 use kiln_operations::wait::Pace;
 
@@ -23,11 +24,14 @@ use crate::Aws;
 /// SSM validates an `aws:ec2:image` value behind the call; it takes seconds.
 const RECORD_BOUND: Duration = Duration::from_secs(60);
 
-/// Image Builder's own bound of a test phase, in minutes; ours runs a container and a clone.
-const TEST_MINUTES: i32 = 60;
+/// A new instance profile takes seconds to be visible to other services.
+///
+/// source: <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>, "Changes that I make are not always
+/// immediately visible"
+const PROFILE_BOUND: Duration = Duration::from_secs(120);
 
-/// A build has two workflows of some ten steps; 25 are on a page.
-const MOST_PAGES: usize = 8;
+/// A build has two workflows of some ten steps, a recipe a handful of builds: more pages than this are no answer to trust.
+const MOST_PAGES: usize = 40;
 
 /// The prefix of Image Builder's own logs in the bucket.
 const LOG_PREFIX: &str = "logs";
@@ -44,12 +48,43 @@ fn is_present<E: ProvideErrorMetadata>(error: &E) -> bool {
     matches!(error.code(), Some("ResourceAlreadyExistsException"))
 }
 
+/// The instance profile was made a moment ago.
+///
+/// source: rhythmictech/terraform-aws-imagebuilder-pipeline#16: "The provided instance profile does not exist"
+fn is_invisible_profile<E: ProvideErrorMetadata>(error: &E) -> bool {
+    error.message().map(str::to_ascii_lowercase).is_some_and(|message| {
+        message.contains("instance profile") && (message.contains("not exist") || message.contains("not found"))
+    })
+}
+
+/// A name as Image Builder writes it in an ARN: in lower case, with hyphens in place of spaces and underscores.
+///
+/// source: `botocore`, `imagebuilder/2019-12-02/service-2.json`, `Filter$name`: "the name segment of the resource ARN, which
+/// Image Builder converts to lowercase with hyphens in place of spaces and underscores"
+pub(crate) fn arn_segment(name: &str) -> String {
+    name.to_ascii_lowercase().replace([' ', '_'], "-")
+}
+
+fn tag_map(tags: &BTreeMap<String, String>) -> Option<std::collections::HashMap<String, String>> {
+    Some(tags.iter().map(|(key, value)| (key.clone(), value.clone())).collect())
+}
+
 impl Aws {
-    /// An Image Builder ARN; it writes names in lower case, with hyphens for spaces.
+    /// The ARN that Image Builder gives a resource of that name. What it answers at a creation is compared with this.
     async fn arn(&self, kind: &str, name: &str) -> Result<String> {
         let caller = self.caller().await?;
-        let name = name.to_ascii_lowercase().replace(' ', "-");
+        let name = arn_segment(name);
         Ok(format!("arn:{}:imagebuilder:{}:{}:{kind}/{name}", caller.partition, self.region, caller.account))
+    }
+
+    /// A resource that was made under another ARN would not be found again.
+    fn require_arn(&self, doing: &str, wanted: &str, made: Option<&str>) -> Result<()> {
+        match made {
+            Some(made) if made != wanted => {
+                Err(self.odd(doing, format!("Image Builder made {made}, and {wanted} is what is looked for")))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn component_arn(&self, id: &Versioned) -> Result<String> {
@@ -58,10 +93,6 @@ impl Aws {
 
     async fn recipe_arn(&self, id: &Versioned) -> Result<String> {
         Ok(format!("{}/{}", self.arn("image-recipe", &id.name).await?, id.version))
-    }
-
-    fn managed() -> Option<std::collections::HashMap<String, String>> {
-        Some(std::collections::HashMap::from([("kiln:managed".to_owned(), "true".to_owned())]))
     }
 
     /// A token for calls whose repetition is harmless by itself.
@@ -144,31 +175,40 @@ impl Aws {
 
     async fn steps(&self, arn: &str) -> Result<Vec<BuildStep>> {
         let doing = format!("list the workflows of {arn}");
-        let list = self.imagebuilder.list_workflow_executions().image_build_version_arn(arn).send().await;
-        let workflows = list.map_err(|error| self.failed(doing, error))?.workflow_executions.unwrap_or_default();
+        let mut workflows = Vec::new();
+        let list = self.imagebuilder.list_workflow_executions().image_build_version_arn(arn);
+        let mut pages = list.into_paginator().send();
+        for page in 0.. {
+            let Some(answer) = pages.next().await else { break };
+            self.require_few(page, &doing)?;
+            workflows
+                .extend(answer.map_err(|error| self.failed(&doing, error))?.workflow_executions.unwrap_or_default());
+        }
         let mut steps = Vec::new();
         for workflow in workflows {
             let Some(id) = workflow.workflow_execution_id() else { continue };
             let kind = workflow.r#type().map(|kind| kind.as_str().to_ascii_lowercase()).unwrap_or_default();
+            let doing = format!("list the steps of {id}");
             let mut of_this = Vec::new();
-            let mut token = None;
-            for _ in 0..MOST_PAGES {
-                let list =
-                    self.imagebuilder.list_workflow_step_executions().workflow_execution_id(id).set_next_token(token);
-                let page = list.send().await.map_err(|error| self.failed(format!("list the steps of {id}"), error))?;
-                of_this.extend(page.steps.unwrap_or_default());
-                token = page.next_token;
-                if token.is_none() {
-                    break;
-                }
+            let mut pages =
+                self.imagebuilder.list_workflow_step_executions().workflow_execution_id(id).into_paginator().send();
+            for page in 0.. {
+                let Some(answer) = pages.next().await else { break };
+                self.require_few(page, &doing)?;
+                of_this.extend(answer.map_err(|error| self.failed(&doing, error))?.steps.unwrap_or_default());
             }
             of_this.sort_by(|a, b| a.start_time().cmp(&b.start_time()));
-            steps.extend(of_this.into_iter().map(|step| BuildStep {
-                name: format!("{kind}: {}", step.name().unwrap_or("step")),
-                status: step.status().map(|status| status.as_str().to_owned()).unwrap_or_default(),
-            }));
+            steps.extend(of_this.iter().map(|step| step_of(&kind, step)));
         }
         Ok(steps)
+    }
+
+    /// A list is complete or an error, never cut off.
+    fn require_few(&self, page: usize, doing: &str) -> Result<()> {
+        if page < MOST_PAGES {
+            return Ok(());
+        }
+        Err(self.odd(doing, format!("the list has more than {MOST_PAGES} pages")))
     }
 
     fn status_of(&self, image: &Image) -> Result<BuildStatus> {
@@ -191,22 +231,153 @@ impl Aws {
                 | ImageStatus::Deprecated
                 | ImageStatus::Deleted
                 | ImageStatus::Disabled,
-            ) => {
-                let failure = state.failure_context().and_then(|context| context.component_failure());
-                let step = failure.map(|failure| {
-                    format!(
-                        " (phase {}, step {}: {})",
-                        failure.phase_name().unwrap_or("?"),
-                        failure.step_name().unwrap_or("?"),
-                        failure.error_message().unwrap_or("no message"),
-                    )
-                });
-                let reason = state.reason().unwrap_or("Image Builder gives no reason");
-                BuildStatus::Failed { state: status, reason: format!("{reason}{}", step.unwrap_or_default()) }
-            }
+            ) => BuildStatus::Failed { state: status, reason: reason_of(state.reason(), state.failure_context()) },
             _ => BuildStatus::Running(status),
         })
     }
+}
+
+/// The same as a runner's own: no token without a session, none beyond the instance.
+fn metadata_options() -> InstanceMetadataOptions {
+    InstanceMetadataOptions::builder().http_tokens("required").http_put_response_hop_limit(1).build()
+}
+
+fn logging(wanted: &Infrastructure) -> Logging {
+    let logs = S3Logs::builder().s3_bucket_name(&wanted.log_bucket).s3_key_prefix(LOG_PREFIX).build();
+    Logging::builder().s3_logs(logs).build()
+}
+
+impl Aws {
+    /// An update sets everything; what it does not name is taken away.
+    async fn update_infrastructure(&self, wanted: &Infrastructure) -> Result<()> {
+        let doing = format!("put infrastructure configuration {}", wanted.name);
+        let update = self
+            .imagebuilder
+            .update_infrastructure_configuration()
+            .infrastructure_configuration_arn(self.arn("infrastructure-configuration", &wanted.name).await?)
+            .instance_profile_name(&wanted.instance_profile)
+            .set_instance_types(Some(wanted.instance_types.clone()))
+            .subnet_id(&wanted.subnet)
+            .set_security_group_ids(Some(wanted.security_groups.clone()))
+            .instance_metadata_options(metadata_options())
+            .terminate_instance_on_failure(!wanted.keep_on_failure)
+            .logging(logging(wanted))
+            .set_resource_tags(tag_map(&wanted.tags))
+            .client_token(Self::token());
+        Box::pin(update.send()).await.map_err(|error| self.failed(doing, error))?;
+        Ok(())
+    }
+
+    async fn update_distribution(&self, wanted: &Distribution, distributions: Vec<SdkDistribution>) -> Result<()> {
+        let doing = format!("put distribution configuration {}", wanted.name);
+        let update = self
+            .imagebuilder
+            .update_distribution_configuration()
+            .distribution_configuration_arn(self.arn("distribution-configuration", &wanted.name).await?)
+            .set_distributions(Some(distributions))
+            .client_token(Self::token());
+        Box::pin(update.send()).await.map_err(|error| self.failed(doing, error))?;
+        Ok(())
+    }
+
+    async fn component_configuration(&self, doing: &str, used: &ComponentUse) -> Result<ComponentConfiguration> {
+        let mut configuration = ComponentConfiguration::builder().component_arn(self.component_arn(&used.id).await?);
+        for (name, value) in &used.parameters {
+            let parameter = ComponentParameter::builder().name(name).value(value).build();
+            configuration = configuration.parameters(parameter.map_err(|error| self.odd(doing, error.to_string()))?);
+        }
+        configuration.build().map_err(|error| self.odd(doing, error.to_string()))
+    }
+
+    /// As it stands. What Kiln would not have written makes it differ from any recipe that is wanted.
+    async fn recipe_of(&self, id: &Versioned, found: &ImageRecipe) -> Result<Recipe> {
+        let doing = format!("read recipe {id}");
+        let own = self.arn("component", "").await?;
+        let used = found.components().iter().map(|used| {
+            let arn = used.component_arn();
+            let parts = arn.strip_prefix(&own).map(|rest| rest.split('/').collect::<Vec<_>>());
+            let id = match parts.as_deref() {
+                Some(&[name, version, "1"]) => Versioned { name: name.to_owned(), version: version.to_owned() },
+                _ => Versioned { name: arn.to_owned(), version: String::new() },
+            };
+            let values = used.parameters().iter().map(|given| (given.name().to_owned(), given.value().join(",")));
+            ComponentUse { id, parameters: values.collect() }
+        });
+        let mut devices = found.block_device_mappings().iter();
+        let (device, others) = (devices.next(), devices.next().is_some());
+        let volume = device.and_then(|device| device.ebs());
+        let encrypted = volume.and_then(|volume| volume.encrypted()) == Some(true);
+        let size = volume.and_then(|volume| volume.volume_size()).and_then(|size| u32::try_from(size).ok());
+        let instance = found.additional_instance_configuration();
+        Ok(Recipe {
+            id: id.clone(),
+            base: self.ami_of(&doing, found.parent_image().unwrap_or_default())?,
+            components: used.collect(),
+            volume_gib: size.filter(|_| encrypted && !others).unwrap_or_default(),
+            kms_key: volume.and_then(|volume| volume.kms_key_id()?.parse().ok()),
+            root_device: device.and_then(|device| device.device_name()).unwrap_or_default().to_owned(),
+            user_data: instance.and_then(|instance| instance.user_data_override()).map(str::to_owned),
+        })
+    }
+}
+
+/// A step of a workflow, with the instance that it launched or worked on.
+///
+/// source: `botocore`, `imagebuilder/2019-12-02/service-2.json`, `WorkflowStepMetadata$outputs`: "a step that launches an
+/// instance outputs the instance ID"
+fn step_of(kind: &str, step: &WorkflowStepMetadata) -> BuildStep {
+    let outputs: serde_json::Value =
+        step.outputs().and_then(|outputs| serde_json::from_str(outputs).ok()).unwrap_or_default();
+    let instance = outputs.as_object().into_iter().flatten().find_map(|(key, value)| {
+        let id = value.as_str().filter(|id| id.starts_with("i-"))?;
+        key.to_ascii_lowercase().contains("instanceid").then(|| id.to_owned())
+    });
+    BuildStep {
+        name: format!("{kind}: {}", step.name().unwrap_or("step")),
+        status: step.status().map(|status| status.as_str().to_owned()).unwrap_or_default(),
+        message: step.message().map(str::to_owned),
+        instance,
+    }
+}
+
+/// Everything that the service says of why a build ended.
+fn reason_of(reason: Option<&str>, context: Option<&ImageFailureContext>) -> String {
+    let mut told = vec![reason.unwrap_or("Image Builder gives no reason").to_owned()];
+    let Some(context) = context else { return told.remove(0) };
+    let mut place = Vec::new();
+    if let Some(status) = context.image_status() {
+        place.push(format!("while {}", status.as_str().to_ascii_lowercase()));
+    }
+    if let Some(step) = context.failed_step() {
+        place.push(format!("in workflow step {step}"));
+    }
+    if !place.is_empty() {
+        told.push(place.join(", "));
+    }
+    if let Some(failure) = context.component_failure() {
+        // …:component/NAME/VERSION/BUILD
+        let component = failure.component_arn().and_then(|arn| arn.split('/').nth(1));
+        told.push(format!(
+            "component {}, phase {}, step {}: {}",
+            component.unwrap_or("?"),
+            failure.phase_name().unwrap_or("?"),
+            failure.step_name().unwrap_or("?"),
+            failure.error_message().unwrap_or("no message"),
+        ));
+    }
+    if let Some(failure) = context.distribution_failure() {
+        told.extend(failure.error_message().map(|message| format!("distribution: {message}")));
+        told.extend(failure.region_failures().iter().map(|failure| {
+            format!(
+                "{} {}{}: {}",
+                failure.region().unwrap_or("a region"),
+                failure.status().map_or("failed", |status| status.as_str()).to_ascii_lowercase(),
+                failure.target_account_id().map(|account| format!(" for account {account}")).unwrap_or_default(),
+                failure.error_message().unwrap_or("no message"),
+            )
+        }));
+    }
+    told.join("; ")
 }
 
 impl Images for Aws {
@@ -227,21 +398,28 @@ impl Images for Aws {
         let image = answer.images.unwrap_or_default().into_iter().next();
         Ok(image.map(|image| Ami {
             id: id.clone(),
+            name: image.name().unwrap_or_default().to_owned(),
+            owner: image.owner_id().unwrap_or_default().to_owned(),
             state: image.state().map(|state| state.as_str().to_owned()).unwrap_or_default(),
             tags: image.tags.unwrap_or_default().into_iter().filter_map(|tag| Some((tag.key?, tag.value?))).collect(),
         }))
     }
 
-    async fn has_component(&self, id: &Versioned) -> Result<bool> {
+    async fn component(&self, id: &Versioned) -> Result<Option<String>> {
+        let doing = format!("look for component {id}");
         let arn = self.component_arn(id).await?;
         match self.imagebuilder.get_component().component_build_version_arn(arn).send().await {
-            Ok(_) => Ok(true),
-            Err(error) if is_absent(&error) => Ok(false),
-            Err(error) => Err(self.failed(format!("look for component {id}"), error)),
+            Ok(answer) => {
+                let data = answer.component.and_then(|component| component.data);
+                data.map(Some).ok_or_else(|| self.odd(doing, "the answer holds no document"))
+            }
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(self.failed(doing, error)),
         }
     }
 
-    async fn create_component(&self, component: &Component) -> Result<()> {
+    async fn create_component(&self, component: &Component, tags: &BTreeMap<String, String>) -> Result<()> {
+        let doing = format!("create component {}", component.id);
         let create = self
             .imagebuilder
             .create_component()
@@ -250,25 +428,32 @@ impl Images for Aws {
             .platform(Platform::Linux)
             .set_supported_os_versions(Some(component.supported_os.clone()))
             .data(&component.document)
-            .set_tags(Self::managed())
+            .set_tags(tag_map(tags))
             .client_token(Self::token());
         match create.send().await {
-            Ok(_) => Ok(()),
+            Ok(made) => {
+                let arn = self.component_arn(&component.id).await?;
+                self.require_arn(&doing, &arn, made.component_build_version_arn())
+            }
             Err(error) if is_present(&error) => Ok(()),
-            Err(error) => Err(self.failed(format!("create component {}", component.id), error)),
+            Err(error) => Err(self.failed(doing, error)),
         }
     }
 
-    async fn has_recipe(&self, id: &Versioned) -> Result<bool> {
+    async fn recipe(&self, id: &Versioned) -> Result<Option<Recipe>> {
+        let doing = format!("look for recipe {id}");
         let arn = self.recipe_arn(id).await?;
         match self.imagebuilder.get_image_recipe().image_recipe_arn(arn).send().await {
-            Ok(_) => Ok(true),
-            Err(error) if is_absent(&error) => Ok(false),
-            Err(error) => Err(self.failed(format!("look for recipe {id}"), error)),
+            Ok(answer) => {
+                let found = answer.image_recipe.ok_or_else(|| self.odd(&doing, "the answer holds no recipe"))?;
+                self.recipe_of(id, &found).await.map(Some)
+            }
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(self.failed(doing, error)),
         }
     }
 
-    async fn create_recipe(&self, recipe: &Recipe) -> Result<()> {
+    async fn create_recipe(&self, recipe: &Recipe, tags: &BTreeMap<String, String>) -> Result<()> {
         let doing = format!("create recipe {}", recipe.id);
         let mut create = self
             .imagebuilder
@@ -276,18 +461,10 @@ impl Images for Aws {
             .name(&recipe.id.name)
             .semantic_version(&recipe.id.version)
             .parent_image(recipe.base.as_str())
-            .set_tags(Self::managed())
+            .set_tags(tag_map(tags))
             .client_token(Self::token());
         for used in &recipe.components {
-            let mut configuration =
-                ComponentConfiguration::builder().component_arn(self.component_arn(&used.id).await?);
-            for (name, value) in &used.parameters {
-                let parameter = ComponentParameter::builder().name(name).value(value).build();
-                configuration =
-                    configuration.parameters(parameter.map_err(|error| self.odd(&doing, error.to_string()))?);
-            }
-            let configuration = configuration.build().map_err(|error| self.odd(&doing, error.to_string()))?;
-            create = create.components(configuration);
+            create = create.components(self.component_configuration(&doing, used).await?);
         }
         let volume = EbsInstanceBlockDeviceSpecification::builder()
             .volume_size(i32::try_from(recipe.volume_gib).unwrap_or(i32::MAX))
@@ -298,7 +475,7 @@ impl Images for Aws {
             .build();
         let mapping = InstanceBlockDeviceMapping::builder().device_name(&recipe.root_device).ebs(volume).build();
         match Box::pin(create.block_device_mappings(mapping).send()).await {
-            Ok(_) => Ok(()),
+            Ok(made) => self.require_arn(&doing, &self.recipe_arn(&recipe.id).await?, made.image_recipe_arn()),
             Err(error) if is_present(&error) => Ok(()),
             Err(error) => Err(self.failed(doing, error)),
         }
@@ -316,6 +493,10 @@ impl Images for Aws {
             name: name.to_owned(),
             instance_profile: found.instance_profile_name().unwrap_or_default().to_owned(),
             instance_types: found.instance_types().to_vec(),
+            subnet: found.subnet_id().unwrap_or_default().to_owned(),
+            security_groups: found.security_group_ids().to_vec(),
+            tags: found.resource_tags().cloned().unwrap_or_default().into_iter().collect(),
+            keep_on_failure: found.terminate_instance_on_failure() == Some(false),
             log_bucket: found
                 .logging()
                 .and_then(|logging| logging.s3_logs()?.s3_bucket_name().map(str::to_owned))
@@ -324,39 +505,35 @@ impl Images for Aws {
     }
 
     async fn put_infrastructure(&self, wanted: &Infrastructure) -> Result<()> {
-        let doing = format!("put infrastructure configuration {}", wanted.name);
-        let logs = S3Logs::builder().s3_bucket_name(&wanted.log_bucket).s3_key_prefix(LOG_PREFIX).build();
-        let logging = Logging::builder().s3_logs(logs).build();
-        // The same as a runner's own: no token without a session, none beyond the instance.
-        let metadata =
-            InstanceMetadataOptions::builder().http_tokens("required").http_put_response_hop_limit(1).build();
         if self.infrastructure(&wanted.name).await?.is_some() {
-            let update = self
+            return self.update_infrastructure(wanted).await;
+        }
+        let doing = format!("put infrastructure configuration {}", wanted.name);
+        let arn = self.arn("infrastructure-configuration", &wanted.name).await?;
+        let mut pace = Pace::new(PROFILE_BOUND);
+        loop {
+            let create = self
                 .imagebuilder
-                .update_infrastructure_configuration()
-                .infrastructure_configuration_arn(self.arn("infrastructure-configuration", &wanted.name).await?)
+                .create_infrastructure_configuration()
+                .name(&wanted.name)
                 .instance_profile_name(&wanted.instance_profile)
                 .set_instance_types(Some(wanted.instance_types.clone()))
-                .instance_metadata_options(metadata)
-                .terminate_instance_on_failure(true)
-                .logging(logging)
+                .subnet_id(&wanted.subnet)
+                .set_security_group_ids(Some(wanted.security_groups.clone()))
+                .instance_metadata_options(metadata_options())
+                .terminate_instance_on_failure(!wanted.keep_on_failure)
+                .logging(logging(wanted))
+                .set_resource_tags(tag_map(&wanted.tags))
+                .set_tags(tag_map(&wanted.tags))
                 .client_token(Self::token());
-            Box::pin(update.send()).await.map_err(|error| self.failed(doing, error))?;
-            return Ok(());
+            match Box::pin(create.send()).await {
+                Ok(made) => return self.require_arn(&doing, &arn, made.infrastructure_configuration_arn()),
+                // Somebody else made it since.
+                Err(error) if is_present(&error) => return self.update_infrastructure(wanted).await,
+                Err(error) if is_invisible_profile(&error) && pace.pause().await.is_ok() => {}
+                Err(error) => return Err(self.failed(doing, error)),
+            }
         }
-        let create = self
-            .imagebuilder
-            .create_infrastructure_configuration()
-            .name(&wanted.name)
-            .instance_profile_name(&wanted.instance_profile)
-            .set_instance_types(Some(wanted.instance_types.clone()))
-            .instance_metadata_options(metadata)
-            .terminate_instance_on_failure(true)
-            .logging(logging)
-            .set_tags(Self::managed())
-            .client_token(Self::token());
-        Box::pin(create.send()).await.map_err(|error| self.failed(doing, error))?;
-        Ok(())
     }
 
     async fn distribution(&self, name: &str) -> Result<Option<Distribution>> {
@@ -374,47 +551,44 @@ impl Images for Aws {
         let doing = format!("put distribution configuration {}", wanted.name);
         let distributions = self.distributions_of(&doing, wanted)?;
         if self.distribution(&wanted.name).await?.is_some() {
-            let update = self
-                .imagebuilder
-                .update_distribution_configuration()
-                .distribution_configuration_arn(self.arn("distribution-configuration", &wanted.name).await?)
-                .set_distributions(Some(distributions))
-                .client_token(Self::token());
-            Box::pin(update.send()).await.map_err(|error| self.failed(doing, error))?;
-            return Ok(());
+            return self.update_distribution(wanted, distributions).await;
         }
         let create = self
             .imagebuilder
             .create_distribution_configuration()
             .name(&wanted.name)
-            .set_distributions(Some(distributions))
-            .set_tags(Self::managed())
+            .set_distributions(Some(distributions.clone()))
+            .set_tags(tag_map(&wanted.ami_tags))
             .client_token(Self::token());
-        Box::pin(create.send()).await.map_err(|error| self.failed(doing, error))?;
-        Ok(())
+        match Box::pin(create.send()).await {
+            Ok(made) => {
+                let arn = self.arn("distribution-configuration", &wanted.name).await?;
+                self.require_arn(&doing, &arn, made.distribution_configuration_arn())
+            }
+            Err(error) if is_present(&error) => self.update_distribution(wanted, distributions).await,
+            Err(error) => Err(self.failed(doing, error)),
+        }
     }
 
     async fn newest_build(&self, recipe: &Versioned) -> Result<Option<Build>> {
+        let doing = format!("list builds of {recipe}");
         let arn = format!("{}/{}", self.arn("image", &recipe.name).await?, recipe.version);
         let mut newest: Option<(u64, String)> = None;
-        let mut token = None;
-        for _ in 0..MOST_PAGES {
-            let list = self.imagebuilder.list_image_build_versions().image_version_arn(&arn).set_next_token(token);
-            let page = match list.send().await {
-                Ok(page) => page,
+        let mut pages = self.imagebuilder.list_image_build_versions().image_version_arn(&arn).into_paginator().send();
+        for page in 0.. {
+            let Some(answer) = pages.next().await else { break };
+            self.require_few(page, &doing)?;
+            let answer = match answer {
+                Ok(answer) => answer,
                 Err(error) if is_absent(&error) => return Ok(None),
-                Err(error) => return Err(self.failed(format!("list builds of {recipe}"), error)),
+                Err(error) => return Err(self.failed(doing, error)),
             };
-            for summary in page.image_summary_list.unwrap_or_default() {
+            for summary in answer.image_summary_list.unwrap_or_default() {
                 let Some(arn) = summary.arn else { continue };
                 let number = arn.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or_default();
                 if newest.as_ref().is_none_or(|(best, _)| number > *best) {
                     newest = Some((number, arn));
                 }
-            }
-            token = page.next_token;
-            if token.is_none() {
-                break;
             }
         }
         match newest {
@@ -423,15 +597,11 @@ impl Images for Aws {
         }
     }
 
-    async fn start_build(
-        &self,
-        recipe: &Versioned,
-        infrastructure: &str,
-        distribution: &str,
-        token: &str,
-    ) -> Result<Build> {
+    async fn start_build(&self, request: &BuildRequest) -> Result<Build> {
+        let BuildRequest { recipe, infrastructure, distribution, log_group, tags, token } = request;
         let doing = format!("start a build of {recipe}");
-        let tests = ImageTestsConfiguration::builder().image_tests_enabled(true).timeout_minutes(TEST_MINUTES).build();
+        // A limit in minutes can be given too; "this value is ignored", says the API's reference.
+        let tests = ImageTestsConfiguration::builder().image_tests_enabled(true).build();
         let create = self
             .imagebuilder
             .create_image()
@@ -440,9 +610,9 @@ impl Images for Aws {
             .distribution_configuration_arn(self.arn("distribution-configuration", distribution).await?)
             .image_tests_configuration(tests)
             .enhanced_image_metadata_enabled(true)
-            .set_tags(Self::managed())
-            // Its bound is 64 characters.
-            .client_token(&token[..token.len().min(64)]);
+            .logging_configuration(ImageLoggingConfiguration::builder().log_group_name(log_group).build())
+            .set_tags(tag_map(tags))
+            .client_token(token);
         let answer = Box::pin(create.send()).await.map_err(|error| self.failed(&doing, error))?;
         let arn = answer.image_build_version_arn.ok_or_else(|| self.odd(&doing, "the answer names no build"))?;
         let status = BuildStatus::Running("PENDING".to_owned());
@@ -506,10 +676,16 @@ impl Images for Aws {
     }
 
     async fn tag_ami(&self, id: &AmiId, tags: &BTreeMap<String, String>) -> Result<()> {
+        let described = self.ec2.describe_images().image_ids(id.as_str()).send().await;
+        let images =
+            described.map_err(|error| self.failed(format!("describe {id}"), error))?.images.unwrap_or_default();
+        let devices = images.iter().flat_map(|image| image.block_device_mappings());
+        let snapshots = devices.filter_map(|device| device.ebs()?.snapshot_id());
+        let resources = std::iter::once(id.as_str()).chain(snapshots).map(str::to_owned).collect();
         let tags = tags.iter().map(|(key, value)| Ec2Tag::builder().key(key).value(value).build()).collect();
-        let tag = self.ec2.create_tags().resources(id.as_str()).set_tags(Some(tags)).send().await;
+        let tag = self.ec2.create_tags().set_resources(Some(resources)).set_tags(Some(tags)).send().await;
         tag.map_err(|error: aws_sdk_ec2::error::SdkError<_>| -> CloudError {
-            self.failed(format!("tag {id}"), error)
+            self.failed(format!("tag {id} and its snapshots"), error)
         })?;
         Ok(())
     }

@@ -39,6 +39,10 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
 
+    /// Leave the instance on which a build fails running, for a look; the error says how to get in and how to end it.
+    #[arg(long)]
+    keep_on_failure: bool,
+
     /// Use this bootstrap binary instead of building one; it must be static. Of a folder, the one for the image's
     /// architecture, as `cargo xtask bootstrap --images` leaves them.
     #[arg(long, value_name = "FILE")]
@@ -117,7 +121,14 @@ async fn bake(
     aws: &kiln_aws::Aws,
     ui: &Ui,
 ) -> Result<Option<AmiId>, Failure> {
-    let request = Request { config, variant, payload: &payload.bytes, payload_sha256: payload.sha256.clone(), sources };
+    let request = Request {
+        config,
+        variant,
+        payload: &payload.bytes,
+        payload_sha256: payload.sha256.clone(),
+        sources,
+        keep_on_failure: args.keep_on_failure,
+    };
     let prepared = ami::observe(&request, aws, ui).await?;
     let plan = ami::plan(variant, payload.bytes.len(), &prepared);
     ui.plan(&plan);

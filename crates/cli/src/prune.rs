@@ -50,12 +50,12 @@ pub struct Args {
 pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failure> {
     let config = cloud::read_config(config)?;
     let mut places = Vec::new();
-    for region in std::iter::once(&config.region).chain(&config.image.copy_to) {
+    for region in std::iter::once(&config.region).chain(&config.image_defaults.copy_to) {
         places.push(Place::look(args, &config, region, ui).await?);
     }
-    if places.iter().any(|place| !place.plan.is_empty()) && !config.image.share_with.is_empty() {
+    if places.iter().any(|place| !place.plan.is_empty()) && !config.image_defaults.share_with.is_empty() {
         ui.warn(&format!(
-            "what the accounts of [image] share_with launch can't be seen from here: of what they use, only the newest {} \
+            "what the accounts of [image_defaults] share_with launch can't be seen from here: of what they use, only the newest {} \
              of each image are sure to stay",
             args.keep
         ));

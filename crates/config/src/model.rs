@@ -117,6 +117,10 @@ checked_string! {
     AmiId, "an AMI id such as ami-0123456789abcdef0", |v| aws_id(v, "ami-")
 }
 checked_string! {
+    /// An EC2 security group's id.
+    SecurityGroupId, "a security group's id such as sg-0123456789abcdef0", |v| aws_id(v, "sg-")
+}
+checked_string! {
     /// An EBS snapshot id.
     SnapshotId, "a snapshot id such as snap-0123456789abcdef0", |v| aws_id(v, "snap-")
 }

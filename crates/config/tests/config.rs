@@ -968,16 +968,16 @@ fn builds_of_node_are_pinned_by_major_release() {
 
 #[test]
 fn images_go_elsewhere_once() {
-    let image = |more: &str| format!("{VALID}[image]\n{more}\n");
+    let image = |more: &str| format!("{VALID}[image_defaults]\n{more}\n");
     let key = |key: &str| format!("kms_key = \"arn:aws:kms:{key}\"");
     let all = format!(
         "copy_to = [\"eu-west-1\"]\nshare_with = [\"123456789012\"]\n{}",
         key("eu-central-1:111122223333:key/mrk-12")
     );
     let config = config(&image(&all));
-    let there = &config.image.copy_to[0];
-    assert_eq!((there.as_str(), config.image.share_with[0].as_str()), ("eu-west-1", "123456789012"));
-    let replica = config.image.kms_key.unwrap().in_region(there);
+    let there = &config.image_defaults.copy_to[0];
+    assert_eq!((there.as_str(), config.image_defaults.share_with[0].as_str()), ("eu-west-1", "123456789012"));
+    let replica = config.image_defaults.kms_key.unwrap().in_region(there);
     assert_eq!(replica.as_str(), "arn:aws:kms:eu-west-1:111122223333:key/mrk-12");
     for (more, said) in [
         ("copy_to = [\"eu-central-1\"]", "`copy_to` has eu-central-1, where images are baked"),
@@ -990,6 +990,10 @@ fn images_go_elsewhere_once() {
             format!("copy_to = [\"eu-west-1\"]\n{}", key("eu-central-1:111122223333:key/12")).as_str(),
             "expected a multi-Region key, key/mrk-…",
         ),
+        ("owner = \"acme\"", "`owner` is `acme`"),
+        ("instance_types = [\"m5.large\", \"m5.large\"]", "`m5.large` is in `instance_types` twice"),
+        ("network = { vpc = \"vpc-1\", subnet = \"subnet-0123456789abcdef0\" }", "`vpc` is `vpc-1`"),
+        ("network = { vpc = \"vpc-0123456789abcdef0\" }", "`subnet`"),
     ] {
         let told = error(&image(more));
         assert!(told.contains(said), "{more}: {told}");

@@ -23,10 +23,11 @@ macro_rules! file {
 }
 
 /// The files of `ami/files`.
-const FILES: [(&str, u32, &[u8]); 16] = [
+const FILES: [(&str, u32, &[u8]); 17] = [
     file!("etc/cloud/cloud.cfg.d/95-kiln.cfg", 0o644),
     file!("etc/docker/daemon.json", 0o644),
     file!("etc/systemd/journald.conf.d/kiln.conf", 0o644),
+    file!("opt/kiln/checks/node.js", 0o644),
     file!("opt/kiln/checks/runner.sh", 0o755),
     file!("opt/kiln/hooks/job-completed.sh", 0o755),
     file!("opt/kiln/hooks/job-started.sh", 0o755),

@@ -63,8 +63,8 @@ codes! {
         "The digest that kiln.toml pins for the runner is not the one that GitHub publishes."
         "`cargo xtask pin` writes the published one. Find out first where the pinned one came from."
     NodePinMissing "node-pin-missing" Configuration
-        "An Amazon Linux 2 image needs a build of Node that kiln.toml does not pin."
-        "`cargo xtask pin` writes `[runner.node]`; or use another base image."
+        "A fleet uses Amazon Linux 2, and kiln.toml does not pin a Node for each that the runner has."
+        "`cargo xtask pin` writes them; or set `base_image = \"amazon-linux-2023\"`."
     BootConfigTooLarge "boot-config-too-large" Configuration
         "What an instance is told at boot does not fit into a stack's parameter."
         "Use fewer or shorter labels and variables."
@@ -182,6 +182,18 @@ codes! {
     ImageGone "image-gone" Precondition
         "The recorded image was removed, or can't be launched."
         "Run `cargo xtask ami`: it bakes the image again and records it."
+    ImageForeign "image-foreign" Precondition
+        "The image to be rolled out is not one that Kiln baked for this fleet: another account's, or without Kiln's tags."
+        "Find out who wrote its id into the parameter. `cargo xtask ami` records the right image; where another account bakes the images, name it as `owner` in `[image_defaults]`."
+    ImageResourceForeign "image-resource-foreign" Precondition
+        "Image Builder has a component or recipe of Kiln's name and version already, with another content."
+        "Find out who made it, delete it, and run `cargo xtask ami` again."
+    BakeNetworkUnfit "bake-network-unfit" Precondition
+        "Images can't be built in the subnet: it does not exist, or is in another VPC."
+        "Name a subnet of this account and region as `network` in `[image_defaults]`, or in the first fleet."
+    BakeTypesNotOffered "bake-types-not-offered" Precondition
+        "The region, or the subnet's availability zone, offers none of the instance types that images are built on."
+        "Name some that it offers as `instance_types` in `[image_defaults]`, or another subnet as `network`."
     NoPreviousImage "no-previous-image" Precondition
         "No image is recorded that served this fleet before, so there is none to roll back to."
         "Change kiln.toml to what is wanted, then run `cargo xtask ami` and `cargo xtask deploy`."
@@ -249,7 +261,7 @@ codes! {
         "What a stack should hold is not there: something was removed or changed without it."
         "`aws cloudformation detect-stack-drift` shows what; put it back, or delete the stack and deploy again."
     BuildFailed "build-failed" Failed
-        "The bake ended without an AMI. Nothing was recorded; the image before still serves."
+        "The bake ended without an AMI. Nothing was recorded, and no image from before was touched."
         "The error names the phase and step; its log is in CloudWatch under `/aws/imagebuilder/`. The next run starts a new build."
     ImageCopyMissing "image-copy-missing" Failed
         "The build ended well, but names no copy of the image in a region of `copy_to`."

@@ -166,22 +166,39 @@ pub fn network_request(config: &Config) -> StackRequest {
 }
 
 /// An output of the network's stack, or a reference to it while there is none.
-fn output(config: &Config, network: Option<&Stack>, key: &str) -> String {
+pub(crate) fn output(config: &Config, network: Option<&Stack>, key: &str) -> String {
     network
         .and_then(|stack| stack.outputs.get(key).cloned())
-        .unwrap_or_else(|| format!("{OUTPUT}{}:{key}", config.network_stack()))
+        .unwrap_or_else(|| output_reference(&config.network_stack(), key))
+}
+
+/// A reference to an output that is known once its stack exists.
+pub(crate) fn output_reference(stack: &str, key: &str) -> String {
+    format!("{OUTPUT}{stack}:{key}")
+}
+
+/// What a reference to an output of this stack stands for.
+pub(crate) fn referred(value: &str, stack: &Stack) -> Option<String> {
+    let (name, key) = value.strip_prefix(OUTPUT)?.split_once(':')?;
+    (name == stack.name).then(|| stack.outputs.get(key).cloned())?
 }
 
 /// Puts the outputs in the place of references to them.
 pub(crate) async fn resolved(cloud: &impl Cloud, request: &StackRequest) -> Result<StackRequest> {
     let mut request = request.clone();
     for value in request.parameters.values_mut() {
-        let Some((stack, key)) = value.strip_prefix(OUTPUT).and_then(|rest| rest.split_once(':')) else { continue };
-        let found = cloud.stack(stack).await?.and_then(|stack| stack.outputs.get(key).cloned());
-        *value =
-            found.ok_or_else(|| Error::new(Code::StackDrifted, format!("stack `{stack}` has no output `{key}`")))?;
+        *value = resolve(cloud, value).await?;
     }
     Ok(request)
+}
+
+/// What a value stands for, where it is a reference to an output.
+pub(crate) async fn resolve(cloud: &impl Cloud, value: &str) -> Result<String> {
+    let Some((stack, key)) = value.strip_prefix(OUTPUT).and_then(|rest| rest.split_once(':')) else {
+        return Ok(value.to_owned());
+    };
+    let found = cloud.stack(stack).await?.and_then(|stack| stack.outputs.get(key).cloned());
+    found.ok_or_else(|| Error::new(Code::StackDrifted, format!("stack `{stack}` has no output `{key}`")))
 }
 
 /// The template declares as many parameters for instance types.

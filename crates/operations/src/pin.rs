@@ -25,9 +25,11 @@ pub const RUNNER_VERSION_TAG: &str = "kiln:runner-version";
 /// Tag on an AMI: the base image it was baked from.
 pub const BASE_IMAGE_TAG: &str = "kiln:base-image";
 
-/// The majors of Node that actions/runner has in `externals/`: what is pinned where Amazon Linux 2 is in use and kiln.toml
-/// names none. The bake's test phase finds out where this is no longer so.
-const RUNNER_NODES: [NodeMajor; 2] = [NodeMajor(20), NodeMajor(24)];
+/// The majors of Node that actions/runner has in `externals/`: Amazon Linux 2 needs a pin for each. The bake's own check of
+/// the runner finds out where this is no longer so.
+///
+/// source: actions/runner, `src/Misc/externals.sh`: `NODE20_VERSION`, `NODE24_VERSION`
+pub(crate) const RUNNER_NODES: [NodeMajor; 2] = [NodeMajor(20), NodeMajor(24)];
 
 /// The name of a build for glibc 2.17 in the index of builds.
 const NODE_BUILD: &str = "linux-x64-glibc-217";
@@ -80,13 +82,11 @@ pub async fn offer(config: &Config, github: &OrgClient, web: &impl Web) -> Resul
     Ok(Offer { node: newest_nodes(config, web).await?, ..offer })
 }
 
-/// The majors of Node to be pinned: those that have a pin, and where Amazon Linux 2 has none, those of the runner.
+/// The majors of Node to be pinned: those that have a pin, and where Amazon Linux 2 is in use, all of the runner's.
 fn node_majors(config: &Config) -> BTreeSet<NodeMajor> {
     let needed = config.images().iter().any(|image| image.base == BaseImage::AmazonLinux2);
-    match (config.runner.node.is_empty(), needed) {
-        (true, true) => RUNNER_NODES.into(),
-        _ => config.runner.node.keys().copied().collect(),
-    }
+    let runners = RUNNER_NODES.into_iter().filter(|_| needed);
+    config.runner.node.keys().copied().chain(runners).collect()
 }
 
 /// The newest build of each major: the index once, and the digests of each release.

@@ -162,8 +162,8 @@ pub struct Recipe {
     pub kms_key: Option<KmsKeyArn>,
     /// The root device's name, `/dev/xvda` on Amazon Linux.
     pub root_device: String,
-    /// Remove the SSM agent after the build? Kiln keeps it as the base image had it.
-    pub uninstall_ssm_agent: bool,
+    /// A script of its own that instances run at their launch; Kiln sends none. Present in a recipe that somebody else made.
+    pub user_data: Option<String>,
 }
 
 /// Where builds run. One for the organization and variant; updated in place.
@@ -173,10 +173,18 @@ pub struct Infrastructure {
     pub name: String,
     /// The instance profile's name.
     pub instance_profile: String,
-    /// Tried in order.
+    /// Image Builder picks one of them by availability.
     pub instance_types: Vec<String>,
+    /// The subnet. Without one Image Builder takes the default VPC, which many accounts do not have.
+    pub subnet: String,
+    /// The security groups; never empty, or it would be the VPC's default one.
+    pub security_groups: Vec<String>,
     /// The bucket and prefix of Image Builder's own logs.
     pub log_bucket: String,
+    /// Tags on it and on the instances that it launches.
+    pub tags: BTreeMap<String, String>,
+    /// An instance on which a build fails is not terminated.
+    pub keep_on_failure: bool,
 }
 
 /// What becomes of the AMI. One for the organization and variant; updated in place.
@@ -194,6 +202,23 @@ pub struct Distribution {
     pub share_with: Vec<AccountId>,
     /// What encrypts it and, replicated, its copies.
     pub kms_key: Option<KmsKeyArn>,
+}
+
+/// A build to be started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildRequest {
+    /// The recipe.
+    pub recipe: Versioned,
+    /// The infrastructure configuration's name.
+    pub infrastructure: String,
+    /// The distribution configuration's name.
+    pub distribution: String,
+    /// The log group that Image Builder writes the build's log to.
+    pub log_group: String,
+    /// Tags on the image.
+    pub tags: BTreeMap<String, String>,
+    /// Makes a repeated start the same one.
+    pub token: String,
 }
 
 /// One build of a recipe.
@@ -232,6 +257,17 @@ pub struct BuildStep {
     pub name: String,
     /// `PENDING`, `RUNNING`, `COMPLETED`, `FAILED`…
     pub status: String,
+    /// What the service says of it.
+    pub message: Option<String>,
+    /// The instance that it launched or worked on.
+    pub instance: Option<String>,
+}
+
+impl BuildStep {
+    /// Did it end badly?
+    pub fn failed(&self) -> bool {
+        matches!(self.status.as_str(), "FAILED" | "CANCELLED" | "TIMED_OUT")
+    }
 }
 
 /// An AMI as EC2 describes it.
@@ -239,7 +275,11 @@ pub struct BuildStep {
 pub struct Ami {
     /// Its id.
     pub id: AmiId,
-    /// Its tags.
+    /// Its name.
+    pub name: String,
+    /// The account that it belongs to.
+    pub owner: String,
+    /// Its tags. Those of another account's image can't be seen.
     pub tags: BTreeMap<String, String>,
     /// `available`, or why not.
     pub state: String,
@@ -251,14 +291,22 @@ pub trait Images: Send + Sync {
     fn newest_base(&self, base: BaseImage, architecture: Architecture) -> impl Future<Output = Result<AmiId>> + Send;
     /// An AMI, if it exists.
     fn ami(&self, id: &AmiId) -> impl Future<Output = Result<Option<Ami>>> + Send;
-    /// Does this very version exist?
-    fn has_component(&self, id: &Versioned) -> impl Future<Output = Result<bool>> + Send;
+    /// The document of this very version, if there is one.
+    fn component(&self, id: &Versioned) -> impl Future<Output = Result<Option<String>>> + Send;
     /// Makes a component; one that exists already is no error.
-    fn create_component(&self, component: &Component) -> impl Future<Output = Result<()>> + Send;
-    /// Does this very version exist?
-    fn has_recipe(&self, id: &Versioned) -> impl Future<Output = Result<bool>> + Send;
+    fn create_component(
+        &self,
+        component: &Component,
+        tags: &BTreeMap<String, String>,
+    ) -> impl Future<Output = Result<()>> + Send;
+    /// This very version, if there is one.
+    fn recipe(&self, id: &Versioned) -> impl Future<Output = Result<Option<Recipe>>> + Send;
     /// Makes a recipe; one that exists already is no error.
-    fn create_recipe(&self, recipe: &Recipe) -> impl Future<Output = Result<()>> + Send;
+    fn create_recipe(
+        &self,
+        recipe: &Recipe,
+        tags: &BTreeMap<String, String>,
+    ) -> impl Future<Output = Result<()>> + Send;
     /// The infrastructure configuration of that name, as it stands.
     fn infrastructure(&self, name: &str) -> impl Future<Output = Result<Option<Infrastructure>>> + Send;
     /// Creates or updates it.
@@ -269,14 +317,8 @@ pub trait Images: Send + Sync {
     fn put_distribution(&self, wanted: &Distribution) -> impl Future<Output = Result<()>> + Send;
     /// The newest build of a recipe's image, if there ever was one. Its `steps` may be empty.
     fn newest_build(&self, recipe: &Versioned) -> impl Future<Output = Result<Option<Build>>> + Send;
-    /// Starts a build. `token` makes a repeated start the same one.
-    fn start_build(
-        &self,
-        recipe: &Versioned,
-        infrastructure: &str,
-        distribution: &str,
-        token: &str,
-    ) -> impl Future<Output = Result<Build>> + Send;
+    /// Starts a build.
+    fn start_build(&self, request: &BuildRequest) -> impl Future<Output = Result<Build>> + Send;
     /// A build with its steps.
     fn build(&self, arn: &str) -> impl Future<Output = Result<Build>> + Send;
     /// The recorded value of a parameter.
@@ -293,7 +335,7 @@ pub trait Images: Send + Sync {
         ami: &AmiId,
         tags: &BTreeMap<String, String>,
     ) -> impl Future<Output = Result<()>> + Send;
-    /// Adds tags to an AMI; equal ones are no change.
+    /// Adds tags to an AMI and its snapshots; equal ones are no change.
     fn tag_ami(&self, id: &AmiId, tags: &BTreeMap<String, String>) -> impl Future<Output = Result<()>> + Send;
 }
 
@@ -712,6 +754,12 @@ pub trait Account: Send + Sync {
     fn zones_of(&self, names: &[String]) -> impl Future<Output = Result<BTreeMap<String, BTreeSet<String>>>> + Send;
     /// The state of a KMS key, such as `Enabled`; `None` where there is none of that ARN.
     fn key_state(&self, arn: &str) -> impl Future<Output = Result<Option<String>>> + Send;
+    /// The types among these that an availability zone offers, or the region where no zone is given.
+    fn offered_types(
+        &self,
+        names: &[String],
+        zone: Option<&str>,
+    ) -> impl Future<Output = Result<BTreeSet<String>>> + Send;
     /// The subnets among these that exist.
     fn subnets(&self, ids: &[String]) -> impl Future<Output = Result<Vec<SubnetFacts>>> + Send;
     /// EC2's quota of that code, in virtual processors.

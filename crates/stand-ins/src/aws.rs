@@ -322,13 +322,18 @@ impl Aws {
         lock(&self.shared.groups).waits_for_leaving = waits;
     }
 
-    /// An image to simulate instances of, with a runner of this version.
+    /// An image of a kind, as a bake leaves it, to simulate instances of, with a runner of this version.
     ///
     /// # Errors
     /// The emulator refuses.
-    pub async fn add_image(&self, name: &str, runner_version: &str) -> anyhow::Result<String> {
-        let tags = serde_json::json!({ "kiln:managed": "true", "kiln:runner-version": runner_version });
-        let ami = bake::register(&self.shared, REGION, name, &tags).await?;
+    pub async fn add_image(&self, kind: &str, runner_version: &str) -> anyhow::Result<String> {
+        let tags = serde_json::json!({
+            "kiln:managed": "true",
+            "kiln:image": kind,
+            "kiln:inputs": format!("{:0>64}", runner_version.replace('.', "")),
+            "kiln:runner-version": runner_version,
+        });
+        let ami = bake::register(&self.shared, REGION, &format!("{kind} {runner_version}"), &tags).await?;
         lock(&self.shared.groups).machines.add(&ami, runner_version);
         Ok(ami)
     }
@@ -377,6 +382,11 @@ impl Aws {
     /// The emulator refuses.
     pub async fn make_bucket(&self, name: &str) -> anyhow::Result<()> {
         self.shared.backend.make_bucket(name).await
+    }
+
+    /// Somebody makes a component of that name first, with another document under the same version.
+    pub fn replace_component(&self, name: &str, document: &str) {
+        lock(&self.shared.image_builder).replace_component(name, document);
     }
 
     /// The next build fails at this step: `PHASE/DOCUMENT/STEP`, or its name alone where that is the only one of it.

@@ -116,13 +116,13 @@ async fn amazon_linux_2_without_a_pinned_node_is_refused_before_anything_is_made
 async fn an_image_is_copied_and_shared() {
     let world = baking("amazon-linux-2023").await;
     let text = std::fs::read_to_string(world.config()).unwrap();
-    let image = "[image]\ncopy_to = [\"eu-west-1\"]\nshare_with = [\"123456789012\"]\n\
+    let image = "[image_defaults]\ncopy_to = [\"eu-west-1\"]\nshare_with = [\"123456789012\"]\n\
                  kms_key = \"arn:aws:kms:eu-central-1:000000000000:key/mrk-12\"\n\n[fleet.linux]";
     std::fs::write(world.config(), text.replace("[fleet.linux]", image)).unwrap();
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
     let baked = world.aws.images().remove(0);
     assert_eq!(baked.shared_with, ["123456789012"]);
-    let parameter = "/kiln-stand-ins/image/al2023-x86_64";
+    let parameter = "/kiln-rehearsal/image/al2023-x86_64";
     let recorded = world.aws.parameter("eu-west-1", parameter).await.unwrap();
     assert_eq!(recorded.as_deref(), Some(baked.copies["eu-west-1"].as_str()));
     assert_ne!(recorded.as_deref(), Some(baked.ami.as_str()));
@@ -183,4 +183,89 @@ fn the_binary_says_what_it_is_made_of() {
         assert!(names.contains(&name), "{names:?}");
     }
     assert!(!names.contains(&"aws-sdk-ec2"), "what only the operator's side uses is not in it");
+}
+
+/// Whoever made it first decides what runs as root.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_with_another_content_is_not_used() {
+    let world = baking("amazon-linux-2023").await;
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    world.aws.replace_component("kiln-proof", "name: kiln-proof\nschemaVersion: 1.0\nphases: []\n");
+    let text = std::fs::read_to_string(world.config()).unwrap();
+    // Another image, of the same components.
+    let other = "[image_defaults]\ncopy_to = [\"eu-west-1\"]\n\n[fleet.linux]";
+    std::fs::write(world.config(), text.replace("[fleet.linux]", other)).unwrap();
+    let before = world.aws.mutations();
+    let said = refused(&world, &["ami"], 5).await;
+    assert!(said.contains("component kiln-proof/") && said.contains("its document is another one"), "{said}");
+    assert_eq!(world.aws.mutations(), before);
+    world.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_images_are_built_is_looked_at_before_anything_is_made() {
+    let world = baking("amazon-linux-2023").await;
+    let text = std::fs::read_to_string(world.config()).unwrap();
+    let with = |more: &str| text.replace("[fleet.linux]", &format!("[image_defaults]\n{more}\n\n[fleet.linux]"));
+    for (more, why) in [
+        ("network = { vpc = \"vpc-00000001\", subnet = \"subnet-0000dead\" }", "subnet-0000dead: there is none"),
+        (
+            "network = { vpc = \"vpc-0000dead\", subnet = \"subnet-00000001\" }",
+            "it is in vpc-00000001, not in vpc-0000dead",
+        ),
+        ("instance_types = [\"m7i-flex.large\"]", "offers none of the instance types to build al2023-x86_64 on"),
+    ] {
+        std::fs::write(world.config(), with(more)).unwrap();
+        let said = refused(&world, &["ami"], 5).await;
+        assert!(said.contains(why), "{more}: {said}");
+    }
+    assert_eq!(world.aws.mutations(), 0);
+
+    // A group of one's own, and of two types the one that is offered.
+    let own = "network = { vpc = \"vpc-00000001\", subnet = \"subnet-00000001\", security_group = \"sg-00000001\" }\n\
+               instance_types = [\"m7i-flex.large\", \"m6i.large\"]";
+    std::fs::write(world.config(), with(own)).unwrap();
+    world.run(&["ami"], quiet).await.unwrap().success().unwrap();
+    let bodies = world.aws.bodies();
+    let sent = bodies.iter().find(|(call, _)| call == "imagebuilder:CreateInfrastructureConfiguration").unwrap();
+    let sent: serde_json::Value = serde_json::from_slice(&sent.1).unwrap();
+    assert_eq!(sent["securityGroupIds"], serde_json::json!(["sg-00000001"]));
+    assert_eq!(sent["instanceTypes"], serde_json::json!(["m6i.large"]));
+    assert_eq!(sent["resourceTags"]["kiln:managed"], "true");
+    world.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_on_which_a_build_failed_is_kept_where_it_is_asked_for() {
+    let world = baking("amazon-linux-2023").await;
+    world.aws.fail_build_step("build/kiln-runner/Unpack");
+    let said = refused(&world, &["ami", "--keep-on-failure"], 6).await;
+    for part in ["aws ssm start-session --target i-", "aws ec2 terminate-instances --instance-ids i-", "phase build"] {
+        assert!(said.contains(part), "no `{part}` in {said}");
+    }
+    // Without it the next one is not.
+    let said = world.run(&["ami"], quiet).await.unwrap().success().unwrap().stderr;
+    assert!(said.contains("put infrastructure configuration"), "{said}");
+    world.shutdown().await.unwrap();
+}
+
+/// Who may write a parameter can't have just any image launched with the right to sign as the App.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recorded_image_that_was_not_baked_here_is_not_deployed() {
+    let world = baking("amazon-linux-2023").await;
+    let pem = world.download_key("key.pem").unwrap();
+    world.run(&["rotate-key", "--pem", pem.to_str().unwrap()], quiet).await.unwrap().success().unwrap();
+    let age = std::time::Duration::from_secs(60);
+    let parameter = "/kiln-rehearsal/image/al2023-x86_64";
+    for (kind, why) in [
+        ("somebody-s", "its tag kiln:image is somebody-s"),
+        ("kiln-rehearsal-al2-x86-64", "its tag kiln:image is kiln-rehearsal-al2-x86-64"),
+        ("kiln-rehearsal-al2023-x86-64", "it has no tag kiln:inputs"),
+    ] {
+        let ami = world.aws.plant_image(world.aws.region(), kind, age).await.unwrap();
+        world.aws.put_parameter(parameter, &ami).await.unwrap();
+        let said = refused(&world, &["deploy", "--fleet", "linux"], 5).await;
+        assert!(said.contains(&ami) && said.contains(why), "{kind}: {said}");
+    }
+    world.shutdown().await.unwrap();
 }

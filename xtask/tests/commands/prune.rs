@@ -10,7 +10,7 @@ use crate::models::assert_modelled;
 use crate::support::{World, quiet, world};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-const KIND: &str = "kiln-rehearsal-al2023-x86_64";
+const KIND: &str = "kiln-rehearsal-al2023-x86-64";
 const HOME: &str = "eu-central-1";
 const AWAY: &str = "eu-west-1";
 
@@ -50,7 +50,7 @@ async fn what_nothing_uses_goes_in_every_region_however_often_the_run_is_killed(
     let text = std::fs::read_to_string(world.config()).unwrap();
     std::fs::write(
         world.config(),
-        text.replace("[fleet.linux]", &format!("[image]\ncopy_to = [\"{AWAY}\"]\n\n[fleet.linux]")),
+        text.replace("[fleet.linux]", &format!("[image_defaults]\ncopy_to = [\"{AWAY}\"]\n\n[fleet.linux]")),
     )
     .unwrap();
     let pem = world.download_key("key.pem").unwrap();
@@ -69,7 +69,7 @@ async fn what_nothing_uses_goes_in_every_region_however_often_the_run_is_killed(
         format!("remove {old} ({KIND}, 40 days old, 30 GiB)"),
         format!("remove {recent} ({KIND}, 9 days old, 30 GiB)"),
         "this frees 60 GiB of snapshots at most".to_owned(),
-        format!("keep {served}: one of the newest, recorded in /kiln-stand-ins/fleet/linux/current, recorded in"),
+        format!("keep {served}: one of the newest, recorded in /kiln-rehearsal/fleet/linux/current, recorded in"),
         format!("images in {AWAY}:"),
     ] {
         assert!(outcome.stderr.contains(&part), "no `{part}` in:\n{}", outcome.stderr);
@@ -105,7 +105,7 @@ async fn a_superseded_launch_template_version_gives_its_image_up_when_told_to() 
     // The first is the way back.
     let kept = document(&world, &["prune", "--keep", "1", "--superseded", "--dry-run"]).await;
     assert_eq!(amis(&kept["result"]["removed"]), [""; 0]);
-    world.aws.forget_parameter("/kiln-stand-ins/fleet/linux/former").await.unwrap();
+    world.aws.forget_parameter("/kiln-rehearsal/fleet/linux/former").await.unwrap();
     let outcome = world.run(&["prune", "--keep", "1", "--dry-run"], quiet).await.unwrap().success().unwrap();
     let told = format!("keep {first}: named by superseded launch template kiln-rehearsal-fleet-linux version 1");
     assert!(outcome.stderr.contains(&told), "{}", outcome.stderr);

@@ -217,7 +217,7 @@ impl<'a> Machine<'a> {
         config["registration"] = json!("ephemeral");
         config["key"] = match store {
             "kms" => json!({ "kms": "alias/kiln-rehearsal-app-key" }),
-            _ => json!({ "secrets-manager": "kiln-stand-ins/app-key" }),
+            _ => json!({ "secrets-manager": "kiln-rehearsal/app-key" }),
         };
         let instance = format!("i-{}{index:016x}", if store == "kms" { "0" } else { "1" });
         let user_data = Some(config.to_string());

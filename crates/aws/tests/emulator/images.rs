@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use kiln_config::model::{Architecture, BaseImage};
-use kiln_operations::ports::{Component, Distribution, Identity as _, Images as _, Infrastructure, Versioned};
+use kiln_operations::ports::{
+    Component, ComponentUse, Distribution, Identity as _, Images as _, Infrastructure, Recipe, Versioned,
+};
 
 use crate::there;
 
@@ -56,20 +58,41 @@ phases:
 ";
     let component =
         Component { id: id.clone(), document: document.to_owned(), supported_os: vec!["Amazon Linux 2".to_owned()] };
-    assert!(!cloud.has_component(&id).await.unwrap());
-    cloud.create_component(&component).await.unwrap();
-    cloud.create_component(&component).await.unwrap();
-    assert!(cloud.has_component(&id).await.unwrap());
+    let tags = BTreeMap::from([("kiln:managed".to_owned(), "true".to_owned())]);
+    assert_eq!(cloud.component(&id).await.unwrap(), None);
+    cloud.create_component(&component, &tags).await.unwrap();
+    cloud.create_component(&component, &tags).await.unwrap();
+    assert_eq!(cloud.component(&id).await.unwrap().as_deref(), Some(document));
+
+    // A recipe is read back as it was written: what differs is somebody else's.
+    let recipe = Recipe {
+        id: Versioned { name: "kiln Acme_al2-x86_64".to_owned(), version: "1.2.3".to_owned() },
+        base: "ami-00000000000000001".parse().unwrap(),
+        components: vec![ComponentUse { id, parameters: BTreeMap::new() }],
+        volume_gib: 30,
+        kms_key: Some("arn:aws:kms:eu-central-1:111122223333:key/mrk-12".parse().unwrap()),
+        root_device: "/dev/xvda".to_owned(),
+        user_data: None,
+    };
+    assert_eq!(cloud.recipe(&recipe.id).await.unwrap(), None);
+    cloud.create_recipe(&recipe, &tags).await.unwrap();
+    cloud.create_recipe(&recipe, &tags).await.unwrap();
+    assert_eq!(cloud.recipe(&recipe.id).await.unwrap().as_ref(), Some(&recipe));
 
     let mut infrastructure = Infrastructure {
         name: "kiln-acme-al2-x86_64".to_owned(),
         instance_profile: "kiln-acme-bake".to_owned(),
         instance_types: vec!["m5.large".to_owned()],
+        subnet: "subnet-00000001".to_owned(),
+        security_groups: vec!["sg-00000001".to_owned()],
         log_bucket: "kiln-acme".to_owned(),
+        tags,
+        keep_on_failure: false,
     };
     assert_eq!(cloud.infrastructure(&infrastructure.name).await.unwrap(), None);
     for size in ["m5.large", "m5.xlarge"] {
         infrastructure.instance_types = vec![size.to_owned()];
+        infrastructure.keep_on_failure = !infrastructure.keep_on_failure;
         cloud.put_infrastructure(&infrastructure).await.unwrap();
         assert_eq!(cloud.infrastructure(&infrastructure.name).await.unwrap().as_ref(), Some(&infrastructure));
     }

@@ -12,7 +12,7 @@ use kiln_operations::wait::Tempo;
 
 use crate::{There, config, there};
 
-const IMAGE: &str = "kiln-acme-al2023-x86_64";
+const IMAGE: &str = "kiln-acme-al2023-x86-64";
 
 const KILN_TOML: &str = r#"
 organization = "acme"
@@ -111,7 +111,7 @@ async fn unused_images_go_with_their_snapshots_and_nothing_else_does() {
     }
     let [recorded, superseded, launched, elsewhere, unused] = ours.try_into().unwrap();
     let foreign = place.image("somebody's", 90).await;
-    let other = place.image("kiln-another-al2023-x86_64", 90).await;
+    let other = place.image("kiln-another-al2023-x86-64", 90).await;
     cloud.record("/kiln-acme/image/al2023-x86_64", &recorded.0).await.unwrap();
     place.template("kiln-acme-fleet-linux", &superseded.0).await;
     place.next_version("kiln-acme-fleet-linux", &launched.0).await;

@@ -124,7 +124,7 @@ impl Lane {
     pub(crate) async fn bake(&mut self) -> (String, String) {
         self.images += 1;
         let version = format!("2.338.{}", self.images);
-        let ami = self.local.add_image(&format!("kiln-{version}"), &version).await.unwrap();
+        let ami = self.local.add_image(&self.config.image_name(self.fleet().image()), &version).await.unwrap();
         self.record(&ami).await;
         (ami, version)
     }

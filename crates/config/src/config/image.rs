@@ -1,4 +1,4 @@
-//! What `[image]` and `[runner.node.MAJOR]` say: where images go, and which Node they carry.
+//! What `[image_defaults]` and `[runner.node.MAJOR]` say: where images are built and go, and which Node they carry.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,18 +7,58 @@ use toml::Spanned;
 
 use super::diagnostic::{Diagnostic, Findings};
 use super::partition::partition;
-use super::raw::{RawImage, RawNode};
-use crate::model::{AccountId, KmsKeyArn, NodeVersion, Region, Sha256};
+use super::raw::{RawBakeNetwork, RawImageDefaults, RawNode};
+use super::{Config, Network};
+use crate::model::{AccountId, InstanceType, KmsKeyArn, NodeVersion, Region, SecurityGroupId, Sha256, SubnetId, VpcId};
 
-/// Where images go beside the region that they are baked in.
+/// Where images are built, and where they go beside the region that they are baked in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Image {
+pub struct ImageDefaults {
     /// Regions that get a copy.
     pub copy_to: Vec<Region>,
     /// Accounts that may launch from it and its copies.
     pub share_with: Vec<AccountId>,
     /// What encrypts it; the account's own key for EBS when absent.
     pub kms_key: Option<KmsKeyArn>,
+    /// The account that bakes the images, where it is another one.
+    pub owner: Option<AccountId>,
+    /// The network that images are built in; a fleet's when absent.
+    pub network: Option<BakeNetwork>,
+    /// Instance types to build on, of any architecture; some of Kiln's choice for an architecture without one.
+    pub instance_types: Vec<InstanceType>,
+}
+
+/// Where images are built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BakeNetwork {
+    /// In the VPC that Kiln makes for the fleets.
+    Made,
+    /// In a subnet that exists.
+    Subnet {
+        /// Its VPC.
+        vpc: String,
+        /// The subnet.
+        subnet: SubnetId,
+        /// A security group of that VPC; one that lets everything out and nothing in when absent.
+        security_group: Option<String>,
+    },
+}
+
+impl Config {
+    /// Where images are built: where `[image_defaults]` says, or where the first fleet by name lives.
+    pub fn bake_network(&self) -> BakeNetwork {
+        let fleet = || {
+            self.fleets.values().next().and_then(|fleet| match &fleet.network {
+                Network::NewVpc => None,
+                Network::Subnets { vpc, subnets } => Some(BakeNetwork::Subnet {
+                    vpc: vpc.clone(),
+                    subnet: subnets.first()?.clone(),
+                    security_group: None,
+                }),
+            })
+        };
+        self.image_defaults.network.clone().or_else(fleet).unwrap_or(BakeNetwork::Made)
+    }
 }
 
 /// A major release of Node, such as 24: the runner keeps one of each in `externals/node24`.
@@ -48,8 +88,8 @@ impl NodePin {
     }
 }
 
-pub(super) fn validate(raw: Option<&RawImage>, region: Option<&Region>, found: &mut Findings) -> Image {
-    let Some(raw) = raw else { return Image::default() };
+pub(super) fn validate(raw: Option<&RawImageDefaults>, region: Option<&Region>, found: &mut Findings) -> ImageDefaults {
+    let Some(raw) = raw else { return ImageDefaults::default() };
     let copy_to: Vec<(_, Region)> = raw
         .copy_to
         .as_ref()
@@ -78,15 +118,32 @@ pub(super) fn validate(raw: Option<&RawImage>, region: Option<&Region>, found: &
         .unwrap_or_default();
     let kms_key = raw.kms_key.as_ref().and_then(|key| found.parse("`kms_key`", key));
     keys(raw, kms_key.as_ref(), region, found);
-    Image {
+    let instance_types: Vec<(_, InstanceType)> = raw
+        .instance_types
+        .as_ref()
+        .map(|types| super::fleet::distinct("instance_types", types.get_ref(), str::to_owned, found))
+        .unwrap_or_default();
+    ImageDefaults {
         kms_key,
+        owner: raw.owner.as_ref().and_then(|owner| found.parse("`owner`", owner)),
+        network: raw.network.as_ref().and_then(|network| self::network(network.get_ref(), found)),
+        instance_types: instance_types.into_iter().map(|(_, name)| name).collect(),
         copy_to: copy_to.into_iter().map(|(_, region)| region).collect(),
         share_with: share_with.into_iter().map(|(_, account)| account).collect(),
     }
 }
 
+fn network(raw: &RawBakeNetwork, found: &mut Findings) -> Option<BakeNetwork> {
+    let RawBakeNetwork { vpc, subnet, security_group } = raw;
+    let vpc: Option<VpcId> = vpc.as_ref().and_then(|vpc| found.parse("`vpc`", vpc));
+    let subnet: Option<SubnetId> = subnet.as_ref().and_then(|subnet| found.parse("`subnet`", subnet));
+    let group: Option<SecurityGroupId> =
+        security_group.as_ref().and_then(|group| found.parse("`security_group`", group));
+    Some(BakeNetwork::Subnet { vpc: vpc?.to_string(), subnet: subnet?, security_group: group.map(String::from) })
+}
+
 /// What the account's own key for EBS encrypts, no other account can read; and a key is good in its region only.
-fn keys(raw: &RawImage, key: Option<&KmsKeyArn>, region: Option<&Region>, found: &mut Findings) {
+fn keys(raw: &RawImageDefaults, key: Option<&KmsKeyArn>, region: Option<&Region>, found: &mut Findings) {
     let some = |list: &Option<Spanned<Vec<_>>>| list.as_ref().filter(|list| !list.get_ref().is_empty()).cloned();
     if let (Some(accounts), None) = (some(&raw.share_with), &raw.kms_key) {
         found.push(

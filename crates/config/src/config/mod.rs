@@ -26,7 +26,7 @@ use crate::model::{
 
 pub use diagnostic::{ConfigError, Problem};
 use diagnostic::{Diagnostic, Findings};
-pub use image::{Image, NodeMajor, NodePin};
+pub use image::{BakeNetwork, ImageDefaults, NodeMajor, NodePin};
 pub use infrastructure::{IMAGE_VOLUME_GIB, MOST_EGRESS_PORTS, MOST_TAGS, Spot, Volume};
 pub use notice::Notice;
 pub use partition::{is_known as is_known_region, nearest as nearest_region, partition};
@@ -45,8 +45,8 @@ pub struct Config {
     pub github: boot::GitHub,
     /// The pinned actions/runner.
     pub runner: RunnerPin,
-    /// Where images go.
-    pub image: Image,
+    /// Where images are built, and where they go.
+    pub image_defaults: ImageDefaults,
     /// The SNS topic that alarms go to.
     pub alarm_topic: Option<String>,
     /// The permissions boundary of the roles that the stacks make.
@@ -345,9 +345,10 @@ impl Config {
         format!("/{}/fleet/{fleet}/{which}", self.prefix())
     }
 
-    /// The name every Image Builder resource of a variant begins with.
+    /// The name of every Image Builder resource of a variant: `kiln-acme-al2023-x86-64`. It has nothing in it that Image
+    /// Builder writes otherwise in an ARN (upper case, spaces, underscores), so that one name serves for all.
     pub fn image_name(&self, variant: ImageVariant) -> String {
-        format!("{}-{variant}", self.prefix())
+        format!("{}-{variant}", self.prefix()).replace('_', "-")
     }
 
     /// The distinct images the fleets run.

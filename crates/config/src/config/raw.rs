@@ -43,6 +43,7 @@ const POLICY: &str = r"^arn:aws[a-z-]*:iam::([0-9]{12}|aws):policy/[A-Za-z0-9_+=
 const ROLE: &str = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+$";
 const TAG_KEY: &str = "^[A-Za-z0-9 _.:/=+@-]{1,128}$";
 const VPC: &str = "^vpc-[0-9a-f]{8,17}$";
+const SECURITY_GROUP: &str = "^sg-[0-9a-f]{8,17}$";
 const SUBNET: &str = "^subnet-[0-9a-f]{8,17}$";
 
 /// What every program that reads JSON takes for a whole number; GitHub's ids are far below it.
@@ -77,10 +78,10 @@ pub(super) struct RawConfig {
     /// The pinned release of actions/runner.
     #[schemars(with = "RawRunner")]
     pub(super) runner: Option<RawRunner>,
-    /// Where images go beside the region that they are baked in.
+    /// Where images are built, and where they go beside the region that they are baked in.
     #[serde(default)]
-    #[schemars(with = "RawImage")]
-    pub(super) image: Option<RawImage>,
+    #[schemars(with = "RawImageDefaults")]
+    pub(super) image_defaults: Option<RawImageDefaults>,
     // Where something goes wrong at night, somebody has to hear of it.
     /// An SNS topic of this region that is told when a group has too few instances in service, or when a launch or an
     /// instance refresh fails. Its policy has to let cloudwatch.amazonaws.com and events.amazonaws.com publish; an encrypted one
@@ -183,7 +184,7 @@ pub(super) struct RawNode {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RawImage {
+pub(super) struct RawImageDefaults {
     /// Regions that get a copy of each image, and a parameter of the same name with its id.
     #[serde(default)]
     #[schemars(with = "Vec<String>", inner(regex(pattern = REGION)))]
@@ -200,6 +201,21 @@ pub(super) struct RawImage {
     #[schemars(with = "String", regex(pattern = KMS_KEY))]
     #[schemars(example = &"arn:aws:kms:eu-central-1:111122223333:key/mrk-0123456789abcdef0123456789abcdef")]
     pub(super) kms_key: Field<String>,
+    /// The account that bakes the images and shares them with this one. `deploy` takes images of this account alone, when
+    /// absent.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = ACCOUNT), example = &"123456789012")]
+    pub(super) owner: Field<String>,
+    /// The network that images are built in: a subnet with a way out to the internet. The first fleet's, when absent.
+    #[serde(default)]
+    #[schemars(with = "RawBakeNetwork")]
+    pub(super) network: Field<RawBakeNetwork>,
+    /// Instance types to build images on; Image Builder takes one of those that the subnet's zone offers. Common ones, when
+    /// absent.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", inner(regex(pattern = INSTANCE_TYPE)))]
+    #[schemars(extend("examples" = [["m6i.large", "m5.large"]], "uniqueItems" = true))]
+    pub(super) instance_types: Field<Vec<Spanned<String>>>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -393,6 +409,22 @@ pub(super) struct RawSubnets {
     #[schemars(with = "Vec<String>", length(min = 1), inner(regex(pattern = SUBNET)))]
     #[schemars(extend("examples" = [["subnet-0123456789abcdef0"]], "uniqueItems" = true))]
     pub(super) subnets: Field<Vec<Spanned<String>>>,
+}
+
+/// A subnet that images are built in.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawBakeNetwork {
+    /// The VPC of the subnet.
+    #[schemars(with = "String", regex(pattern = VPC), example = &"vpc-0123456789abcdef0")]
+    pub(super) vpc: Field<String>,
+    /// The subnet.
+    #[schemars(with = "String", regex(pattern = SUBNET), example = &"subnet-0123456789abcdef0")]
+    pub(super) subnet: Field<String>,
+    /// A security group of that VPC. Kiln makes one that lets everything out and nothing in, when absent.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = SECURITY_GROUP), example = &"sg-0123456789abcdef0")]
+    pub(super) security_group: Field<String>,
 }
 
 /// Serde's `untagged` buffers the value and loses the places in it.

@@ -21,7 +21,7 @@ pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Opt
     let app = raw.app.as_ref().and_then(|app| self::app(app, found));
     let github = github(raw.github.as_ref(), found);
     let runner = raw.runner.as_ref().and_then(|runner| self::runner(runner, found));
-    let image = image::validate(raw.image.as_ref(), region.as_ref(), found);
+    let image_defaults = image::validate(raw.image_defaults.as_ref(), region.as_ref(), found);
     let fleets = fleets(raw, github.as_ref(), found);
     let arn = |key: &str, value: Option<&Spanned<String>>, form, found: &mut Findings| {
         infrastructure::arn(key, value, form, region.as_ref(), found)
@@ -38,7 +38,7 @@ pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Opt
         app: app?,
         github: github?,
         runner: runner?,
-        image,
+        image_defaults,
         alarm_topic,
         permissions_boundary: boundary,
         cloudformation_role,

@@ -10,6 +10,7 @@ use kiln_github::{OrgClient, Runner};
 use super::plan::newest_version;
 use super::record::{Aim, Record};
 use super::{Request, key_names};
+use crate::ami;
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::freshness::{self, Lifetime, Urgency};
@@ -78,6 +79,8 @@ pub async fn observe(
 ) -> Result<Observed> {
     let Request { config, fleet, .. } = request;
     let baked = recorded_image(request, cloud).await?;
+    let caller = cloud.caller().await?;
+    ami::require_ours(config, fleet.image(), &baked, &caller)?;
     let mut dead = Vec::new();
     let network = match &fleet.network {
         Network::NewVpc => found(stacks::find(cloud, &config.network_stack(), progress).await?, &mut dead),
@@ -91,7 +94,13 @@ pub async fn observe(
     let record = Record::read(config, &fleet.name, cloud).await?;
     let asked_for = stack.as_ref().and_then(|stack| stack.parameters.get("AmiId")?.parse::<AmiId>().ok());
     let aim = record.aim(request.goal, &baked.id, asked_for.as_ref())?;
-    let tags = if aim.ami == baked.id { baked.tags } else { available(&aim.ami, cloud).await?.tags };
+    let tags = if aim.ami == baked.id {
+        baked.tags
+    } else {
+        let former = available(&aim.ami, cloud).await?;
+        ami::require_any_of_ours(config, fleet.image(), &former, &caller)?;
+        former.tags
+    };
     let tags_now = match asked_for {
         Some(now) if now != aim.ami => cloud.ami(&now).await?.map(|ami| ami.tags).unwrap_or_default(),
         _ => BTreeMap::new(),

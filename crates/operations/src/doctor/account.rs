@@ -229,7 +229,7 @@ fn proxy(fleet: &Fleet) -> Option<Finding> {
 /// The customer's key of the images: there, and usable. Whether its policy lets Auto Scaling use it, only a launch shows.
 async fn encryption(config: &Config, cloud: &impl Account) -> Option<Finding> {
     let check = "kms-key";
-    let key = config.image.kms_key.as_ref()?;
+    let key = config.image_defaults.kms_key.as_ref()?;
     Some(match cloud.key_state(key.as_str()).await {
         Ok(Some(state)) if state == "Enabled" => Finding::good(check, format!("{key} is enabled")),
         Ok(Some(state)) => Finding::wrong(

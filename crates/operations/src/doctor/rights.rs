@@ -14,6 +14,9 @@ const ANYWHERE: &[&str] = &[
     "autoscaling:DescribeInstanceRefreshes",
     "ec2:CreateTags",
     "ec2:DescribeImages",
+    "ec2:DescribeInstanceTypeOfferings",
+    "ec2:DescribeRouteTables",
+    "ec2:DescribeSubnets",
     "sts:GetCallerIdentity",
 ];
 
@@ -169,7 +172,7 @@ pub fn needed(config: &Config, caller: &Caller) -> Vec<Right> {
         add(IMAGE_BUILDER, arn("imagebuilder", &format!("image/{}/1.0.0/1", config.image_name(variant))));
         let parameter = config.image_parameter(variant);
         add(&["ssm:GetParameter", "ssm:PutParameter"], arn("ssm", &format!("parameter{parameter}")));
-        for region in &config.image.copy_to {
+        for region in &config.image_defaults.copy_to {
             let there = format!("arn:{partition}:ssm:{region}:{account}:parameter{parameter}");
             add(&["ssm:GetParameter", "ssm:PutParameter"], there);
         }

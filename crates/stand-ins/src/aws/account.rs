@@ -77,22 +77,42 @@ pub(super) fn instance_types(call: &Call) -> Response {
 /// A type that only the first zone has, as new types often begin.
 const OF_ONE_ZONE: &str = "m6i.xlarge";
 
-/// `DescribeInstanceTypeOfferings` by zone, with the filter by name.
-// source: botocore ec2 DescribeInstanceTypeOfferings (`LocationType`, `InstanceTypeOfferings`)
-// assumption: which zone lacks which type is made up
+/// `DescribeInstanceTypeOfferings`, with the filters by place and name. A place offers what it is known to offer, and
+/// nothing is said of a type that it does not.
+///
+/// source: `botocore`, `ec2/2016-11-15/service-2.json`, `DescribeInstanceTypeOfferingsRequest`: filters `instance-type` and
+/// `location`, whose value is a region's or a zone's name by `LocationType`
 pub(super) fn offerings(call: &Call) -> Response {
-    let wanted: Vec<String> = (1..).map_while(|index| call.field(&format!("Filter.1.Value.{index}"))).collect();
-    let mut items = String::new();
-    for (name, ..) in TYPES.iter().filter(|(name, ..)| wanted.iter().any(|wanted| wanted == name)) {
-        let zones = if *name == OF_ONE_ZONE { &["a"][..] } else { &["a", "b", "c", "d", "e", "f"] };
-        for zone in zones {
-            let location = format!("{}{zone}", call.region);
-            items.push_str(&format!(
-                "<item><instanceType>{name}</instanceType><locationType>availability-zone</locationType>\
-                 <location>{location}</location></item>"
-            ));
-        }
-    }
+    let kind = call.field("LocationType").unwrap_or_else(|| "region".to_owned());
+    let filter = |wanted: &str| -> Vec<String> {
+        let named = |index: &usize| call.field(&format!("Filter.{index}.Name")).as_deref() == Some(wanted);
+        let Some(index) = (1..=10).find(named) else { return Vec::new() };
+        (1..).map_while(|value| call.field(&format!("Filter.{index}.Value.{value}"))).collect()
+    };
+    let (names, places) = (filter("instance-type"), filter("location"));
+    let is_place = |place: &String| match kind.as_str() {
+        "region" => *place == call.region,
+        _ => place.strip_prefix(&call.region).is_some_and(|letter| letter.len() == 1),
+    };
+    // assumption: which zone lacks which type is made up
+    let has = |place: &str, name: &str| kind == "region" || name != OF_ONE_ZONE || place.ends_with('a');
+    let places = match (places.is_empty(), kind.as_str()) {
+        (false, _) => places,
+        (true, "region") => vec![call.region.clone()],
+        (true, _) => ["a", "b", "c", "d", "e", "f"].map(|zone| format!("{}{zone}", call.region)).to_vec(),
+    };
+    let offered = places.iter().filter(|place| is_place(place)).flat_map(|place| {
+        let known = TYPES.iter().filter(|(name, ..)| names.is_empty() || names.iter().any(|wanted| wanted == name));
+        known.filter(|(name, ..)| has(place, name)).map(move |(name, ..)| (name, place))
+    });
+    let items: String = offered
+        .map(|(name, place)| {
+            format!(
+                "<item><instanceType>{name}</instanceType><locationType>{kind}</locationType><location>{place}</location>\
+                 </item>"
+            )
+        })
+        .collect();
     let answer = format!(
         "<DescribeInstanceTypeOfferingsResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\">\
          <instanceTypeOfferingSet>{items}</instanceTypeOfferingSet></DescribeInstanceTypeOfferingsResponse>"

@@ -18,8 +18,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
 use super::backend::text_of;
-use super::image_builder::Build;
-use super::{REGION, Shared, listings, lock};
+use super::image_builder::{Build, LAUNCH_STEP};
+use super::{ACCOUNT, REGION, Shared, listings, lock};
 
 /// The unprivileged user of the stand-in base image, as the packages' component would make it.
 const RUNNER_UID: u32 = 61_234;
@@ -52,6 +52,8 @@ pub(super) struct Baking {
     pub(super) distributions: Vec<Json>,
     /// The root volume's key, where it has one of its own.
     pub(super) kms_key: Option<String>,
+    /// Where it is built.
+    pub(super) infrastructure: Json,
     /// `PHASE/DOCUMENT/STEP`, or a step's name alone.
     pub(super) fail_step: Option<String>,
 }
@@ -179,13 +181,26 @@ async fn bake(shared: &Shared, baking: &Baking) -> anyhow::Result<()> {
         shared_with: Vec::new(),
     };
     enter(shared, arn, "BUILDING").await;
+    launch(shared, baking).await?;
     for phase in ["build", "validate"] {
         run_phase(shared, baking, phase, &root, &work, &mut record).await?;
     }
     enter(shared, arn, "TESTING").await;
     run_phase(shared, baking, "test", &root, &work, &mut record).await?;
     enter(shared, arn, "DISTRIBUTING").await;
-    distribute(shared, baking, &mut record).await?;
+    distribute(shared, baking, &mut record).await.inspect_err(|error| {
+        let failure = json!({
+            "imageStatus": "DISTRIBUTING",
+            "distributionFailure": {
+                "errorMessage": "Distribution failed",
+                "regionFailures": [{ "region": REGION, "status": "FAILED", "errorMessage": format!("{error:#}") }],
+            },
+        });
+        update(shared, arn, |build| {
+            build.reason = "Image distribution failed".to_owned();
+            build.failure = Some(failure);
+        });
+    })?;
     let (ami, copies) = (record.ami.clone(), record.copies.clone());
     {
         let mut state = lock(&shared.image_builder);
@@ -199,6 +214,37 @@ async fn bake(shared: &Shared, baking: &Baking) -> anyhow::Result<()> {
         build.status = "AVAILABLE";
     });
     Ok(())
+}
+
+/// The build instance is launched, or not. An account of this world has no default VPC, as those of most organizations.
+///
+/// source: `CreateInfrastructureConfigurationRequest$subnetId`; aws/aws-parallelcluster#3874, of "environments without a
+/// default VPC"; EC2's error `VPCIdNotSpecified`: "No default VPC for this user"
+async fn launch(shared: &Shared, baking: &Baking) -> anyhow::Result<()> {
+    let Baking { infrastructure, .. } = baking;
+    let list = |name: &str| infrastructure[name].as_array().cloned().unwrap_or_default();
+    let groups = list("securityGroupIds");
+    let launched = match infrastructure["subnetId"].as_str() {
+        None => {
+            Err("No default VPC for this user. GroupName is only supported for EC2-Classic and default VPC.".to_owned())
+        }
+        Some(_) if groups.is_empty() => Err("the VPC's default security group lets nothing out".to_owned()),
+        Some(subnet) => {
+            let known = shared.backend.query("ec2", "DescribeSubnets", &[("SubnetId.1", subnet)]).await;
+            known.map(drop).map_err(|error| format!("{error:#}"))
+        }
+    };
+    let step = LAUNCH_STEP;
+    let Err(why) = launched else {
+        note(shared, baking, "BUILD", step, "COMPLETED");
+        return Ok(());
+    };
+    note(shared, baking, "BUILD", step, "FAILED");
+    update(shared, &baking.arn, |build| {
+        build.reason = format!("Image Builder failed to launch the build instance: {why}");
+        build.failure = Some(json!({ "imageStatus": "BUILDING", "failedStep": step }));
+    });
+    bail!("{why}")
 }
 
 /// Registers the AMI in each region, as far as keys allow it: what an account's own key for EBS encrypts can be shared
@@ -285,7 +331,7 @@ async fn run_phase(
                         log(shared, baking, format!("ignored: {error:#}"));
                         continue;
                     }
-                    failed(shared, baking, phase_name, step, &error);
+                    failed(shared, baking, (document, phase_name), step, &error);
                     bail!("step {name} failed: {error:#}");
                 }
                 record.ran.push(format!("{phase_name}/{name}"));
@@ -310,9 +356,20 @@ fn log(shared: &Shared, baking: &Baking, line: impl Into<String>) {
     update(shared, &baking.arn, |build| build.log.push(line));
 }
 
-fn failed(shared: &Shared, baking: &Baking, phase: &str, step: &Step, error: &anyhow::Error) {
+/// source: `ImageFailureContext`, `ComponentFailureContext`, whose message has 1,024 characters at most
+fn failed(shared: &Shared, baking: &Baking, (document, phase): (&Document, &str), step: &Step, error: &anyhow::Error) {
     log(shared, baking, format!("ERROR {error:#}"));
-    let failure = json!({ "phaseName": phase, "stepName": step.name, "errorMessage": format!("{error:#}") });
+    let message: String = format!("{error:#}").chars().take(1024).collect();
+    let failure = json!({
+        "imageStatus": if phase == "test" { "TESTING" } else { "BUILDING" },
+        "failedStep": if phase == "test" { "ApplyTestComponents" } else { "ApplyBuildComponents" },
+        "componentFailure": {
+            "componentArn": format!("arn:aws:imagebuilder:{REGION}:{ACCOUNT}:component/{}/1.0.0/1", document.name),
+            "phaseName": phase,
+            "stepName": step.name,
+            "errorMessage": message,
+        },
+    });
     update(shared, &baking.arn, |build| {
         build.reason = format!("SSM execution failed for step '{}' in phase '{phase}'", step.name);
         build.failure = Some(failure);
@@ -340,7 +397,10 @@ async fn execute(
                 let (bucket, key) =
                     source.strip_prefix("s3://").and_then(|rest| rest.split_once('/')).context("an s3:// source")?;
                 let bytes = shared.backend.object(bucket, key).await.with_context(|| source.clone())?;
-                write(&PathBuf::from(text(input, "destination").context("a destination")?), &bytes)?;
+                // source: https://docs.aws.amazon.com/imagebuilder/latest/userguide/toe-action-modules.html, S3Download:
+                // "All folders in the destination path must exist prior to download, or the download fails."
+                let destination = PathBuf::from(text(input, "destination").context("a destination")?);
+                std::fs::write(&destination, &bytes).with_context(|| format!("write {}", destination.display()))?;
             }
             Ok(())
         }

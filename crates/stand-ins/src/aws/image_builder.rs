@@ -1,4 +1,7 @@
 //! Image Builder's REST-JSON protocol: immutable components and recipes, configurations, builds.
+//!
+//! Rules without a source of their own are of `botocore`'s model, `imagebuilder/2019-12-02/service-2.json`, by the name of the
+//! operation or shape.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,6 +29,8 @@ pub(super) struct Build {
     pub(super) copies: BTreeMap<String, String>,
     /// What CloudWatch Logs has of it.
     pub(super) log: Vec<String>,
+    /// The group that it is written to.
+    pub(super) log_group: String,
     /// Name and status, in order, by workflow: `BUILD`, `TEST`.
     pub(super) steps: Vec<(&'static str, String, &'static str)>,
 }
@@ -52,6 +57,13 @@ pub(super) struct ImageBuilder {
 impl ImageBuilder {
     pub(super) fn images(&self) -> Vec<BakedImage> {
         self.baked.clone()
+    }
+
+    pub(super) fn replace_component(&mut self, name: &str, document: &str) {
+        let part = format!(":component/{name}/");
+        for (_, component) in self.components.iter_mut().filter(|(arn, _)| arn.contains(&part)) {
+            component["data"] = json!(document);
+        }
     }
 
     pub(super) fn root_of(&self, ami: &str) -> Option<PathBuf> {
@@ -117,8 +129,27 @@ pub(super) async fn handle(shared: &Arc<Shared>, call: &Call) -> Response {
     }
 }
 
+/// A name in an ARN is in lower case, with hyphens in place of spaces and underscores. An ARN with anything else in it names
+/// nothing, and is answered as one that does not exist.
+///
+/// source: `Filter$name` and `CreateImageRecipeRequest$name`: "names that differ only in case, spaces, or underscores count as
+/// the same name"; `aws/aws-cdk`, `aws-imagebuilder-alpha/lib/image-recipe.ts`, refuses underscores for it
 fn arn(kind: &str, rest: &str) -> String {
-    format!("arn:aws:imagebuilder:{REGION}:{ACCOUNT}:{kind}/{}", rest.to_ascii_lowercase().replace(' ', "-"))
+    let segment = rest.to_ascii_lowercase().replace([' ', '_'], "-");
+    format!("arn:aws:imagebuilder:{REGION}:{ACCOUNT}:{kind}/{segment}")
+}
+
+/// The longest client token. Newer models allow 64 characters; 36 is what an older one did.
+///
+/// source: `ClientToken` in botocore 1.35.99 (36) and 1.43.11 (64)
+const MOST_TOKEN: usize = 36;
+
+fn token(body: &Value) -> Result<String, Refused> {
+    let token = text(body, "clientToken")?;
+    if token.len() > MOST_TOKEN {
+        return Err(invalid(format!("The value supplied for parameter 'clientToken' is not valid: {token}")));
+    }
+    Ok(token.to_owned())
 }
 
 fn text<'a>(value: &'a Value, name: &str) -> Result<&'a str, Refused> {
@@ -148,7 +179,7 @@ fn get(from: &BTreeMap<String, Value>, arn: &str, name: &str) -> Answered {
 }
 
 fn create_component(state: &mut ImageBuilder, body: &Value) -> Answered {
-    text(body, "clientToken")?;
+    token(body)?;
     if text(body, "platform")? != "Linux" {
         return Err(invalid("The value supplied for parameter 'platform' is not valid."));
     }
@@ -168,7 +199,7 @@ fn create_component(state: &mut ImageBuilder, body: &Value) -> Answered {
 }
 
 fn create_recipe(state: &mut ImageBuilder, body: &Value) -> Answered {
-    text(body, "clientToken")?;
+    token(body)?;
     text(body, "parentImage")?;
     let arn = arn("image-recipe", &versioned(body)?);
     if state.recipes.contains_key(&arn) {
@@ -191,7 +222,7 @@ fn document(state: &ImageBuilder, arn: &str) -> Result<Document, Refused> {
 }
 
 fn put(state: &mut ImageBuilder, body: &Value, kind: &str, update: bool) -> Answered {
-    text(body, "clientToken")?;
+    token(body)?;
     let name = format!("{kind}ConfigurationArn");
     let arn = if update {
         let arn = text(body, &name)?.to_owned();
@@ -208,6 +239,7 @@ fn put(state: &mut ImageBuilder, body: &Value, kind: &str, update: bool) -> Answ
     };
     if kind == "infrastructure" {
         text(body, "instanceProfileName")?;
+        require_tags(&body["resourceTags"])?;
     } else {
         for distribution in body["distributions"].as_array().into_iter().flatten() {
             text(distribution, "region")?;
@@ -226,9 +258,19 @@ fn put(state: &mut ImageBuilder, body: &Value, kind: &str, update: bool) -> Answ
     Ok(json!({ name: arn, "clientToken": body["clientToken"] }))
 }
 
+/// source: `ResourceTagMap`: 1 to 30 of them
+fn require_tags(tags: &Value) -> Result<(), Refused> {
+    match tags.as_object().map(serde_json::Map::len) {
+        None | Some(1..=30) => Ok(()),
+        Some(count) => {
+            Err(invalid(format!("The value supplied for parameter 'resourceTags' is not valid: {count} tags")))
+        }
+    }
+}
+
 fn create_image(shared: &Arc<Shared>, body: &Value) -> Answered {
     let mut state = lock(&shared.image_builder);
-    let token = text(body, "clientToken")?.to_owned();
+    let token = token(body)?;
     if let Some(arn) = state.tokens.get(&token) {
         return Ok(json!({ "imageBuildVersionArn": arn, "clientToken": token }));
     }
@@ -253,7 +295,12 @@ fn create_image(shared: &Arc<Shared>, body: &Value) -> Answered {
     let image = recipe_arn.replace(":image-recipe/", ":image/");
     let number = state.builds.keys().filter(|arn| arn.starts_with(&format!("{image}/"))).count() + 1;
     let arn = format!("{image}/{number}");
+    // source: `ImageLoggingConfiguration$logGroupName`
+    let name = text(&recipe, "name")?;
+    let log_group = body["loggingConfiguration"]["logGroupName"].as_str().map(str::to_owned);
+    let infrastructure = state.configurations[text(body, "infrastructureConfigurationArn")?].clone();
     let build = Build {
+        log_group: log_group.unwrap_or_else(|| format!("/aws/imagebuilder/{name}")),
         status: "PENDING",
         reason: String::new(),
         failure: None,
@@ -266,7 +313,7 @@ fn create_image(shared: &Arc<Shared>, body: &Value) -> Answered {
     state.tokens.insert(token.clone(), arn.clone());
     let fail_step = state.fail_step.take();
     drop(state);
-    let baking = Baking { arn: arn.clone(), components, distributions, kms_key, fail_step };
+    let baking = Baking { arn: arn.clone(), components, distributions, kms_key, infrastructure, fail_step };
     tokio::spawn(bake::run(Arc::clone(shared), baking));
     Ok(json!({ "imageBuildVersionArn": arn, "clientToken": token }))
 }
@@ -278,7 +325,7 @@ fn get_image(state: &ImageBuilder, arn: &str) -> Answered {
         status["reason"] = json!(build.reason);
     }
     if let Some(failure) = &build.failure {
-        status["failureContext"] = json!({ "componentFailure": failure });
+        status["failureContext"] = failure.clone();
     }
     let mut image = json!({ "arn": arn, "state": status, "outputResources": { "amis": [] } });
     if let Some(ami) = &build.ami {
@@ -295,13 +342,17 @@ fn list_builds(state: &ImageBuilder, version: &str) -> Value {
     json!({ "imageSummaryList": builds })
 }
 
-/// What CloudWatch Logs answers of a build: its log is the stream `VERSION/BUILD` in `/aws/imagebuilder/NAME`.
+/// What CloudWatch Logs answers of a build: its log is the stream `VERSION/BUILD` in its group.
+///
+/// source: <https://docs.aws.amazon.com/imagebuilder/latest/userguide/monitor-cwlogs.html>
 pub(super) fn log_events(shared: &Shared, call: &Call) -> Option<Response> {
     let body: Value = serde_json::from_slice(&call.body).ok()?;
-    let group = body["logGroupName"].as_str()?.strip_prefix("/aws/imagebuilder/")?;
-    let arn = arn("image", &format!("{group}/{}", body["logStreamName"].as_str()?));
+    let group = body["logGroupName"].as_str().filter(|group| group.starts_with("/aws/imagebuilder/"))?;
+    let stream = body["logStreamName"].as_str()?;
     let state = lock(&shared.image_builder);
-    let Some(build) = state.builds.get(&arn) else {
+    let mut builds = state.builds.iter();
+    let its = |(arn, build): &(&String, &Build)| build.log_group == group && arn.ends_with(&format!("/{stream}"));
+    let Some((_, build)) = builds.find(its) else {
         let refusal =
             json!({ "__type": "ResourceNotFoundException", "message": "The specified log stream does not exist." });
         return Some((StatusCode::BAD_REQUEST, axum::Json(refusal)).into_response());
@@ -312,6 +363,14 @@ pub(super) fn log_events(shared: &Shared, call: &Call) -> Option<Response> {
         build.log.iter().skip(from).take(limit).map(|line| json!({ "timestamp": 0, "message": line })).collect();
     Some(axum::Json(json!({ "events": events })).into_response())
 }
+
+/// The build workflow's first step.
+///
+/// source: <https://docs.aws.amazon.com/imagebuilder/latest/userguide/wfdoc-step-actions.html>, `LaunchInstance`
+pub(super) const LAUNCH_STEP: &str = "LaunchBuildInstance";
+
+/// The instance of every build.
+const INSTANCE: &str = "i-0b0b0b0b0b0b0b0b0";
 
 /// The workflows of a build, in their order.
 const WORKFLOWS: [&str; 2] = ["BUILD", "TEST"];
@@ -340,7 +399,17 @@ fn list_steps(state: &ImageBuilder, id: &str) -> Answered {
     let steps: Vec<Value> = own
         .map(|(index, (_, name, status))| {
             let start = format!("2026-01-01T00:{:02}:{:02}Z", index / 60, index % 60);
-            json!({ "stepExecutionId": format!("{id}#{index}"), "name": name, "status": status, "startTime": start })
+            let mut step =
+                json!({ "stepExecutionId": format!("{id}#{index}"), "name": name, "status": status, "startTime": start });
+            // source: `WorkflowStepMetadata$outputs`: "a step that launches an instance outputs the instance ID"
+            // assumption: under the name that workflow documents refer to it by, `instanceId`.
+            if name == LAUNCH_STEP && *status == "COMPLETED" {
+                step["outputs"] = json!(json!({ "instanceId": INSTANCE }).to_string());
+            }
+            if *status == "FAILED" {
+                step["message"] = json!(build.reason);
+            }
+            step
         })
         .collect();
     Ok(json!({ "steps": steps, "workflowExecutionId": id }))

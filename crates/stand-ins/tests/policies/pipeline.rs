@@ -181,12 +181,12 @@ fn what_prunes_removes_nothing_of_others() {
         let call = Call::new(action, resource);
         tags.iter().fold(call, |call, (key, value)| call.with(format!("aws:{key}"), *value))
     };
-    let ours = ("ResourceTag/kiln:image", "kiln-acme-al2023-x86_64");
-    let theirs = ("ResourceTag/kiln:image", "kiln-acme-corp-al2023-x86_64");
+    let ours = ("ResourceTag/kiln:image", "kiln-acme-al2023-x86-64");
+    let theirs = ("ResourceTag/kiln:image", "kiln-acme-corp-al2023-x86-64");
     let managed = ("ResourceTag/kiln:managed", "true");
     let marked = ("ResourceTag/kiln:pruned-from", "ami-1");
     let marks = [
-        ("RequestTag/kiln:image", "kiln-acme-al2023-x86_64"),
+        ("RequestTag/kiln:image", "kiln-acme-al2023-x86-64"),
         ("TagKeys", "kiln:image"),
         ("TagKeys", "kiln:pruned-from"),
     ];
@@ -210,7 +210,7 @@ fn what_prunes_removes_nothing_of_others() {
             "autoscaling",
             "autoScalingGroup:0:autoScalingGroupName/kiln-acme-fleet-x",
         ),
-        call("ssm:PutParameter", "ssm", "parameter/kiln-acme/image/al2023-x86_64"),
+        call("ssm:PutParameter", "ssm", "parameter/kiln-acme/image/al2023-x86-64"),
         call("kms:Sign", "kms", "key/1234").with("kms:ResourceAliases", "alias/kiln-acme-app-key"),
     ];
     policies("PruneRole").check(&python(), &allowed, &refused).unwrap();

@@ -68,8 +68,11 @@ for node in "${nodes[@]}"; do
     wrong "externals/node$major/bin/node does not run: $found"
   elif [[ "$found" != "v$major."* ]]; then
     wrong "externals/node$major/bin/node is $found"
+  # There have been builds that say their version and run no script (nodejs/unofficial-builds#185).
+  elif ! told="$("$node" "${BASH_SOURCE[0]%/*}/node.js" 2>&1)" || [[ "$told" != 'crypto and TLS work' ]]; then
+    wrong "externals/node$major/bin/node, which is $found, runs no script: $told"
   else
-    echo "ok    externals/node$major/bin/node is $found"
+    echo "ok    externals/node$major/bin/node is $found: $told"
   fi
 done
 exit "$failed"
