@@ -60,7 +60,7 @@ fn fleets_run_in_the_networks_that_an_administrator_named() {
     let own = call("ec2:RunInstances", "ec2", "subnet/subnet-1")
         .with("aws:ResourceTag/aws:cloudformation:stack-name", "kiln-acme-network");
     let calls = |id| [vpc(id), subnet(id)];
-    policies("StackRole").check(&python(), &[own.clone()], &calls("vpc-1")).unwrap();
+    policies("StackRole").check(&python(), std::slice::from_ref(&own), &calls("vpc-1")).unwrap();
     let named = policies_with("StackRole", &[("VpcIds", "vpc-1,vpc-2")]);
     named.check(&python(), &[&calls("vpc-1")[..], &calls("vpc-2")].concat(), &calls("vpc-3")).unwrap();
     policies_with("DeployRole", &[("VpcIds", "vpc-1")])

@@ -123,7 +123,7 @@ fn holds(kind: &str, reason: &Reason) -> bool {
     TEMPLATES.iter().flat_map(|file| written(file, kind)).all(|resource| {
         let has = |word: &&str| resource.to_string().contains(*word);
         match reason {
-            Absent(words) => !words.iter().any(|word| has(word)),
+            Absent(words) => !words.iter().any(&has),
             Kept(word) => has(word),
             Retained => {
                 let stays = |policy: &Value| policy == "Retain" || policy == "RetainExceptOnCreate";
@@ -340,7 +340,7 @@ fn a_stack_holds_the_types_of_its_template_alone() {
     // Neither has a say in the other's stack.
     let fleet = call("cloudformation:ExecuteChangeSet", "cloudformation", "stack/kiln-acme-fleet-linux/0");
     let bake = call("cloudformation:ExecuteChangeSet", "cloudformation", "stack/kiln-acme-bake/0");
-    policies("BakeRole").check(&python(), &[bake.clone()], &[fleet.clone()]).unwrap();
+    policies("BakeRole").check(&python(), std::slice::from_ref(&bake), std::slice::from_ref(&fleet)).unwrap();
     policies("DeployRole").check(&python(), &[fleet], &[bake]).unwrap();
 }
 
@@ -349,7 +349,7 @@ fn a_stack_holds_the_types_of_its_template_alone() {
 #[test]
 fn the_longest_organizations_policies_fit() {
     let prefix = format!("kiln-{}", "o".repeat(39));
-    let vpcs = vec!["vpc-0123456789abcdef0"; 5].join(",");
+    let vpcs = ["vpc-0123456789abcdef0"; 5].join(",");
     let template = pipeline(&[("Prefix", &prefix), ("VpcIds", &vpcs), ("KeyStore", "both")]);
     for (id, (kind, properties)) in template.resources().unwrap() {
         let length = |document: &Value| document.to_string().len();
