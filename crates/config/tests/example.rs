@@ -61,7 +61,7 @@ fn the_example_shows_every_key() {
         "",
         "/properties/app",
         "/properties/github",
-        "/properties/image",
+        "/properties/image_defaults",
         "/properties/runner",
         "/properties/runner/properties/sha256",
         "/properties/runner/properties/node/additionalProperties",
@@ -120,9 +120,9 @@ fn all_agree(text: &str) -> Result<(), TestCaseError> {
     agree::<RunnerVersion>("/properties/runner/properties/version", text)?;
     agree::<Sha256>("/properties/runner/properties/sha256/properties/x86_64", text)?;
     agree::<NodeVersion>("/properties/runner/properties/node/additionalProperties/properties/version", text)?;
-    agree::<AccountId>("/properties/image/properties/share_with/items", text)?;
-    agree::<Region>("/properties/image/properties/copy_to/items", text)?;
-    agree::<KmsKeyArn>("/properties/image/properties/kms_key", text)?;
+    agree::<AccountId>("/properties/image_defaults/properties/share_with/items", text)?;
+    agree::<Region>("/properties/image_defaults/properties/copy_to/items", text)?;
+    agree::<KmsKeyArn>("/properties/image_defaults/properties/kms_key", text)?;
     agree::<FleetName>("/properties/fleet/propertyNames", text)?;
     agree::<Label>(&format!("{fleet}/properties/labels/items"), text)?;
     agree::<InstanceType>(&format!("{fleet}/properties/instance_types/items"), text)?;

@@ -36,7 +36,6 @@ const UNTRIED: &[(Code, &str)] = &[
     (Code::FileUnwritable, "pin.rs"),
     (Code::BootstrapUnfit, "bad_input.rs"),
     (Code::KeyUnproved, "rotation.rs"),
-    (Code::ImageNotRecorded, "deploy.rs"),
     (Code::ImageGone, "deploy.rs"),
     (Code::RunnerUnsupported, "pin.rs"),
     (Code::ConsentMissing, "failures.rs"),
