@@ -118,7 +118,7 @@ fn tokens(text: &str) -> impl Iterator<Item = Secret> {
             let rest = text[at + begin.len()..].bytes();
             !inside && rest.take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')).count() >= *least
         });
-        matches.map(move |(at, _)| Secret { span: at..at + begin.len(), what: *what, hint: TAKE_OUT })
+        matches.map(move |(at, _)| Secret { span: at..at + begin.len(), what, hint: TAKE_OUT })
     })
 }
 
