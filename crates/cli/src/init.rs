@@ -23,7 +23,7 @@ use crate::ui::{Failure, Ui};
 #[command(after_help = "\
 Examples:
   cargo xtask init
-  cargo xtask init --organization acme --region eu-central-1 --client-id Iv23li… --network create-vpc
+  cargo xtask init --organization acme --region eu-central-1 --client-id Iv23liEXAMPLE0000000 --network create-vpc
   cargo xtask init --network vpc-0123456789abcdef0:subnet-0123456789abcdef0,subnet-0123456789abcdef1")]
 pub struct Args {
     /// The organization's login at GitHub.

@@ -291,7 +291,7 @@ fn regions_arns_and_copies_are_of_one_partition() {
     }
     let arn = |line: &str| with("region", &format!("{line}\nregion"));
     config(&arn("permissions_boundary = \"arn:aws:iam::aws:policy/PowerUserAccess\""));
-    let image = |line: &str| format!("{VALID}[image]\n{line}\n");
+    let image = |line: &str| format!("{VALID}[image_defaults]\n{line}\n");
     refuses(&[
         (arn("permissions_boundary = \"arn:aws-cn:iam::123456789012:policy/x\""), "arn:aws:iam::"),
         (arn("alarm_topic = \"arn:awsome:sns:eu-central-1:123456789012:x\""), "arn:aws:sns:eu-central-1"),

@@ -225,7 +225,7 @@ fn own_calls(action: &str) -> Vec<Call> {
                 .with("events:TargetArn", "arn:aws:sns:eu-central-1:000000000000:alarms"),
         ],
         ("logs", _) => {
-            vec![call(action, service, "log-group:/aws/imagebuilder/kiln-acme-al2023-x86_64")]
+            vec![call(action, service, "log-group:/aws/imagebuilder/kiln-acme-al2023-x86-64")]
         }
         ("s3", _) => vec![on("arn:aws:s3:::kiln-acme-000000000000-eu-central-1".to_owned())],
         ("iam", "CreateServiceLinkedRole") => ["autoscaling", "spot", "ec2fleet"]
