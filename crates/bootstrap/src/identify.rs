@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::aws::{DateTime, DateTimeFormat};
 use anyhow::Context as _;
 use aws_config::imds;
 use aws_config::imds::client::error::ImdsError;
-use aws_sdk_autoscaling::primitives::{DateTime, DateTimeFormat};
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use kiln_config::boot::BootConfig;
 use kiln_config::model::InstanceId;

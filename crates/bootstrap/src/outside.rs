@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
+use crate::aws::{DateTime, DateTimeFormat};
 use anyhow::Context as _;
-use aws_sdk_autoscaling::primitives::{DateTime, DateTimeFormat};
 use kiln_github::{Deleted, OrgClient, Runner};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};

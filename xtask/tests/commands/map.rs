@@ -91,7 +91,7 @@ fn the_sdk_stays_where_the_invariants_say() {
         ["xtask/src", "crates/config/src", "crates/github/src", "crates/operations/src", "crates/bootstrap/src"]
     {
         visit(&root().join(folder), &mut |path, text| {
-            if text.contains("aws_sdk_") && !path.ends_with("bootstrap/src/aws.rs") {
+            if text.contains("aws_sdk_") && !path.to_string_lossy().contains("bootstrap/src/aws") {
                 offenders.push(path.to_owned());
             }
         });

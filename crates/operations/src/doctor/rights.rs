@@ -37,6 +37,7 @@ const GROUPS: &[&str] = &[
     // Ends a canary's refresh, each time.
     "autoscaling:CancelInstanceRefresh",
     "autoscaling:RollbackInstanceRefresh",
+    "autoscaling:DescribeScalingActivities",
     "autoscaling:StartInstanceRefresh",
 ];
 

@@ -37,6 +37,8 @@ const UNTRIED: &[(Code, &str)] = &[
     (Code::BootstrapUnfit, "bad_input.rs"),
     (Code::KeyUnproved, "rotation.rs"),
     (Code::ImageGone, "deploy.rs"),
+    (Code::BakeNetworkUnfit, "a subnet of an account"),
+    (Code::BakeTypesNotOffered, "the bake's own tests, by its message"),
     (Code::ImageForeign, "deploy.rs"),
     (Code::ImageResourceForeign, "plans/ami.rs, by its message"),
     (Code::RunnerUnsupported, "pin.rs"),
