@@ -99,12 +99,15 @@ fn way_out(subnet: &Subnet, tables: &[RouteTable]) -> WayOut {
     }
 }
 
+/// Keys and values of a simulated request's context.
+type Context = &'static [(&'static str, &'static str)];
+
 impl Account for Aws {
     async fn lacking(&self, rights: &[Right]) -> Result<Vec<Right>> {
         let caller = self.caller().await?;
         let Some(source) = self.policy_source(&caller).await? else { return Ok(Vec::new()) };
         // Each question is about one resource in one context.
-        let mut asked: BTreeMap<(&str, &'static [(&'static str, &'static str)]), Vec<String>> = BTreeMap::new();
+        let mut asked: BTreeMap<(&str, Context), Vec<String>> = BTreeMap::new();
         for right in rights {
             asked.entry((&right.resource, right.context)).or_default().push(right.action.clone());
         }

@@ -1,6 +1,5 @@
 //! The construct for CDK checks what kiln.toml is checked for: both go through the same examples.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "config")]
 
 use kiln_config::config::Config;

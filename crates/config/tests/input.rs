@@ -1,7 +1,6 @@
 //! What people really have in a kiln.toml: wrong encodings, secrets, huge files, and settings that only another party
 //! would have refused.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "config")]
 
 use kiln_config::boot::BootConfig;
