@@ -29,7 +29,7 @@ pub(super) const ROOT_DEVICE: &str = "/dev/xvda";
 /// Everything that decides what is in an image and where it is: equal inputs, equal image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ImageInputs {
-    /// [`FORMAT`].
+    /// `FORMAT`.
     pub format: u32,
     /// The image's name: organization, base image and architecture.
     pub image: String,

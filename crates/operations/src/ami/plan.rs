@@ -290,7 +290,7 @@ fn token(wanted: &Wanted, last: Option<&Build>) -> String {
     digest.as_str()[..MOST_TOKEN].to_owned()
 }
 
-/// See [`token`].
+/// See `token`.
 pub const MOST_TOKEN: usize = 36;
 
 fn prerequisites(wanted: &Wanted, observed: &Observed, bytes: usize) -> Vec<Step> {
