@@ -40,7 +40,7 @@ async fn a_failed_bake_records_nothing_and_the_next_run_starts_a_new_build() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "fails since a refused version is retried and not given up; the cause is not found yet"]
+#[ignore = "fails; the cause is not known yet"]
 async fn an_image_that_can_not_serve_is_rolled_back_from() {
     let world = installed().await;
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();

@@ -232,7 +232,7 @@ impl<'a> Machine<'a> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "fails since the key's signing retries; the cause is not found yet"]
+#[ignore = "fails; the cause is not known yet"]
 async fn no_boot_fails_during_twenty_rotations_nor_while_github_refuses_the_current_key() {
     const ROTATIONS: usize = 20;
     let world = world().await;
