@@ -1,4 +1,5 @@
-//! BootConfig: what an instance is told at boot, as JSON in its user data.
+//! What an instance is to be, as JSON in its user data: [`UserData`]. An instance of a fleet that registers by itself has a
+//! [`BootConfig`], one of an on-demand fleet an [`OnDemandConfig`], and the controller's a [`ControllerConfig`].
 //!
 //! It names things and holds no secret: anything on the instance that reaches the metadata service can read it.
 
@@ -7,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use crate::model::{FleetName, GroupName, Label, Organization, Registration, RunnerVersion};
+use crate::model::{FleetName, GroupName, Label, Organization, Region, Registration, RunnerVersion};
 
 /// The version of the document that this build writes and reads.
 pub const VERSION: u32 = 1;
@@ -59,6 +60,159 @@ pub struct BootConfig {
     /// The Auto Scaling group and how to leave it. Absent: the instance belongs to no group and nobody asks it to leave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lifecycle: Option<Lifecycle>,
+}
+
+/// Everything an instance of an on-demand fleet needs, beside its own identity and its hand-over object: no App, no key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnDemandConfig {
+    /// The fleet it belongs to.
+    pub fleet: FleetName,
+    /// The bucket with its hand-over object.
+    pub bucket: String,
+    /// The bucket's region.
+    pub region: Region,
+    /// Without a configuration for so long after its start, the instance switches itself off.
+    #[serde(default = "hand_over_limit_secs")]
+    pub hand_over_limit_secs: u32,
+    /// A listener that is not online so long after its start never will be: the instance switches itself off.
+    #[serde(default = "boot_limit_secs")]
+    pub boot_limit_secs: u32,
+    /// How long a job may take, and how long one may delay the instance's end.
+    #[serde(default = "job_limit_secs")]
+    pub job_limit_secs: u32,
+    /// The runner installed in the image.
+    pub runner: Runner,
+    /// May a job reach the metadata service? The role has no right but to the instance's own hand-over object.
+    #[serde(default)]
+    pub job_metadata_access: MetadataAccess,
+    /// May a job use docker?
+    #[serde(default, skip_serializing_if = "DockerAccess::is_default")]
+    pub job_docker_access: DockerAccess,
+    /// Is a job taken only once docker answers?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wait_for_docker: bool,
+    /// Variables for the runner and its jobs, beside those of the machine.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+}
+
+/// Ten minutes: a controller whose host is lost is replaced within five.
+fn hand_over_limit_secs() -> u32 {
+    600
+}
+
+/// A little more than the four minutes after which the controller gives the runner up.
+fn boot_limit_secs() -> u32 {
+    300
+}
+
+/// GitHub's own limit for a job on a runner of one's own: five days.
+///
+/// Source: <https://docs.github.com/en/actions/reference/limits>
+fn job_limit_secs() -> u32 {
+    5 * 24 * 3600
+}
+
+/// The key of an instance's hand-over object. `user` is IAM's `aws:userid` of the instance's credentials, `ROLEID:INSTANCEID`:
+/// the fleet's policy says `runners/${aws:userid}/*`, so that an instance reads its own and no other's.
+pub fn hand_over_key(user: &str) -> String {
+    format!("runners/{user}/config")
+}
+
+/// The key of the document by which `deploy` says what the fleets are to be.
+pub const CONTROL_KEY: &str = "control/control.json";
+
+/// The key of the document in which the controller says how the fleets are.
+pub const STATUS_KEY: &str = "control/status.json";
+
+/// The tag with the organization, on each instance of an on-demand fleet.
+pub const ORGANIZATION_TAG: &str = "kiln:organization";
+
+/// The tag with the fleet's name.
+pub const FLEET_TAG: &str = "kiln:fleet";
+
+/// The tag with the launch's token.
+pub const LAUNCH_TAG: &str = "kiln:launch";
+
+/// Everything the controller of an organization's on-demand fleets needs, beside the control document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControllerConfig {
+    /// The organization.
+    pub organization: Organization,
+    /// Where GitHub is.
+    pub github: GitHub,
+    /// Which App signs.
+    pub app: App,
+    /// Where that App's key is.
+    pub key: KeySource,
+    /// The bucket of the documents and hand-over objects.
+    pub bucket: String,
+    /// Its region, and the fleets'.
+    pub region: Region,
+    /// The proxy and the certificates of the controller itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environment: BTreeMap<String, String>,
+}
+
+/// What an instance finds in its user data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UserData {
+    /// It registers by itself.
+    Boot(Box<BootConfig>),
+    /// It is of an on-demand fleet: `{"format":1,"on_demand":{…}}`.
+    OnDemand(Box<OnDemandConfig>),
+    /// It is the controller: `{"format":1,"controller":{…}}`.
+    Controller(Box<ControllerConfig>),
+}
+
+/// The document around an [`OnDemandConfig`] or a [`ControllerConfig`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    format: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    on_demand: Option<OnDemandConfig>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    controller: Option<ControllerConfig>,
+}
+
+impl UserData {
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// [`BootConfigError`], a foreign version before any complaint about its shape.
+    pub fn from_json(text: &str) -> Result<Self, BootConfigError> {
+        let value: serde_json::Value = serde_json::from_str(text)?;
+        let Some(format) = value.get("format").and_then(serde_json::Value::as_u64) else {
+            return BootConfig::from_json(text).map(|config| Self::Boot(Box::new(config)));
+        };
+        if format != u64::from(VERSION) {
+            return Err(BootConfigError::Version { found: format });
+        }
+        let envelope: Envelope = serde_json::from_value(value)?;
+        let (data, environment) = match (envelope.on_demand, envelope.controller) {
+            (Some(config), None) => (Self::OnDemand(Box::new(config.clone())), config.environment),
+            (None, Some(config)) => (Self::Controller(Box::new(config.clone())), config.environment),
+            _ => return Err(BootConfigError::Kind),
+        };
+        allowed(&environment)?;
+        Ok(data)
+    }
+
+    /// Writes the document, as [`BootConfig::to_json`] does.
+    ///
+    /// # Errors
+    /// [`BootConfigError::TooLong`].
+    pub fn to_json(&self) -> Result<String, BootConfigError> {
+        let (on_demand, controller) = match self {
+            Self::Boot(config) => return config.to_json(),
+            Self::OnDemand(config) => (Some(config.as_ref().clone()), None),
+            Self::Controller(config) => (None, Some(config.as_ref().clone())),
+        };
+        short(&Envelope { format: VERSION, on_demand, controller })
+    }
 }
 
 /// GitHub's endpoints.
@@ -195,6 +349,9 @@ pub enum BootConfigError {
         /// The version found.
         found: u64,
     },
+    /// Neither an on-demand fleet's instance nor the controller, or both.
+    #[error("the user data has a `format`, but not one of `on_demand` and `controller`")]
+    Kind,
     /// A variable that no fleet may set.
     #[error("BootConfig's `environment` sets `{name}`, which a fleet may not set for its jobs")]
     Variable {
@@ -221,10 +378,8 @@ impl BootConfig {
             return Err(BootConfigError::Version { found });
         }
         let config: Self = serde_json::from_value(value)?;
-        match config.environment.keys().find(|name| crate::environment::refused(name).is_some()) {
-            Some(name) => Err(BootConfigError::Variable { name: name.clone() }),
-            None => Ok(config),
-        }
+        allowed(&config.environment)?;
+        Ok(config)
     }
 
     /// Writes the document, compact and with a fixed order of keys: equal configurations give equal launch templates. In
@@ -235,12 +390,25 @@ impl BootConfig {
     /// # Errors
     /// [`BootConfigError::TooLong`].
     pub fn to_json(&self) -> Result<String, BootConfigError> {
-        let text = ascii(&serde_json::to_string(self)?);
-        if text.len() > MAX_BYTES {
-            return Err(BootConfigError::TooLong { bytes: text.len() });
-        }
-        Ok(text)
+        short(self)
     }
+}
+
+/// Only variables that a fleet may set.
+fn allowed(environment: &BTreeMap<String, String>) -> Result<(), BootConfigError> {
+    match environment.keys().find(|name| crate::environment::refused(name).is_some()) {
+        Some(name) => Err(BootConfigError::Variable { name: name.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// A document that CloudFormation can hold.
+fn short(document: &impl Serialize) -> Result<String, BootConfigError> {
+    let text = ascii(&serde_json::to_string(document)?);
+    if text.len() > MAX_BYTES {
+        return Err(BootConfigError::TooLong { bytes: text.len() });
+    }
+    Ok(text)
 }
 
 /// JSON in ASCII: what is not can only be inside of its strings.

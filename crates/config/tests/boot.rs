@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use kiln_config::boot::{
-    App, BootConfig, BootConfigError, DockerAccess, GitHub, KeySource, Lifecycle, MAX_BYTES, MetadataAccess,
-    Retirement, Runner, VERSION,
+    App, BootConfig, BootConfigError, ControllerConfig, DockerAccess, GitHub, KeySource, Lifecycle, MAX_BYTES,
+    MetadataAccess, OnDemandConfig, Retirement, Runner, UserData, VERSION, hand_over_key,
 };
 use kiln_config::model::Registration;
 
@@ -120,4 +120,57 @@ fn a_document_may_have_as_many_bytes_as_a_parameter_holds_and_not_one_more() {
     config.runner_group.push('x');
     let error = config.to_json().unwrap_err();
     assert!(matches!(error, BootConfigError::TooLong { bytes } if bytes == MAX_BYTES + 1), "{error:?}");
+}
+
+fn on_demand() -> OnDemandConfig {
+    OnDemandConfig {
+        fleet: "linux".parse().unwrap(),
+        bucket: "kiln-control-acme-111122223333-eu-central-1".to_owned(),
+        region: "eu-central-1".parse().unwrap(),
+        hand_over_limit_secs: 600,
+        boot_limit_secs: 300,
+        job_limit_secs: 432_000,
+        runner: boot_config().runner,
+        job_metadata_access: MetadataAccess::Blocked,
+        job_docker_access: DockerAccess::Allowed,
+        wait_for_docker: false,
+        environment: BTreeMap::new(),
+    }
+}
+
+fn controller() -> ControllerConfig {
+    let BootConfig { organization, github, app, key, .. } = boot_config();
+    let OnDemandConfig { bucket, region, environment, .. } = on_demand();
+    ControllerConfig { organization, github, app, key, bucket, region, environment }
+}
+
+#[test]
+fn each_kind_of_user_data_is_this_very_text_and_comes_back() {
+    let all = [
+        UserData::Boot(Box::new(boot_config())),
+        UserData::OnDemand(Box::new(on_demand())),
+        UserData::Controller(Box::new(controller())),
+    ];
+    for data in &all {
+        assert_eq!(UserData::from_json(&data.to_json().unwrap()).unwrap(), *data);
+    }
+    insta::assert_snapshot!(all[1].to_json().unwrap(), @r#"{"format":1,"on_demand":{"fleet":"linux","bucket":"kiln-control-acme-111122223333-eu-central-1","region":"eu-central-1","hand_over_limit_secs":600,"boot_limit_secs":300,"job_limit_secs":432000,"runner":{"version":"2.338.0","user":"runner","directory":"/opt/actions-runner"},"job_metadata_access":"blocked"}}"#);
+    insta::assert_snapshot!(all[2].to_json().unwrap(), @r#"{"format":1,"controller":{"organization":"acme","github":{"api_url":"https://api.github.com/","url":"https://github.com/"},"app":{"issuer":"Iv23liEXAMPLE0000000","installation_id":12345678},"key":{"kms":"alias/kiln-acme-app-key"},"bucket":"kiln-control-acme-111122223333-eu-central-1","region":"eu-central-1"}}"#);
+}
+
+#[test]
+fn user_data_of_another_kind_or_format_is_refused() {
+    let refused = |text: &str| UserData::from_json(text).unwrap_err();
+    assert!(matches!(refused(r#"{"format":2,"controller":{}}"#), BootConfigError::Version { found: 2 }));
+    assert!(matches!(refused(r#"{"format":1}"#), BootConfigError::Kind));
+    assert!(matches!(refused(r#"{"format":1,"on_demand":{"fleet":"linux"}}"#), BootConfigError::Malformed(_)));
+    let mut config = on_demand();
+    config.environment.insert("LD_PRELOAD".to_owned(), "/tmp/a.so".to_owned());
+    let text = UserData::OnDemand(Box::new(config)).to_json().unwrap();
+    assert!(matches!(refused(&text), BootConfigError::Variable { name } if name == "LD_PRELOAD"));
+}
+
+#[test]
+fn a_hand_over_object_has_its_reader_in_its_key() {
+    assert_eq!(hand_over_key("AROAEXAMPLE:i-0a"), "runners/AROAEXAMPLE:i-0a/config");
 }

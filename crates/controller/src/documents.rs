@@ -32,6 +32,8 @@ pub struct Settings {
     pub max: u32,
     /// The version of the launch template that new instances come from.
     pub version: u64,
+    /// What EC2 launches them from.
+    pub launch: LaunchSettings,
     /// Is spot tried first?
     #[serde(default)]
     pub spot: bool,
@@ -47,6 +49,19 @@ pub struct Settings {
     /// An idle runner older than this is replaced.
     #[serde(default = "max_age")]
     pub max_age_secs: u64,
+}
+
+/// What a fleet's instances are launched from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchSettings {
+    /// The launch template's id.
+    pub template: String,
+    /// The instance types, the preferred first.
+    pub types: Vec<String>,
+    /// The subnets' ids. Each type is tried in each of them.
+    pub subnets: Vec<String>,
+    /// The unique id of the instances' role, `AROA…`: the first part of `aws:userid`, and so of a hand-over object's key.
+    pub role_id: String,
 }
 
 fn linger() -> u64 {
@@ -105,7 +120,8 @@ mod tests {
     #[test]
     fn what_is_left_out_has_its_usual_value() {
         let text = r#"{"format":1,"fleets":{"linux":{"set":{"name":"linux","group":1,"labels":["linux"]},
-            "min_idle":0,"max":10,"version":1}}}"#;
+            "min_idle":0,"max":10,"version":1,
+            "launch":{"template":"lt-0a","types":["m7i.large"],"subnets":["subnet-0a"],"role_id":"AROAEXAMPLE"}}}}"#;
         let control: Control = serde_json::from_str(text).unwrap();
         let linux = &control.fleets[&FleetName::new("linux")];
         assert_eq!((linux.linger_secs, linux.boot_limit_secs, linux.max_age_secs), (120, 240, 86_400));

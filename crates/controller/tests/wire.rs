@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use kiln_controller::clock::{Clock, Timestamp};
-use kiln_controller::documents::{Control, FORMAT, Settings};
+use kiln_controller::documents::{Control, FORMAT, LaunchSettings, Settings};
 use kiln_controller::github::GithubQueue;
 use kiln_controller::ids::{FleetName, InstanceId, MessageId, RequestId, RunnerId, RunnerName, ScaleSetId};
 use kiln_controller::intents::IntentFile;
@@ -328,6 +328,7 @@ fn control(max: u32) -> Vec<u8> {
         min_idle: 0,
         max,
         version: 1,
+        launch: LaunchSettings::default(),
         spot: false,
         paused: false,
         linger_secs: 120,

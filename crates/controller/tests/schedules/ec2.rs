@@ -1,7 +1,7 @@
 //! EC2, the instances on it, and the hand-over between them and the controller.
 
 use kiln_controller::clock::Timestamp;
-use kiln_controller::documents::{Control, FORMAT, Settings};
+use kiln_controller::documents::{Control, FORMAT, LaunchSettings, Settings};
 use kiln_controller::ids::{InstanceId, LaunchToken};
 use kiln_controller::ports::{Launch, Launched, Machine, Market, PoolError, ScaleSetSpec, Shortage};
 
@@ -42,6 +42,7 @@ impl Inner {
             min_idle: self.plan.min_idle,
             max: self.plan.max,
             version: 1,
+            launch: LaunchSettings::default(),
             spot: self.plan.spot,
             paused: false,
             linger_secs: self.plan.linger_secs,
