@@ -90,6 +90,22 @@ checked_string! {
     |v| v.len() <= 39 && all(v, |b| b.is_ascii_alphanumeric() || b == b'-')
         && !v.starts_with('-') && !v.ends_with('-') && !v.contains("--")
 }
+impl Organization {
+    /// What the name of everything of the organization's begins with, and the value of the tag of its on-demand instances.
+    ///
+    /// Roles are given rights on `PREFIX-fleet-*`. Were there an organization `acme-fleet` beside `acme` in the account, its
+    /// names would be among those, so its prefix has a second hyphen, which no login has: `kiln-acme--fleet`.
+    pub fn prefix(&self) -> String {
+        let login = self.as_str().to_ascii_lowercase();
+        let mut prefix = String::from("kiln");
+        for (place, part) in login.split('-').enumerate() {
+            prefix.push_str(if place > 0 && part == "fleet" { "--" } else { "-" });
+            prefix.push_str(part);
+        }
+        prefix
+    }
+}
+
 checked_string! {
     /// A fleet's name, the `NAME` of `[fleet.NAME]`. It becomes part of stack, group and runner names: GitHub allows a
     /// runner name 64 characters, of which the instance id takes 20 and an ephemeral boot's suffix 9.

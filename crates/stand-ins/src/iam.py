@@ -40,7 +40,9 @@ def parsed_policies(context):
 def answer(question):
     context = {name.lower(): value for name, value in question["context"].items()}
     request = EvalContext(
-        principal_arn=asked["principal"],
+        # A bucket's policy goes by who asks; of a role's session that is the role.
+        # source: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_condition-keys.html
+        principal_arn=context.get("aws:principalarn", asked["principal"]),
         principal_type="AssumedRole",
         principal_account=asked["account"],
         action=question["action"],

@@ -275,19 +275,9 @@ impl Config {
         }
     }
 
-    /// What the name of everything of the organization's begins with.
-    ///
-    /// Roles are given rights on `PREFIX-fleet-*`. Were there an organization `acme-fleet` beside `acme` in the account, its
-    /// names would be among those, so its prefix has a second hyphen, which no login has: `kiln-acme--fleet`.
+    /// What the name of everything of the organization's begins with: [`Organization::prefix`].
     pub fn prefix(&self) -> String {
-        let login = self.organization.as_str().to_ascii_lowercase();
-        let parts: Vec<&str> = login.split('-').collect();
-        let mut prefix = String::from("kiln");
-        for (place, part) in parts.iter().enumerate() {
-            prefix.push_str(if place > 0 && *part == "fleet" { "--" } else { "-" });
-            prefix.push_str(part);
-        }
-        prefix
+        self.organization.prefix()
     }
 
     /// The stack with Image Builder's role, profile, bucket and log group; one for the organization.

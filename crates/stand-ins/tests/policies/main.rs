@@ -7,6 +7,7 @@
 mod attacks;
 mod bake;
 mod instance;
+mod on_demand;
 mod pipeline;
 mod roles;
 mod rotate_key;

@@ -9,7 +9,7 @@ use crate::roles::{BOUNDARY, pipeline, policies};
 use crate::{call, python, template};
 
 /// The templates whose stacks Kiln makes.
-const TEMPLATES: [&str; 3] = ["bake.yaml", "fleet.yaml", "network.yaml"];
+const TEMPLATES: [&str; 5] = ["bake.yaml", "controller.yaml", "fleet.yaml", "network.yaml", "on-demand.yaml"];
 
 /// The resources of a template of one type, as they are written.
 fn written(file: &str, kind: &str) -> Vec<Value> {
@@ -50,13 +50,13 @@ enum Reason {
     Absent(&'static [&'static str]),
     /// It is for a property that is taken away, and every template has it.
     Kept(&'static str),
-    /// The resource stays when its stack goes; what its creation left goes empty.
-    Retained,
+    /// Where the resource does not stay when its stack goes, it is empty then.
+    Emptied,
     /// It would undo a wall: whom a role trusts is written in the template as it stands.
     Refused,
 }
 
-use Reason::{Absent, Kept, Refused, Retained};
+use Reason::{Absent, Emptied, Kept, Refused};
 
 #[rustfmt::skip]
 const NOT_GIVEN: &[(&str, &str, Reason)] = &[
@@ -112,7 +112,7 @@ const NOT_GIVEN: &[(&str, &str, Reason)] = &[
     ("AWS::S3::Bucket", "s3:DeleteBucketMetricsConfiguration", Absent(&["MetricsConfigurations"])),
     ("AWS::S3::Bucket", "s3:DeleteBucketReplication", Absent(&["ReplicationConfiguration"])),
     ("AWS::S3::Bucket", "s3:DeleteBucketWebsite", Absent(&["WebsiteConfiguration"])),
-    ("AWS::S3::Bucket", "s3:DeleteObject", Retained),
+    ("AWS::S3::Bucket", "s3:DeleteObject", Emptied),
     ("AWS::S3::Bucket", "s3:PutObjectAcl", Absent(&["AccessControl"])),
     ("AWS::S3::Bucket", "s3:UpdateBucketMetadata", Absent(&["MetadataConfiguration", "MetadataTableConfiguration"])),
     ("AWS::S3::Bucket", "s3tables:", Absent(&["MetadataConfiguration", "MetadataTableConfiguration"])),
@@ -125,9 +125,11 @@ fn holds(kind: &str, reason: &Reason) -> bool {
         match reason {
             Absent(words) => !words.iter().any(&has),
             Kept(word) => has(word),
-            Retained => {
+            Emptied => {
                 let stays = |policy: &Value| policy == "Retain" || policy == "RetainExceptOnCreate";
-                stays(&resource["DeletionPolicy"]) && resource["UpdateReplacePolicy"] == "Retain"
+                // `destroy` empties the controller's bucket, and S3 deletes no other.
+                (stays(&resource["DeletionPolicy"]) || resource["DeletionPolicy"] == "Delete")
+                    && resource["UpdateReplacePolicy"] == "Retain"
             }
             Refused => {
                 let trust = resource["Properties"]["AssumeRolePolicyDocument"].to_string();
@@ -192,34 +194,39 @@ fn own_ec2(name: &str) -> Vec<Call> {
     }
     let (_, made, linked) = EC2.iter().find(|(known, ..)| *known == name).unwrap_or_else(|| panic!("ec2:{name}?"));
     let about = |kind: &str| call(&format!("ec2:{name}"), "ec2", &format!("{kind}/x-1"));
-    let made = made.iter().map(|kind| {
-        about(kind)
-            .with("aws:RequestTag/kiln:stack", "kiln-acme-fleet-linux")
-            .with("ec2:LaunchTemplate", "arn:aws:ec2:eu-central-1:000000000000:launch-template/lt-1")
-    });
-    let linked = linked.iter().map(|kind| match *kind {
-        "launch-template" => about(kind).with("aws:ResourceTag/kiln:stack", "kiln-acme-fleet-linux"),
-        "security-group" => about(kind).with(STACK_TAG, "kiln-acme-fleet-linux"),
-        _ => about(kind).with(STACK_TAG, "kiln-acme-network"),
-    });
-    made.chain(linked).collect()
+    let of_stack = |stack: &str| {
+        let made = made.iter().map(|kind| {
+            about(kind)
+                .with("aws:RequestTag/kiln:stack", stack)
+                .with("ec2:LaunchTemplate", "arn:aws:ec2:eu-central-1:000000000000:launch-template/lt-1")
+        });
+        let linked = linked.iter().map(|kind| match *kind {
+            "launch-template" => about(kind).with("aws:ResourceTag/kiln:stack", stack),
+            "security-group" => about(kind).with(STACK_TAG, stack),
+            _ => about(kind).with(STACK_TAG, "kiln-acme-network"),
+        });
+        made.chain(linked).collect::<Vec<_>>()
+    };
+    ["kiln-acme-controller", "kiln-acme-fleet-linux"].into_iter().flat_map(of_stack).collect()
 }
 
 /// The calls of a handler about what is ours.
 fn own_calls(action: &str) -> Vec<Call> {
-    let names = ["kiln-acme-bake-eu-central-1", "kiln-acme-fleet-linux-eu-central-1"];
+    let names = ["kiln-acme-bake-eu-central-1", "kiln-acme-ctl-eu-central-1", "kiln-acme-fleet-linux-eu-central-1"];
     let (service, name) = action.split_once(':').unwrap();
     let on = |resource: String| Call::new(action, resource);
     match (service, name) {
         ("ec2", name) => own_ec2(name),
         (_, name) if name.starts_with("Describe") && !matches!(name, "DescribeRule") => vec![on("*".to_owned())],
-        ("autoscaling", _) => {
-            vec![call(action, service, "autoScalingGroup:0b1c:autoScalingGroupName/kiln-acme-fleet-linux")]
-        }
-        ("cloudwatch", _) => vec![
-            call(action, service, "alarm:kiln-acme-fleet-linux-too-few-in-service")
-                .with("cloudwatch:AlarmActions", "arn:aws:sns:eu-central-1:000000000000:alarms"),
-        ],
+        ("autoscaling", _) => ["kiln-acme-controller", "kiln-acme-fleet-linux"]
+            .map(|name| call(action, service, &format!("autoScalingGroup:0b1c:autoScalingGroupName/{name}")))
+            .to_vec(),
+        ("cloudwatch", _) => ["kiln-acme-controller-not-in-service", "kiln-acme-fleet-linux-too-few-in-service"]
+            .map(|name| {
+                call(action, service, &format!("alarm:{name}"))
+                    .with("cloudwatch:AlarmActions", "arn:aws:sns:eu-central-1:000000000000:alarms")
+            })
+            .to_vec(),
         ("events", _) => vec![
             call(action, service, "rule/kiln-acme-fleet-linux-eu-central-1")
                 .with("events:TargetArn", "arn:aws:sns:eu-central-1:000000000000:alarms"),
@@ -227,7 +234,9 @@ fn own_calls(action: &str) -> Vec<Call> {
         ("logs", _) => {
             vec![call(action, service, "log-group:/aws/imagebuilder/kiln-acme-al2023-x86-64")]
         }
-        ("s3", _) => vec![on("arn:aws:s3:::kiln-acme-000000000000-eu-central-1".to_owned())],
+        ("s3", _) => ["kiln-acme", "kiln-acme--control"]
+            .map(|name| on(format!("arn:aws:s3:::{name}-000000000000-eu-central-1")))
+            .to_vec(),
         ("iam", "CreateServiceLinkedRole") => ["autoscaling", "spot", "ec2fleet"]
             .map(|service| format!("{service}.amazonaws.com"))
             .map(|principal| {
@@ -250,8 +259,15 @@ fn own_calls(action: &str) -> Vec<Call> {
 }
 
 /// What is not Kiln's, or another organization's Kiln: names that begin alike.
-const FOREIGN: [&str; 4] =
-    ["production-web", "kiln-acme-corp-fleet-linux", "kiln-acme--fleet-fleet-linux", "kiln-acme-bake-network"];
+const FOREIGN: [&str; 6] = [
+    "production-web",
+    "kiln-acme-corp-fleet-linux",
+    "kiln-acme--fleet-fleet-linux",
+    "kiln-acme-bake-network",
+    // Of an organization that is called `acme-controller`.
+    "kiln-acme-controller-fleet-linux",
+    "kiln-acme-controller-controller",
+];
 
 /// The calls of a handler about what is not ours.
 pub(crate) fn foreign_calls(action: &str) -> Vec<Call> {
@@ -322,7 +338,9 @@ fn cloudformation_may_do_all_that_the_templates_need() {
 fn a_stack_holds_the_types_of_its_template_alone() {
     for (role, file, stack) in [
         ("BakeRole", "bake.yaml", "kiln-acme-bake"),
+        ("DeployRole", "controller.yaml", "kiln-acme-controller"),
         ("DeployRole", "fleet.yaml", "kiln-acme-fleet-linux"),
+        ("DeployRole", "on-demand.yaml", "kiln-acme-fleet-linux"),
         ("BakeRole", "network.yaml", "kiln-acme-network"),
         ("DeployRole", "network.yaml", "kiln-acme-network"),
     ] {
