@@ -79,7 +79,7 @@ pub(crate) fn prompt(question: &str) {
     let _ = std::io::stderr().flush();
 }
 
-/// A text that is said in any case. Foreign parts of it are [`clean`] before they are painted; whatever was forgotten is
+/// A text that is said in any case. Foreign parts of it are [`clean()`] before they are painted; whatever was forgotten is
 /// caught here, as are commands to the runner.
 fn aside(text: &str) {
     let text = clean_but_for_styles(text);

@@ -40,7 +40,6 @@ async fn a_failed_bake_records_nothing_and_the_next_run_starts_a_new_build() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "fails; the cause is not known yet"]
 async fn an_image_that_can_not_serve_is_rolled_back_from() {
     let world = installed().await;
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
@@ -49,10 +48,13 @@ async fn an_image_that_can_not_serve_is_rolled_back_from() {
 
     world.write_config(VERSIONS[1], FLEETS).unwrap();
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
-    // Between the bake and the rollout GitHub stops to register what was baked.
+    // Between the bake and the rollout GitHub stops registering what was baked, and its own list says so. Where the list
+    // contradicts the refusal, an instance waits instead.
+    world.github.deprecate(VERSIONS[1]);
     world.github.set_oldest_version("99.0.0");
     let said = refused(&world, &["deploy", "--fleet", "linux"], 6).await;
-    assert!(said.contains("instance refresh") && said.contains("the version before still serves"), "{said}");
+    assert!(said.contains("launches of kiln-rehearsal-fleet-linux in a row failed"), "{said}");
+    assert!(said.contains("rolled back: the version before serves"), "{said}");
     assert!(said.contains("already done:"), "{said}");
     let runners = world.github.runners();
     let online: Vec<_> = runners.iter().filter(|runner| runner.online && runner.name.starts_with("linux-")).collect();
