@@ -177,6 +177,14 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// The steps after this one are a forecast: they are planned again once it is done. A refresh that succeeds moves the
+    /// group to its version, and a stack that was planned before would move the group back.
+    pub fn ends_the_plan(&self) -> bool {
+        matches!(self, Self::AwaitRefresh { .. })
+    }
+}
+
 /// What no single service shows of a roll: what is in the images, who is at work, what it costs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Briefing {

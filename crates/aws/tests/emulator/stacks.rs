@@ -21,6 +21,7 @@ fn wanted() -> StackRequest {
         parameters: BTreeMap::from([
             ("BucketName".to_owned(), BUCKET.to_owned()),
             ("ImagePrefix".to_owned(), "kiln-acme".to_owned()),
+            ("VpcId".to_owned(), String::new()),
             ("PermissionsBoundary".to_owned(), String::new()),
         ]),
         tags: BTreeMap::from([("kiln:managed".to_owned(), "true".to_owned())]),

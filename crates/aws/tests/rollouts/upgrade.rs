@@ -137,7 +137,8 @@ async fn the_first_bakes_bucket_is_kept_with_what_is_in_it() {
     let bytes = b"what an image writes down of itself".to_vec();
     world.cloud.put_blob(bucket.1, "images/0123/manifest.json", bytes.clone(), &sha256(&bytes)).await.unwrap();
 
-    let now = request(BAKE_TEMPLATE, &[bucket, ("ImagePrefix", "kiln-acme"), ("PermissionsBoundary", "")]);
+    let now =
+        request(BAKE_TEMPLATE, &[bucket, ("ImagePrefix", "kiln-acme"), ("VpcId", ""), ("PermissionsBoundary", "")]);
     let change_set = world.cloud.change_set(&now).await.unwrap();
     assert!(!change_set.changes.is_empty() && grave(&change_set).is_none(), "{change_set:?}");
     world.cloud.discard(&change_set).await.unwrap();

@@ -100,6 +100,11 @@ async fn steps(
     for step in &plan.steps {
         tally.begin(first_line(&step.to_string()));
         apply_step(request, step, cloud, github, operator).await.map_err(|error| tally.failed(error))?;
+        if step.ends_the_plan() {
+            let rest = look(request, cloud, github, operator).await?;
+            operator.progress.say(&format!("the instance refresh has ended; what is left:\n{rest}"));
+            return Box::pin(steps(request, &rest, cloud, github, operator)).await;
+        }
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod destroy;
 mod pin;
 mod prune;
 mod rotate_key;
+mod small_worlds;
 mod stacks;
 mod status;
 mod templates;
