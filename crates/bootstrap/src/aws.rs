@@ -56,13 +56,14 @@ impl Aws {
     }
 
     /// The instance itself.
-    pub(crate) fn ec2(&self, instance: &InstanceId) -> Ec2 {
-        let local = std::env::var("AWS_ENDPOINT_URL").ok();
-        Ec2 {
-            endpoint: local.unwrap_or_else(|| ec2::endpoint(&self.region)),
-            region: self.region.clone(),
-            instance: instance.clone(),
-            credentials: self.credentials.clone(),
+    fn ec2(&self, instance: &InstanceId) -> Option<Ec2> {
+        let credentials = Arc::new(ec2::OfSdk(self.credentials.clone()));
+        match kiln_instance::aws::Aws::new(&self.region, credentials) {
+            Ok(aws) => Some(Ec2 { aws, instance: instance.clone() }),
+            Err(error) => {
+                tracing::warn!(%error, "this instance can't be marked for its operator");
+                None
+            }
         }
     }
 
@@ -224,7 +225,7 @@ where
 #[derive(Debug)]
 pub(crate) struct Group {
     client: aws_sdk_autoscaling::Client,
-    ec2: Ec2,
+    ec2: Option<Ec2>,
     lifecycle: Lifecycle,
     instance: InstanceId,
 }
@@ -313,7 +314,8 @@ impl Group {
 
     /// Shows whoever looks at the group what has become of the instance.
     pub(crate) async fn show_state(&self, state: &str) {
-        match self.ec2.tag(STATE_TAG, state).await {
+        let Some(ec2) = &self.ec2 else { return };
+        match ec2.tag(STATE_TAG, state).await {
             Ok(()) => tracing::info!(tag = STATE_TAG, value = state, "marked this instance"),
             Err(error) => {
                 let error = format!("{error:#}");

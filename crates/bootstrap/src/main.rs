@@ -11,7 +11,6 @@ mod enter;
 mod guard;
 mod identify;
 mod life;
-mod log;
 mod machine;
 mod memory;
 mod outside;
@@ -81,7 +80,7 @@ fn main() -> ExitCode {
         Command::Enter => return enter::enter(),
         // A hook's output is its job's log.
         Command::BetweenJobs { .. } => {}
-        Command::Run | Command::MarkUnhealthy | Command::Check(_) => log::set_up(),
+        Command::Run | Command::MarkUnhealthy | Command::Check(_) => kiln_instance::journal::set_up(),
     }
     let machine = Machine::new(cli.root);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -1,4 +1,4 @@
-//! The log: JSON for the journal, words for a person at a terminal. Each line tells the phase, the instance and its fleet,
+//! The journal: JSON for the journal, words for a person at a terminal. Each line tells the phase, the instance and its fleet,
 //! and when it was said (`at_ms`, since the process's start); a line that ends something tells how long that took (`ms`).
 
 use std::fmt;
@@ -14,7 +14,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
 /// Sets it up; the process begins now.
-pub(crate) fn set_up() {
+pub fn set_up() {
     let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(Level::INFO).with_target(false);
     if std::io::stderr().is_terminal() {
         builder.with_timer(uptime()).init();
