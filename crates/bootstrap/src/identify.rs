@@ -1,5 +1,6 @@
 //! Who am I? IMDSv2 tells the instance's id, its region and its user data; later, whether it has to leave.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use crate::aws::{DateTime, DateTimeFormat};
@@ -7,7 +8,7 @@ use anyhow::Context as _;
 use aws_config::imds;
 use aws_config::imds::client::error::ImdsError;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use kiln_config::boot::BootConfig;
+use kiln_config::boot::{BootConfig, OnDemandConfig, UserData};
 use kiln_config::model::InstanceId;
 
 use crate::life::Notice;
@@ -38,6 +39,17 @@ pub(crate) struct Found {
     user_data: Option<String>,
 }
 
+/// What the instance is to be.
+#[derive(Debug, Clone)]
+pub(crate) enum Role {
+    /// A runner that registers by itself.
+    Runner(Box<Identity>),
+    /// A runner of an on-demand fleet.
+    OnDemand(InstanceId, Box<OnDemandConfig>),
+    /// The controller of such fleets.
+    Controller,
+}
+
 /// What the instance is.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
@@ -45,17 +57,33 @@ pub(crate) struct Identity {
     pub(crate) config: BootConfig,
 }
 
+impl Role {
+    /// The variables of a runner and its jobs; the controller sees to its own.
+    pub(crate) fn environment(&self) -> Option<&BTreeMap<String, String>> {
+        match self {
+            Self::Runner(identity) => Some(&identity.config.environment),
+            Self::OnDemand(_, config) => Some(&config.environment),
+            Self::Controller => None,
+        }
+    }
+}
+
 impl Found {
     /// Reads it.
     ///
     /// # Errors
-    /// The user data is no BootConfig.
-    pub(crate) fn configure(&self) -> anyhow::Result<Identity> {
+    /// The user data is none of Kiln's.
+    pub(crate) fn configure(&self) -> anyhow::Result<Role> {
         let user_data = self
             .user_data
             .as_deref()
             .context("the instance has no user data: its launch template must hold a BootConfig")?;
-        Ok(Identity { instance: self.instance.trim().parse()?, config: BootConfig::from_json(user_data)? })
+        let instance = self.instance.trim().parse()?;
+        Ok(match UserData::from_json(user_data)? {
+            UserData::Boot(config) => Role::Runner(Box::new(Identity { instance, config: *config })),
+            UserData::OnDemand(config) => Role::OnDemand(instance, config),
+            UserData::Controller(_) => Role::Controller,
+        })
     }
 }
 

@@ -121,6 +121,20 @@ impl Machine {
         }
     }
 
+    /// Has systemd start a unit, without waiting for it.
+    ///
+    /// # Errors
+    /// systemd refuses.
+    pub(crate) async fn start_unit(&self, unit: &str) -> anyhow::Result<()> {
+        if !self.is_whole() {
+            return Ok(());
+        }
+        let status = Command::new("/usr/bin/systemctl").args(["--no-block", "start", unit]).status().await;
+        let status = status.with_context(|| format!("start {unit}"))?;
+        ensure!(status.success(), "systemctl start {unit} ended with {status}");
+        Ok(())
+    }
+
     /// Does the whole machine stop, or start again, and not only this service?
     pub(crate) async fn stops(&self) -> bool {
         if !self.is_whole() {

@@ -13,6 +13,7 @@ mod identify;
 mod life;
 mod machine;
 mod memory;
+mod on_demand;
 mod outside;
 mod phase;
 mod processes;

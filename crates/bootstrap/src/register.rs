@@ -47,8 +47,8 @@ pub(crate) const HOOKS: [(&str, &str); 2] = [
 ];
 
 /// BootConfig's variables, and the hooks that the image has unless BootConfig names others.
-fn environment(machine: &Machine, config: &BootConfig) -> BTreeMap<String, String> {
-    let mut environment = settings::with_proxies(&config.environment);
+pub(crate) fn environment(machine: &Machine, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut environment = settings::with_proxies(own);
     for (variable, path) in HOOKS {
         let path = machine.path(path);
         if path.exists() {
@@ -75,7 +75,7 @@ pub(crate) async fn register(
 ) -> anyhow::Result<Registered> {
     let config = &identity.config;
     let directory = RunnerDirectory::new(machine.path(&config.runner.directory), &user);
-    let environment = environment(machine, config);
+    let environment = environment(machine, &config.environment);
     directory.clear(&environment)?;
     let (name, id, jit, config_sh_ms) = match config.registration {
         Registration::Persistent => {

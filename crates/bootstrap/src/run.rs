@@ -13,18 +13,22 @@ use tracing::Instrument as _;
 
 use crate::aws::{Aws, Group};
 use crate::guard;
-use crate::identify::{Identity, Metadata};
+use crate::identify::{Identity, Metadata, Role};
 use crate::life::{
     DEPRECATED_PAUSES, End, Hook, LAUNCH_HEARTBEAT, LOOK_EVERY, Life, Notice, PIN_A_NEWER, Served, Terms, growing,
 };
 use crate::machine::Machine;
 use crate::memory::Memory;
+use crate::on_demand::OnDemand;
 use crate::outside::{Real, Signals, served};
 use crate::phase::{phase, spent};
 use crate::register::{Deprecated, Registered, register};
 use crate::settings;
 
 const USER_AGENT: &str = concat!("kiln-bootstrap/", env!("CARGO_PKG_VERSION"));
+
+/// The service of the controller of on-demand fleets.
+const CONTROLLER_UNIT: &str = "kiln-controller.service";
 
 /// The metadata service may answer late while the network comes up.
 const IDENTIFY_BOUND: Duration = Duration::from_secs(60);
@@ -43,7 +47,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(30);
 const SHOWN_OUTAGES: u32 = 3;
 
 /// docker is up within seconds of its start; two minutes are for a disk that has been warmed by nobody.
-const DOCKER_BOUND: Duration = Duration::from_secs(120);
+pub(crate) const DOCKER_BOUND: Duration = Duration::from_secs(120);
 
 /// Between two looks at docker's socket.
 const DOCKER_LOOK: Duration = Duration::from_millis(200);
@@ -54,31 +58,60 @@ const LAST_TRY: Duration = Duration::from_secs(10);
 /// Runs it; the exit code is the process's.
 pub(crate) async fn run(machine: &Machine) -> ExitCode {
     match identified(machine).await {
-        Some((boot, took_ms)) => Box::pin(boot.run(took_ms)).instrument(boot.span.clone()).await,
+        Some(Start::Boot(boot, took_ms)) => Box::pin(boot.run(took_ms)).instrument(boot.span.clone()).await,
+        Some(Start::OnDemand(instance)) => {
+            let span = instance.span();
+            Box::pin(instance.run()).instrument(span).await
+        }
+        Some(Start::Controller) => start_controller(machine).await,
         None => ExitCode::FAILURE,
+    }
+}
+
+/// Leaves the instance to the controller's own service.
+async fn start_controller(machine: &Machine) -> ExitCode {
+    tracing::info!(phase = "configure", unit = CONTROLLER_UNIT, "this instance is the controller's");
+    match machine.start_unit(CONTROLLER_UNIT).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(phase = "configure", error = %format!("{error:#}"), "this boot can't succeed");
+            ExitCode::FAILURE
+        }
     }
 }
 
 /// Has the group replace an instance whose service has ended for good.
 pub(crate) async fn mark_unhealthy(machine: &Machine) -> ExitCode {
     match identified(machine).await {
-        Some((boot, _)) => Box::pin(boot.mark_unhealthy()).instrument(boot.span.clone()).await,
+        Some(Start::Boot(boot, _)) => Box::pin(boot.mark_unhealthy()).instrument(boot.span.clone()).await,
+        Some(Start::OnDemand(instance)) => instance.end("its service has failed").await,
+        Some(Start::Controller) => ExitCode::SUCCESS,
         None => ExitCode::FAILURE,
     }
 }
 
-/// Learns who this instance is, and how long that took.
-async fn identified(machine: &Machine) -> Option<(Boot<'_>, [u64; 2])> {
+/// What this instance turned out to be.
+enum Start<'a> {
+    /// A runner that registers by itself, and how long it took to learn that.
+    Boot(Box<Boot<'a>>, [u64; 2]),
+    OnDemand(Box<OnDemand<'a>>),
+    Controller,
+}
+
+/// Learns who this instance is.
+async fn identified(machine: &Machine) -> Option<Start<'_>> {
     let born = Instant::now();
     let metadata = Metadata::connect();
     let identified = async {
         let found = phase("identify", IDENTIFY_BOUND, Box::pin(metadata.identify())).await?;
         let config = phase("configure", IDENTIFY_BOUND, async { found.0.configure() }).await?;
-        settings::apply(&config.0.config.environment)?;
-        settings::give_to_docker(machine, &config.0.config.environment).await?;
+        if let Some(environment) = config.0.environment() {
+            settings::apply(environment)?;
+            settings::give_to_docker(machine, environment).await?;
+        }
         anyhow::Ok((found, config, Signals::catch().context("catch signals")?))
     };
-    let ((found, identify_ms), (identity, configure_ms), signals) = match identified.await {
+    let ((found, identify_ms), (role, configure_ms), signals) = match identified.await {
         Ok(found) => found,
         // Nothing says which group to tell: the launch hook's own timeout gives the instance up.
         Err(error) => {
@@ -86,13 +119,22 @@ async fn identified(machine: &Machine) -> Option<(Boot<'_>, [u64; 2])> {
             return None;
         }
     };
+    let identity = match role {
+        Role::Runner(identity) => *identity,
+        Role::OnDemand(instance, config) => {
+            let there = OnDemand::new(machine, &found.region, metadata, (instance, *config), signals, born);
+            return Some(Start::OnDemand(Box::new(there)));
+        }
+        Role::Controller => return Some(Start::Controller),
+    };
     let span =
         tracing::info_span!("runner", instance = %identity.instance, fleet = %identity.config.fleet, phase = "boot");
     let aws = Aws::connect(&found.region, &metadata);
     let lifecycle = identity.config.lifecycle.as_ref();
     let memory = span.in_scope(|| Memory::open(machine, identity.instance.as_str(), &found.region, lifecycle));
     let group = lifecycle.map(|own| aws.group(own, &identity.instance));
-    Some((Boot { machine, aws, group, memory, metadata, identity, signals, born, span }, [identify_ms, configure_ms]))
+    let boot = Boot { machine, aws, group, memory, metadata, identity, signals, born, span };
+    Some(Start::Boot(Box::new(boot), [identify_ms, configure_ms]))
 }
 
 struct Boot<'a> {
@@ -434,7 +476,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 }
 
 /// Waits until docker answers at its socket.
-async fn docker(machine: &Machine) -> anyhow::Result<()> {
+pub(crate) async fn docker(machine: &Machine) -> anyhow::Result<()> {
     let socket = machine.path("/var/run/docker.sock");
     while tokio::net::UnixStream::connect(&socket).await.is_err() {
         sleep(DOCKER_LOOK).await;
@@ -443,7 +485,7 @@ async fn docker(machine: &Machine) -> anyhow::Result<()> {
 }
 
 /// Lets systemd see that the binary is alive, at twice the rate it asks for, for as long as the life goes on.
-async fn watchdog() -> Infallible {
+pub(crate) async fn watchdog() -> Infallible {
     let Some(bound) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     loop {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);

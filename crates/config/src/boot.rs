@@ -72,6 +72,9 @@ pub struct OnDemandConfig {
     pub bucket: String,
     /// The bucket's region.
     pub region: Region,
+    /// The unique id of the instances' role, `AROA…`. Absent: the instance asks STS for it, which costs a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role_id: Option<String>,
     /// Without a configuration for so long after its start, the instance switches itself off.
     #[serde(default = "hand_over_limit_secs")]
     pub hand_over_limit_secs: u32,
@@ -126,7 +129,7 @@ pub const CONTROL_KEY: &str = "control/control.json";
 /// The key of the document in which the controller says how the fleets are.
 pub const STATUS_KEY: &str = "control/status.json";
 
-/// The tag with the organization, on each instance of an on-demand fleet.
+/// The tag with the prefix of the organization's names, `kiln-acme`, on each instance of an on-demand fleet.
 pub const ORGANIZATION_TAG: &str = "kiln:organization";
 
 /// The tag with the fleet's name.

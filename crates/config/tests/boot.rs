@@ -127,6 +127,7 @@ fn on_demand() -> OnDemandConfig {
         fleet: "linux".parse().unwrap(),
         bucket: "kiln-control-acme-111122223333-eu-central-1".to_owned(),
         region: "eu-central-1".parse().unwrap(),
+        role_id: None,
         hand_over_limit_secs: 600,
         boot_limit_secs: 300,
         job_limit_secs: 432_000,

@@ -189,7 +189,7 @@ fn is_aged(fleet: &Fleet, instance: &crate::fleet::Instance, now: Timestamp) -> 
 
 fn launch(fleet: &mut Fleet, budget: &mut Budget, wanted: u32, now: Timestamp, actions: &mut Vec<Action>) {
     for request in &mut fleet.requests {
-        let in_doubt = request.market.is_some() && !request.intent.settled && !request.in_flight;
+        let in_doubt = request.launch.is_some() && !request.intent.settled && !request.in_flight;
         if in_doubt && now >= request.again && now.since(request.intent.at) < RESEND && budget.calls.take(1, now) == 1 {
             request.in_flight = true;
             actions.push(Action::Resend(request.intent.token.clone()));

@@ -9,7 +9,7 @@ use crate::documents::Settings;
 use crate::ids::{FleetName, InstanceId, LaunchToken, RunnerId, RunnerName, ScaleSetId};
 use crate::intents::{Intent, UNSEEN};
 use crate::limits::Pauses;
-use crate::ports::{Machine, Market, Runner, Statistics};
+use crate::ports::{Launch, Machine, Runner, Shortage, Statistics};
 
 /// EC2's list is at most this late, so an instance that is older and not in it is gone.
 ///
@@ -234,8 +234,8 @@ impl Instance {
 pub struct Request {
     /// As it is on the disk.
     pub intent: Intent,
-    /// How it is paid for; `None` where another process sent it.
-    pub market: Option<Market>,
+    /// As it was sent, so that it can be sent again; `None` where another process sent it.
+    pub launch: Option<Launch>,
     /// A call is under way.
     pub in_flight: bool,
     /// When it is sent again, if its answer was lost.
@@ -321,7 +321,7 @@ impl Fleet {
         let requests = former
             .into_iter()
             // The machine's clock may have been set meanwhile: counted from now, nothing is forgotten too early.
-            .map(|intent| Request { intent: Intent { at: now, ..intent }, market: None, in_flight: false, again: now })
+            .map(|intent| Request { intent: Intent { at: now, ..intent }, launch: None, in_flight: false, again: now })
             .collect();
         Self {
             name,
@@ -349,6 +349,15 @@ impl Fleet {
             list_soon: true,
             errors: Vec::new(),
             waiting_because: None,
+        }
+    }
+
+    /// What launches wait for after a shortage of this kind.
+    pub fn pauses(&mut self, kind: Shortage) -> &mut Pauses {
+        match kind {
+            Shortage::Capacity => &mut self.capacity,
+            Shortage::Quota => &mut self.quota,
+            Shortage::Refused => &mut self.refused,
         }
     }
 

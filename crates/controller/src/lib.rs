@@ -4,11 +4,12 @@
 //! * [`decide`]: what is to be done, from what is known; pure. [`fleet`]: what is known, and the state of each instance.
 //! * [`poller`]: listens to a scale set's queue. [`reconcile`]: makes the calls.
 //! * [`intents`]: what was asked of EC2 and is not seen yet, on disk, so that a crash never exceeds the maximum.
-//! * [`github`]: the port on GitHub, by `kiln-github`'s client.
+//! * [`github`]: the port on GitHub, by `kiln-github`'s client. [`aws`]: the ports on EC2 and S3, and the App's signer.
 //!
-//! The ports on AWS and the program are not here yet. `tests/schedules` is a model of GitHub and EC2 in which thousands of
+//! `src/main.rs` is the program. `tests/schedules` is a model of GitHub and EC2 in which thousands of
 //! generated schedules are run.
 
+pub mod aws;
 pub mod clock;
 pub mod decide;
 pub mod documents;

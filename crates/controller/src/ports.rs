@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use crate::documents::LaunchSettings;
 use crate::ids::{
     FleetName, InstanceId, JobId, LaunchToken, MessageId, RequestId, RunnerId, RunnerName, ScaleSetId, SessionId,
 };
@@ -206,6 +207,8 @@ pub struct Launch {
     pub market: Market,
     /// Of which version of the launch template.
     pub version: u64,
+    /// From what.
+    pub from: LaunchSettings,
 }
 
 /// What came of a launch: less than what was asked for is usual.
@@ -249,8 +252,8 @@ pub enum MachinesError {
     #[error("EC2 throttles")]
     Throttled,
     /// It did not happen.
-    #[error("{0}")]
-    Failed(String),
+    #[error("{1}")]
+    Refused(Shortage, String),
 }
 
 /// An instance as EC2 lists it, which can be a minute late and out of order.
@@ -317,14 +320,15 @@ pub enum StoreError {
 
 /// Objects: each instance's hand-over, and the documents.
 pub trait Store: Send + Sync + 'static {
-    /// Lays down an instance's configuration, where it alone may read it.
+    /// Lays down the configuration of an instance that has the role of this id, where it alone may read it.
     fn hand_over(
         &self,
+        role: &str,
         instance: &InstanceId,
         config: &SecretString,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Deletes it; one that is not there is deleted already.
-    fn take_back(&self, instance: &InstanceId) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn take_back(&self, role: &str, instance: &InstanceId) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Reads a document, unless it is `known`.
     fn read(&self, document: Document, known: Option<&Etag>) -> impl Future<Output = Result<Read, StoreError>> + Send;
     /// Writes a document in place of the version `replaces`; without one, only where there is none.

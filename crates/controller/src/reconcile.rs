@@ -282,10 +282,13 @@ impl<Q: Queue, M: Machines, S: Store, I: Intents> Controller<Q, M, S, I> {
         match action {
             Action::Launch(count, market) => self.launch(&name, count, market, now),
             Action::Resend(token) => self.resend(&name, &token),
-            Action::HandOver(id, set) => self.calls.push(Box::pin(async move {
-                let result = hand_over(&*queue, &*store, &name, &id, set).await;
-                Outcome::HandedOver(name, id, result)
-            })),
+            Action::HandOver(id, set) => {
+                let role = self.role(&name);
+                self.calls.push(Box::pin(async move {
+                    let result = hand_over(&*queue, &*store, &name, &id, (set, &role)).await;
+                    Outcome::HandedOver(name, id, result)
+                }));
+            }
             Action::Remove(id, runner, why) => self.calls.push(Box::pin(async move {
                 let result = in_time(queue.remove(runner)).await;
                 Outcome::Removed(name, id, why, result)
@@ -302,11 +305,19 @@ impl<Q: Queue, M: Machines, S: Store, I: Intents> Controller<Q, M, S, I> {
                     Outcome::Terminated(name, ids, result)
                 }));
             }
-            Action::TakeBack(id) => self.calls.push(Box::pin(async move {
-                let result = stored_in_time(store.take_back(&id)).await;
-                Outcome::TookBack(name, id, result)
-            })),
+            Action::TakeBack(id) => {
+                let role = self.role(&name);
+                self.calls.push(Box::pin(async move {
+                    let result = stored_in_time(store.take_back(&role, &id)).await;
+                    Outcome::TookBack(name, id, result)
+                }));
+            }
         }
+    }
+
+    /// The id of the role that a fleet's instances have.
+    fn role(&self, name: &FleetName) -> String {
+        self.fleets.get(name).map(|entry| entry.fleet.settings.launch.role_id.clone()).unwrap_or_default()
     }
 
     fn launch(&mut self, name: &FleetName, count: u32, market: Market, now: Timestamp) {
@@ -319,16 +330,17 @@ impl<Q: Queue, M: Machines, S: Store, I: Intents> Controller<Q, M, S, I> {
             self.budget.instances.give_back(count);
             return;
         }
-        fleet.requests.push(Request { intent, market: Some(market), in_flight: true, again: now });
+        let (version, from) = (fleet.settings.version, fleet.settings.launch.clone());
+        let launch = Launch { token: token.clone(), fleet: name.clone(), count, market, version, from };
+        fleet.requests.push(Request { intent, launch: Some(launch), in_flight: true, again: now });
         self.resend(name, &token);
     }
 
     fn resend(&mut self, name: &FleetName, token: &LaunchToken) {
         let Some(Entry { fleet, .. }) = self.fleets.get_mut(name) else { return };
         let Some(request) = fleet.requests.iter().find(|request| request.intent.token == *token) else { return };
-        let Some(market) = request.market else { return };
-        let (count, version) = (request.intent.count, fleet.settings.version);
-        let launch = Launch { token: token.clone(), fleet: name.clone(), count, market, version };
+        // The very same: EC2 refuses a token that comes with other parameters.
+        let Some(launch) = request.launch.clone() else { return };
         let (machines, name) = (Arc::clone(&self.machines), name.clone());
         self.calls.push(Box::pin(async move {
             let result = timeout(CALL_LIMIT, machines.launch(&launch)).await;
@@ -477,7 +489,8 @@ impl<Q: Queue, M: Machines, S: Store, I: Intents> Controller<Q, M, S, I> {
                 if error == MachinesError::Throttled {
                     self.budget.calls.empty(now);
                 }
-                fleet.capacity.fail(now);
+                let kind = if let MachinesError::Refused(kind, _) = &error { *kind } else { Shortage::Capacity };
+                fleet.pauses(kind).fail(now);
                 fleet.waiting_because = Some(error.to_string());
                 fleet.error(format!("a launch failed: {error}"));
             }
@@ -648,7 +661,7 @@ impl<Q: Queue, M: Machines, S: Store, I: Intents> Controller<Q, M, S, I> {
                     for intent in &of.unseen {
                         let intent = Intent { at: now, ..intent.clone() };
                         log_disk(self.intents.begin(&intent));
-                        fleet.requests.push(Request { intent, market: None, in_flight: false, again: now });
+                        fleet.requests.push(Request { intent, launch: None, in_flight: false, again: now });
                     }
                     now
                 }
@@ -713,7 +726,7 @@ fn urgency(fleet: &Fleet, now: Timestamp) -> Duration {
         return if fleet.claimed && fleet.demand.session { RETRY } else { TICK };
     }
     let in_doubt =
-        fleet.requests.iter().any(|request| !request.in_flight && !request.intent.settled && request.market.is_some());
+        fleet.requests.iter().any(|request| !request.in_flight && !request.intent.settled && request.launch.is_some());
     let waits = fleet.instances.values().any(|one| one.state(now) == State::Launched && !one.in_flight);
     let missed = fleet.list_soon || fleet.instances.values().any(|one| one.missed == 1 || one.lost.is_some());
     match () {
@@ -743,10 +756,10 @@ async fn hand_over(
     store: &impl Store,
     fleet: &FleetName,
     id: &InstanceId,
-    set: ScaleSetId,
+    (set, role): (ScaleSetId, &str),
 ) -> Result<(RunnerId, bool), QueueError> {
     let jit = in_time(queue.register(set, &RunnerName::of(fleet, id))).await?;
-    match stored_in_time(store.hand_over(id, &jit.config)).await {
+    match stored_in_time(store.hand_over(role, id, &jit.config)).await {
         Ok(()) => Ok((jit.runner, true)),
         Err(error) => {
             tracing::warn!(%fleet, instance = %id, "the configuration was not laid down: {error}");
@@ -840,14 +853,9 @@ fn answered(fleet: &mut Fleet, launch: &Launch, launched: &Launched, now: Timest
         fleet.spot.fail(now);
         return;
     }
-    let pauses = match kind {
-        Shortage::Capacity => &mut fleet.capacity,
-        Shortage::Quota => &mut fleet.quota,
-        Shortage::Refused => &mut fleet.refused,
-    };
     if !launched.ids.is_empty() {
         // Not nothing: the next pause is a short one.
-        pauses.succeed();
+        fleet.pauses(kind).succeed();
     }
-    pauses.fail(now);
+    fleet.pauses(kind).fail(now);
 }

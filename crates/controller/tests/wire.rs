@@ -301,10 +301,10 @@ impl Machines for Rest {
 }
 
 impl Store for Rest {
-    async fn hand_over(&self, _: &InstanceId, _: &SecretString) -> Result<(), StoreError> {
+    async fn hand_over(&self, _: &str, _: &InstanceId, _: &SecretString) -> Result<(), StoreError> {
         Ok(())
     }
-    async fn take_back(&self, _: &InstanceId) -> Result<(), StoreError> {
+    async fn take_back(&self, _: &str, _: &InstanceId) -> Result<(), StoreError> {
         Ok(())
     }
     async fn read(&self, document: Document, known: Option<&Etag>) -> Result<Read, StoreError> {

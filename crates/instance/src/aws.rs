@@ -22,6 +22,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 /// EC2's API, as every SDK names its version.
 const EC2_VERSION: &str = "2016-11-15";
 
+/// The same of STS.
+const STS_VERSION: &str = "2011-06-15";
+
 /// A role's or a user's credentials.
 #[derive(Debug, Clone)]
 pub struct Credentials {
@@ -77,11 +80,12 @@ impl Error {
         Self { kind: ErrorKind::Unheard, message }
     }
 
-    pub(crate) fn unusable(message: String) -> Self {
+    /// What was found can not be used.
+    pub fn unusable(message: String) -> Self {
         Self { kind: ErrorKind::Unusable, message }
     }
 
-    pub(crate) fn set_up(error: reqwest::Error) -> Self {
+    pub(crate) fn set_up(error: &reqwest::Error) -> Self {
         Self::unusable(format!("HTTPS can't be set up: {error}"))
     }
 
@@ -178,7 +182,7 @@ impl Aws {
             .timeout(ANSWER_LIMIT)
             .redirect(reqwest::redirect::Policy::none())
             .build()
-            .map_err(Error::set_up)?;
+            .map_err(|error| Error::set_up(&error))?;
         let endpoint = std::env::var("AWS_ENDPOINT_URL").ok().map(|url| url.trim_end_matches('/').to_owned());
         Ok(Self { http, region: region.to_owned(), endpoint, credentials })
     }
@@ -201,13 +205,36 @@ impl Aws {
     /// # Errors
     /// As [`ErrorKind`] lists them.
     pub async fn ec2(&self, action: &str, fields: &[(String, String)]) -> Result<String, Error> {
+        self.query("ec2", EC2_VERSION, action, fields).await
+    }
+
+    /// The unique id of whoever has these credentials, IAM's `aws:userid`: `ROLEID:INSTANCEID` on an instance. Nobody can be
+    /// refused the answer.
+    ///
+    /// Source: <https://docs.aws.amazon.com/STS/latest/APIReference/API_GetCallerIdentity.html>
+    ///
+    /// # Errors
+    /// As [`ErrorKind`] lists them.
+    pub async fn user_id(&self) -> Result<String, Error> {
+        let text = self.query("sts", STS_VERSION, "GetCallerIdentity", &[]).await?;
+        let id = text.split_once("<UserId>").and_then(|(_, rest)| Some(rest.split_once('<')?.0.trim().to_owned()));
+        id.ok_or_else(|| Error::unusable("STS answered without a user's id".to_owned()))
+    }
+
+    async fn query(
+        &self,
+        service: &str,
+        version: &str,
+        action: &str,
+        fields: &[(String, String)],
+    ) -> Result<String, Error> {
         let form = Serializer::new(String::new())
-            .extend_pairs([("Action", action), ("Version", EC2_VERSION)])
+            .extend_pairs([("Action", action), ("Version", version)])
             .extend_pairs(fields)
             .finish();
         let headers = [("content-type", "application/x-www-form-urlencoded".to_owned())];
-        let url = format!("{}/", self.address("ec2"));
-        let (_, bytes) = self.send("ec2", Method::POST, &url, &headers, form.into_bytes()).await?;
+        let url = format!("{}/", self.address(service));
+        let (_, bytes) = self.send(service, Method::POST, &url, &headers, form.into_bytes()).await?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 

@@ -44,7 +44,11 @@ impl Metadata {
     /// HTTP can't be set up.
     pub fn new() -> Result<Self, Error> {
         // Never by a proxy: the service answers the instance itself.
-        let http = reqwest::Client::builder().no_proxy().timeout(ANSWER_LIMIT).build().map_err(Error::set_up)?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(ANSWER_LIMIT)
+            .build()
+            .map_err(|error| Error::set_up(&error))?;
         let endpoint = std::env::var(ENDPOINT).unwrap_or_else(|_| "http://169.254.169.254".to_owned());
         Ok(Self { http, endpoint: endpoint.trim_end_matches('/').to_owned(), session: Arc::default() })
     }

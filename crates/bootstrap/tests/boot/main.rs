@@ -7,5 +7,6 @@ mod check;
 mod faults;
 mod isolation;
 mod life;
+mod on_demand;
 mod proxy;
 mod support;

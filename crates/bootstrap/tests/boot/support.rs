@@ -98,6 +98,16 @@ impl There {
         (self.start_at("run", imds, Some(address.to_owned())), aws)
     }
 
+    /// Boots with this user data, where AWS is at this address.
+    pub(crate) async fn boot_at(&self, user_data: &str, aws: &str) -> Booted {
+        self.boot_again(self.imds(Some(user_data.to_owned())).await, aws)
+    }
+
+    /// The same on an instance that there is already.
+    pub(crate) fn boot_again(&self, imds: Imds, aws: &str) -> Booted {
+        self.start_at("run", imds, Some(aws.to_owned()))
+    }
+
     pub(crate) fn boot_to(&self, imds: Imds, aws: Option<&InstanceAws>) -> Booted {
         self.start("run", imds, aws)
     }

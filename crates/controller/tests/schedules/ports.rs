@@ -311,7 +311,7 @@ impl Machines for Port {
 }
 
 impl Store for Port {
-    async fn hand_over(&self, instance: &InstanceId, config: &SecretString) -> Result<(), StoreError> {
+    async fn hand_over(&self, _: &str, instance: &InstanceId, config: &SecretString) -> Result<(), StoreError> {
         let runner: i64 = config.expose_secret().parse().unwrap();
         self.mutate("hand-over", 30, |world| {
             let fails = |world: &mut Inner, late: bool| {
@@ -333,7 +333,7 @@ impl Store for Port {
         .await
     }
 
-    async fn take_back(&self, instance: &InstanceId) -> Result<(), StoreError> {
+    async fn take_back(&self, _: &str, instance: &InstanceId) -> Result<(), StoreError> {
         self.mutate("take-back", 30, |world| {
             world.objects.remove(instance);
         })

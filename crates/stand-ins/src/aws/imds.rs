@@ -91,18 +91,25 @@ impl Default for Sessions {
 
 impl Sessions {
     /// The newest one's token and expiry. There is a newer one when a third of its time is over.
-    fn newest(&mut self) -> (String, SystemTime) {
+    fn newest(&mut self, instance: &str) -> (String, SystemTime) {
         let now = SystemTime::now();
         let fresh = self.expiries.last().is_some_and(|expiry| *expiry > now + self.valid * 2 / 3);
         if !fresh {
             self.expiries.push(now + self.valid);
         }
-        (token(self.expiries.len() - 1), *self.expiries.last().unwrap_or(&now))
+        (token(instance, self.expiries.len() - 1), *self.expiries.last().unwrap_or(&now))
     }
 }
 
-fn token(index: usize) -> String {
-    format!("session-{index}")
+/// A session's token says whose it is, so that a stand-in of several instances can tell them apart.
+fn token(instance: &str, index: usize) -> String {
+    format!("session-{instance}-{index}")
+}
+
+/// The instance that a session is of.
+pub(super) fn instance_of(session: &str) -> Option<String> {
+    let (instance, _) = session.strip_prefix("session-")?.rsplit_once('-')?;
+    Some(instance.to_owned())
 }
 
 impl State {
@@ -118,7 +125,11 @@ impl State {
     /// Is it the token of credentials that are valid now?
     pub(super) fn issued(&self, session: &str) -> bool {
         let now = SystemTime::now();
-        lock(&self.sessions).expiries.iter().enumerate().any(|(i, expiry)| *expiry > now && token(i) == session)
+        lock(&self.sessions)
+            .expiries
+            .iter()
+            .enumerate()
+            .any(|(i, expiry)| *expiry > now && token(&self.options.instance, i) == session)
     }
 }
 
@@ -239,7 +250,7 @@ fn value(state: &State, path: &str) -> Option<String> {
         }
         "meta-data/iam/security-credentials" => ROLE.to_owned(),
         "meta-data/iam/security-credentials/kiln-runner" => {
-            let (session, expiry) = lock(&state.sessions).newest();
+            let (session, expiry) = lock(&state.sessions).newest(instance);
             let expiry = expiry.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
             json!({
                 "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": "2026-01-01T00:00:00Z",
