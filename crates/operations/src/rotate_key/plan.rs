@@ -237,10 +237,21 @@ pub fn plan_rollback(observed: &Observed, keep_days: u32) -> Result<Plan<Step>> 
     }
 }
 
-/// Retires what is due, and nothing else.
+/// Retires what is due, and nothing else. A store whose current key GitHub does not accept keeps its former one: instances
+/// sign with it then.
 pub fn plan_retirement(observed: &Observed, keep_days: u32) -> Plan<Step> {
+    let mut due = Vec::new();
+    retire(observed, None, keep_days, &mut due);
     let mut steps = Vec::new();
-    retire(observed, None, keep_days, &mut steps);
+    for ObservedStore { store, contents, .. } in observed.stores.iter().filter(|store| store.is_used()) {
+        let of_store: Vec<Step> =
+            due.extract_if(.., |step| matches!(step, Step::Retire { held, .. } if held.key.store == *store)).collect();
+        if let (Some(held), false) = (contents.serving(), of_store.is_empty()) {
+            steps.push(Step::ProveCurrent { store: *store, fingerprint: held.fingerprint().clone() });
+            steps.extend(of_store);
+        }
+    }
+    steps.append(&mut due);
     Plan { subject: "former App keys".to_owned(), steps, settled: "none is due".to_owned() }
 }
 
