@@ -1,26 +1,26 @@
-//! The handbook's page of every key of kiln.toml, made from its JSON schema, which is made from the code.
+//! Generates the handbook's page about the keys of kiln.toml from the JSON schema.
 
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
 const HEAD: &str = "\
-# kiln.toml, key by key
+# kiln.toml reference
 
-Made by `cargo xtask schema` from the types that kiln.toml is read into; `kiln.schema.json`, from the same, is for editors. The
-commented example is docs/kiln.toml in the repository. A key that is not listed here is an error.
+`cargo xtask schema` generates this page and `kiln.schema.json`, which is for editors, from Kiln's source. docs/kiln.toml in the
+repository is an example with comments. A key that is not listed here is an error.
 ";
 
-/// Markdown of a schema: a section for each table, a heading for each key.
+/// The page as Markdown: a section for each table, a heading for each key.
 pub(crate) fn page(schema: &Value) -> String {
     let mut page = HEAD.to_owned();
     table(&mut page, "", schema, &[]);
     page
 }
 
-/// A table's section, with what is to be noted of it, and after it those of the tables in it.
+/// Writes a table's section with its `notes`, then the sections of the tables in it.
 fn table(page: &mut String, path: &str, schema: &Value, notes: &[String]) {
-    let title = if path.is_empty() { "At the top".to_owned() } else { format!("`[{path}]`") };
+    let title = if path.is_empty() { "Top-level keys".to_owned() } else { format!("`[{path}]`") };
     let _ = write!(page, "\n## {title}\n");
     if !path.is_empty() {
         paragraph(page, schema);
@@ -39,7 +39,7 @@ fn table(page: &mut String, path: &str, schema: &Value, notes: &[String]) {
         }
     }
     for (path, schema, key, must) in inner {
-        // A table of tables is described where it is named.
+        // The description of a table of tables is at its key, not in the schema of one of its tables.
         let mut described = schema.clone();
         described["description"] = key["description"].clone();
         let notes: Vec<String> = std::iter::once(format!("a table, {must}")).chain(bounds(key)).collect();
@@ -77,33 +77,33 @@ fn one(page: &mut String, name: &str, key: &Value, must: &str) {
         let _ = writeln!(page, "* default: `{}`", toml(default));
     }
     for example in key["examples"].as_array().into_iter().flatten() {
-        let _ = writeln!(page, "* for example `{name} = {}`", toml(example));
+        let _ = writeln!(page, "* example: `{name} = {}`", toml(example));
     }
 }
 
-/// A schema's description, its source's line breaks undone.
+/// Writes a schema's description as one paragraph: the line breaks of the doc comment become spaces.
 fn paragraph(page: &mut String, schema: &Value) {
     if let Some(text) = schema["description"].as_str() {
         let _ = write!(page, "\n{}\n", text.replace('\n', " "));
     }
 }
 
-/// What a value is, in plain words.
+/// The type of a value, for readers.
 fn kind(schema: &Value) -> String {
     if schema["anyOf"].is_array() || schema["oneOf"].is_array() {
         return "one of".to_owned();
     }
     match schema["type"].as_str() {
-        Some("string") => "a text".to_owned(),
-        Some("integer") => "a whole number".to_owned(),
+        Some("string") => "a string".to_owned(),
+        Some("integer") => "an integer".to_owned(),
         Some("boolean") => "`true` or `false`".to_owned(),
         Some("array") => format!("a list; each is {}", kind(&schema["items"])),
-        Some("object") => format!("a table of names; each value is {}", kind(&schema["additionalProperties"])),
+        Some("object") => format!("a table; each value is {}", kind(&schema["additionalProperties"])),
         other => unreachable!("kiln.toml has no key of type {other:?}"),
     }
 }
 
-/// What a value may be, where there is a choice.
+/// The allowed values, if the schema lists them.
 fn choices(schema: &Value) -> Vec<String> {
     let alternatives = [&schema["anyOf"], &schema["oneOf"]].into_iter().filter_map(Value::as_array).flatten();
     let mut choices = Vec::new();
@@ -125,22 +125,23 @@ fn choices(schema: &Value) -> Vec<String> {
     choices
 }
 
-/// What holds for a value beside its type.
+/// The limits of a value, in addition to its type.
 fn bounds(schema: &Value) -> Vec<String> {
-    let told = [
-        ("minimum", "at least"),
-        ("maximum", "at most"),
-        ("minLength", "characters at least:"),
-        ("maxLength", "characters at most:"),
-        ("minItems", "entries at least:"),
-        ("maxItems", "entries at most:"),
-        ("maxProperties", "names at most:"),
+    let limits = [
+        ("minimum", "minimum:"),
+        ("maximum", "maximum:"),
+        ("minLength", "minimum length:"),
+        ("maxLength", "maximum length:"),
+        ("minItems", "minimum number of entries:"),
+        ("maxItems", "maximum number of entries:"),
+        ("maxProperties", "maximum number of keys:"),
     ];
-    let mut bounds: Vec<String> = told
+    let mut bounds: Vec<String> = limits
         .into_iter()
         .filter_map(|(name, words)| Some(format!("{words} {}", schema[name].as_u64().filter(|bound| *bound > 0)?)))
         .collect();
-    for (place, words) in [("", "of the form"), ("/items", "each of the form"), ("/propertyNames", "names of the form")]
+    for (place, words) in
+        [("", "pattern:"), ("/items", "pattern of each entry:"), ("/propertyNames", "pattern of each key:")]
     {
         if let Some(pattern) = schema.pointer(&format!("{place}/pattern")).and_then(Value::as_str) {
             bounds.push(format!("{words} `{pattern}`"));
@@ -149,7 +150,7 @@ fn bounds(schema: &Value) -> Vec<String> {
     bounds
 }
 
-/// A value as kiln.toml has it.
+/// A value in TOML's syntax.
 fn toml(value: &Value) -> String {
     match value {
         Value::Array(entries) => format!("[{}]", entries.iter().map(toml).collect::<Vec<_>>().join(", ")),
@@ -157,7 +158,7 @@ fn toml(value: &Value) -> String {
             let fields: Vec<_> = fields.iter().map(|(name, field)| format!("{name} = {}", toml(field))).collect();
             format!("{{ {} }}", fields.join(", "))
         }
-        // Numbers, truths, and texts without an escape: the same in both.
+        // Numbers, booleans, and strings without an escape have the same syntax in JSON and TOML.
         plain => plain.to_string(),
     }
 }

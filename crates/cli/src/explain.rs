@@ -22,11 +22,12 @@ pub struct Args {
 }
 
 const TITLE: &str = "\
-# Failures by name
+# Error codes
 
-Every failure of a command has a stable name: it is in `error[NAME]`, in the title of a workflow's annotation, in the step's
-output `error-code`, and in `error.code` of what `--json` prints. Beside these, `usage` (exit code 2) is a command line that
-can't be understood, and `interrupted` (130) is Ctrl-C or a pipeline's cancel. This page is what `cargo xtask explain` prints.
+Every failure of a command has a stable name. The name is in `error[NAME]`, in the title of a workflow annotation, in the step's
+output `error-code`, and in `error.code` of the `--json` document. Two names are not listed below: `usage` (exit code 2) is a
+command line that can't be parsed, and `interrupted` (130) is Ctrl-C or a cancelled pipeline. `cargo xtask explain` prints this
+page.
 ";
 
 pub(crate) fn run(args: &Args, ui: &Ui) {

@@ -298,19 +298,19 @@ pub struct Retirement {
     pub idle_limit_secs: Option<u32>,
 }
 
-/// May a job reach the instance's metadata service, and so the instance's role?
+/// Whether a job can reach the instance metadata service, and so the instance's role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum MetadataAccess {
-    /// No: an instance on which its runner's user reaches the service refuses to serve.
+    /// No. If the runner's user can reach the service, the instance does not start its runner.
     #[default]
     Blocked,
-    /// Yes: jobs use the instance's role, and whoever writes a workflow can sign as the App.
+    /// Yes. Jobs can use the instance's role, and anyone who can write a workflow can sign as the App.
     Allowed,
 }
 
-/// May a job use docker? Whoever may is as good as root on the instance.
+/// Whether a job can use docker. Docker access is equivalent to root on the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -318,7 +318,7 @@ pub enum DockerAccess {
     /// Yes.
     #[default]
     Allowed,
-    /// No: the runner is started without the group `docker`.
+    /// No. The runner's user is not in the group `docker`.
     Blocked,
 }
 

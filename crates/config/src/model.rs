@@ -278,10 +278,10 @@ impl InstanceType {
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Architecture {
-    /// 64-bit x86; `x64` in actions/runner's asset names.
+    /// 64-bit x86 (`x64` in the names of actions/runner's assets).
     #[serde(rename = "x86_64")]
     X86_64,
-    /// 64-bit Arm; `arm64` to AWS and actions/runner.
+    /// 64-bit Arm (`arm64` in AWS and in actions/runner).
     Aarch64,
 }
 
@@ -386,22 +386,22 @@ impl fmt::Display for BaseImage {
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Registration {
-    /// A registration token and `config.sh`; the runner takes job after job.
+    /// Registers with a registration token and `config.sh`. The runner takes one job after another.
     Persistent,
-    /// A just-in-time configuration; the runner takes one job, then the instance is replaced.
+    /// Registers with a just-in-time configuration. The runner takes one job, then the instance is replaced.
     Ephemeral,
 }
 
-/// Which spot pools Auto Scaling prefers.
+/// The Spot allocation strategy of the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum SpotStrategy {
-    /// Pools that are least likely to be interrupted, the cheapest of them first.
+    /// The pools with the lowest risk of interruption, the cheapest of them first.
     PriceCapacityOptimized,
-    /// Pools that are least likely to be interrupted.
+    /// The pools with the lowest risk of interruption.
     CapacityOptimized,
-    /// The same, with the order of the instance types as far as it does not cost capacity.
+    /// Like capacity-optimized, but respects the order of `instance_types` on a best-effort basis.
     CapacityOptimizedPrioritized,
 }
 
@@ -421,9 +421,9 @@ impl SpotStrategy {
 #[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum KeyStore {
-    /// AWS KMS: the key is imported once and only ever signs; no instance can read it.
+    /// AWS KMS: the key is imported once and can only sign. No instance can read it.
     Kms,
-    /// AWS Secrets Manager: instances read the PEM and sign themselves.
+    /// AWS Secrets Manager: instances read the PEM file and sign with it.
     SecretsManager,
 }
 

@@ -49,130 +49,130 @@ macro_rules! codes {
 codes! {
     ConfigUnreadable "config-unreadable" Configuration
         "The configuration file could not be read."
-        "Give its path with `--config FILE` or `KILN_CONFIG`. `cargo xtask init` writes one; docs/kiln.toml in Kiln's repository is a commented example."
+        "Give its path with `--config FILE` or `KILN_CONFIG`. `cargo xtask init` writes one; docs/kiln.toml in Kiln's repository is an example with comments."
     ConfigInvalid "config-invalid" Configuration
-        "kiln.toml has problems; all of them are listed, each with line and column."
-        "Fix what is marked. An editor that reads `kiln.schema.json` shows the same while you type."
+        "kiln.toml has errors. All of them are listed, each with its line and column."
+        "Fix the marked places. An editor that reads `kiln.schema.json` shows the same errors as you type."
     UnknownFleet "unknown-fleet" Configuration
         "`--fleet` names a fleet that kiln.toml does not have."
-        "Take one of the names in the hint, or add a `[fleet.NAME]` table."
+        "Use one of the names in the hint, or add a `[fleet.NAME]` table."
     RunnerDigestMissing "runner-digest-missing" Configuration
         "A fleet uses an architecture for which `[runner.sha256]` has no digest."
-        "Add the digest of that architecture's archive; it is on the release's page at GitHub."
+        "Add the digest of that architecture's archive; the release's page at GitHub lists it."
     RunnerDigestMismatch "runner-digest-mismatch" Configuration
-        "The digest that kiln.toml pins for the runner is not the one that GitHub publishes."
-        "`cargo xtask pin` writes the published one. Find out first where the pinned one came from."
+        "The runner digest in kiln.toml differs from the one that GitHub publishes."
+        "First find out where the pinned digest came from. Then `cargo xtask pin` writes the published one."
     NodePinMissing "node-pin-missing" Configuration
-        "A fleet uses Amazon Linux 2, and kiln.toml does not pin a Node for each that the runner has."
+        "A fleet uses Amazon Linux 2, and kiln.toml lacks a pinned Node build for a Node major version of the runner."
         "`cargo xtask pin` writes them; or set `base_image = \"amazon-linux-2023\"`."
     BootConfigTooLarge "boot-config-too-large" Configuration
-        "What an instance is told at boot does not fit into a stack's parameter."
+        "The boot configuration of an instance is too large for a stack parameter."
         "Use fewer or shorter labels and variables."
     KeyFileUnreadable "key-file-unreadable" Configuration
         "The file given with `--pem` could not be read."
         "Give the .pem file that GitHub downloaded when the key was made, or `-` for standard input."
     KeyFileInvalid "key-file-invalid" Configuration
-        "The file given with `--pem` holds no private key that a GitHub App can have."
-        "Generate a private key in the App's settings and give the file that is downloaded, unchanged."
+        "The file given with `--pem` does not contain a GitHub App's private key."
+        "Generate a private key in the App's settings and give the downloaded file unchanged."
     WrongApp "wrong-app" Configuration
-        "The key is good, but another App's."
-        "Compare `[app]` in kiln.toml with the App whose settings the key was made in."
+        "The key is valid, but belongs to another App."
+        "Compare `[app]` in kiln.toml with the App in whose settings the key was generated."
     WrongInstallation "wrong-installation" Configuration
         "`installation_id` in kiln.toml is not the App's installation in the organization."
-        "Correct it, or leave it out: Kiln then looks it up."
+        "Correct it, or remove it: Kiln then looks it up."
     SubnetUnfit "subnet-unfit" Configuration
         "A subnet does not exist, is in another VPC, or has no route to the internet."
-        "Name other subnets, or let Kiln make the network."
+        "Name other subnets, or let Kiln make the network (`network = \"create-vpc\"`)."
     AnswerInvalid "answer-invalid" Configuration
-        "A flag or an answer has a value that does not fit."
-        "The message says what fits."
+        "A flag or an answer has an invalid value."
+        "The message says which values are valid."
     NoTerminal "no-terminal" Configuration
-        "A question has to be answered, and there is no terminal to ask on."
+        "The command needs an answer, and there is no terminal to ask on."
         "Give the flag that the hint names."
     FileExists "file-exists" Configuration
-        "A file that would be replaced is there already."
-        "Edit it, replace it with `--force`, or write another one."
+        "The command would overwrite a file that already exists."
+        "Edit the file, overwrite it with `--force`, or choose another path."
     FileUnwritable "file-unwritable" Configuration
         "A file could not be written; nothing was changed."
         "The cause is below the error: check the path, its permissions and the disk."
     ShredImpossible "shred-impossible" Configuration
-        "`--shred` names a file that can't be overwritten where it lies."
-        "Leave `--shred` out, and make sure yourself that no copy of the key stays."
+        "The file given with `--shred` can't be overwritten in place."
+        "Omit `--shred`, and make sure yourself that no copy of the key remains."
     BootstrapUnfit "bootstrap-unfit" Configuration
         "The file given with `--bootstrap` is unreadable, not static, or for another architecture."
-        "Leave `--bootstrap` out, and the binary is built."
+        "Omit `--bootstrap`: the command then builds the binary."
     AwsCredentials "aws-credentials" Access
         "No AWS credentials were found, or AWS does not accept them (expired, wrong)."
-        "Give credentials in one of the usual ways and check them with `aws sts get-caller-identity`. In a pipeline: does the job have `id-token: write`, and may its role be assumed from this repository?"
+        "Provide credentials in one of the usual ways and check them with `aws sts get-caller-identity`. In a pipeline, check that the job has `id-token: write` and that this repository may assume the role."
     AwsAccessDenied "aws-access-denied" Access
-        "The AWS credentials are good, but lack the permission for the action named below the error."
+        "The AWS credentials are valid, but lack the permission for the action named below the error."
         "Grant it to the role that the command runs as."
     AwsUnreachable "aws-unreachable" Other
-        "No connection to AWS."
-        "Is `region` in kiln.toml a region of yours, and does this machine reach AWS (proxy, firewall)?"
+        "AWS could not be reached."
+        "Check that `region` in kiln.toml exists and is enabled in your account, and that this machine can reach AWS (proxy, firewall)."
     AwsThrottled "aws-throttled" Other
-        "AWS asked to slow down, and still did after eight attempts."
-        "Run the same command again: it goes on from where it stopped."
+        "AWS throttled a request, eight times in a row."
+        "Run the same command again: it resumes where it stopped."
     AwsQuota "aws-quota" Precondition
-        "A quota of the account is used up."
-        "Have the named quota raised (Service Quotas), then run the command again."
+        "An account quota is used up."
+        "Request an increase of the named quota (Service Quotas), then run the command again."
     AwsConflict "aws-conflict" Precondition
-        "Someone else is changing the same thing."
-        "Wait until that has ended, then run the command again."
+        "Another caller is changing the same resource."
+        "Wait until the other change has finished, then run the command again."
     AwsRefused "aws-refused" Other
-        "AWS refused a request; its own words are below the error."
-        "If the words do not say what to fix, run the command again with `--verbose` and look at the call that failed."
+        "AWS refused a request; AWS's message is below the error."
+        "If the message does not say what to fix, run the command again with `--verbose` and check the call that failed."
     AwsListTooLong "aws-list-too-long" Other
-        "AWS's list has more pages than Kiln reads. A list that is cut off is never taken for the whole, so nothing was changed."
-        "The error names the list. Remove what is no longer used from it, or report it."
+        "A list from AWS has more pages than Kiln reads. Kiln never acts on an incomplete list, so nothing was changed."
+        "The error names the list. Remove unused entries from it, or open an issue."
     GitHubBadKey "github-bad-key" Access
-        "GitHub does not accept the App's key: it was deleted there, or never was this App's."
-        "Compare its fingerprint with those in the App's settings, and install a listed one with `cargo xtask rotate-key`."
+        "GitHub does not accept the App's key: it was deleted there, or belongs to another App."
+        "Compare its fingerprint with those in the App's settings, and install one of the listed keys with `cargo xtask rotate-key`."
     GitHubUnknownApp "github-unknown-app" Access
-        "GitHub knows no App of the id in kiln.toml."
-        "Compare `[app]` with the top of the App's settings."
+        "GitHub has no App with the id in kiln.toml."
+        "Compare `[app]` with the ids at the top of the App's settings."
     GitHubNotInstalled "github-not-installed" Access
         "The App is not installed in the organization, or the organization has another name."
         "Install the App, and compare `organization` in kiln.toml with the organization's login."
     RunnerGroupPublic "runner-group-public" Precondition
-        "A fleet's runner group is open to public repositories: whoever opens a pull request there would run code on its instances."
-        "Disallow public repositories in the group's settings; or give `--allow-public-repositories` where that is meant."
+        "A fleet's runner group allows public repositories: anyone who opens a pull request there could run code on its instances."
+        "Disallow public repositories in the group's settings; or give `--allow-public-repositories` if that is intended."
     GitHubSuspended "github-suspended" Access
         "The App's installation is suspended."
-        "An owner of the organization can lift the suspension in its settings."
+        "An owner of the organization can unsuspend it in the organization's settings."
     GitHubPermission "github-permission" Access
-        "The App lacks the permission named in the error."
-        "Give it \"Self-hosted runners: read and write\" in its settings, and accept the change in the organization."
+        "The App lacks the permission that the error names."
+        "Grant \"Self-hosted runners: read and write\" in the App's settings, and accept the change in the organization."
     GitHubToken "github-token" Access
-        "GitHub does not accept the installation's token any more, or forbids the request."
-        "The message below the error is GitHub's; a list of allowed addresses at the organization is the usual cause."
+        "GitHub no longer accepts the installation token, or forbids the request."
+        "The message below the error is GitHub's. The usual cause is the organization's IP allow list."
     GitHubClock "github-clock" Other
         "This machine's clock and GitHub's differ by more than GitHub allows."
-        "Synchronise the clock (chrony, systemd-timesyncd)."
+        "Synchronise this machine's clock (chrony, systemd-timesyncd)."
     GitHubLimited "github-limited" Other
-        "GitHub's request limit for the App is used up."
-        "Wait for as long as the hint says, then run the command again."
+        "The App has used up GitHub's API rate limit."
+        "Wait as long as the hint says, then run the command again."
     GitHubUnreachable "github-unreachable" Other
-        "No connection to GitHub, no trusted one, or no answer in time."
-        "Does this machine reach GitHub, and does `[github]` in kiln.toml name the host?"
+        "GitHub could not be reached, its certificate is not trusted, or it did not answer in time."
+        "Check that this machine can reach GitHub, and that `[github]` in kiln.toml names the right host."
     GitHubRefused "github-refused" Other
-        "GitHub refused a request or answered with what its API does not promise."
-        "The message is GitHub's; its status page reports incidents. Give the request's id to GitHub's support."
+        "GitHub refused a request, or sent a response that its API does not document."
+        "The message is GitHub's; GitHub's status page reports incidents. Include the request id if you contact GitHub's support."
     KeyNotInstalled "key-not-installed" Precondition
-        "The App's private key is not in the store from which instances use it."
+        "The App's private key is not in the key store that instances use."
         "Run `cargo xtask rotate-key --pem FILE` first: its first run installs the key."
     KeyUnproved "key-unproved" Other
         "The key in use could not be checked with GitHub."
-        "The message says why GitHub gave no answer; run the command again."
+        "The message says why GitHub did not answer. Run the command again."
     KeyNotSettled "key-not-settled" Timeout
-        "The store still signs with the key before, minutes after it was told to use another."
-        "Run the same command again: it continues from there."
+        "The key store still signs with the former key, minutes after Kiln switched it to another one."
+        "Run the same command again: it resumes there."
     SignFailed "sign-failed" Other
-        "The store did not sign with the App's key."
-        "The cause is below the error. With KMS: may this role call `kms:Sign` for the key's alias, and is the key enabled?"
+        "The key store did not sign with the App's key."
+        "The cause is below the error. With KMS, check that this role may call `kms:Sign` for the key's alias and that the key is enabled."
     NoPreviousKey "no-previous-key" Precondition
-        "No former key of the App is kept, so there is none to go back to."
-        "Generate a new key in the App's settings and give it with `--pem`: that always works."
+        "The key store has no former key of the App, so there is none to roll back to."
+        "Generate a new key in the App's settings and install it with `--pem`: that always works."
     ShredFailed "shred-failed" Other
         "The key is installed, but its file could not be overwritten and removed."
         "Remove the file yourself."
@@ -183,120 +183,120 @@ codes! {
         "The recorded image was removed, or can't be launched."
         "Run `cargo xtask ami`: it bakes the image again and records it."
     ImageForeign "image-foreign" Precondition
-        "The image to be rolled out is not one that Kiln baked for this fleet: another account's, or without Kiln's tags."
-        "Find out who wrote its id into the parameter. `cargo xtask ami` records the right image; where another account bakes the images, name it as `owner` in `[image_defaults]`."
+        "Kiln did not bake the image to roll out for this fleet: it belongs to another account, or lacks Kiln's tags."
+        "Find out who wrote its id into the parameter. `cargo xtask ami` records the right image. If another account bakes the images, set it as `owner` in `[image_defaults]`."
     ImageResourceForeign "image-resource-foreign" Precondition
-        "Image Builder has a component or recipe of Kiln's name and version already, with another content."
-        "Find out who made it, delete it, and run `cargo xtask ami` again."
+        "Image Builder already has a component or recipe with Kiln's name and version, but with different content."
+        "Find out who created it, delete it, and run `cargo xtask ami` again."
     BakeNetworkUnfit "bake-network-unfit" Precondition
         "Images can't be built in the subnet: it does not exist, or is in another VPC."
-        "Name a subnet of this account and region as `network` in `[image_defaults]`, or in the first fleet."
+        "Set a subnet of this account and region as `network` in `[image_defaults]`, or in the first fleet."
     BakeTypesNotOffered "bake-types-not-offered" Precondition
         "The region, or the subnet's availability zone, offers none of the instance types that images are built on."
-        "Name some that it offers as `instance_types` in `[image_defaults]`, or another subnet as `network`."
+        "Set `instance_types` in `[image_defaults]` to types that are offered there, or set another subnet as `network`."
     NoPreviousImage "no-previous-image" Precondition
-        "No image is recorded that served this fleet before, so there is none to roll back to."
-        "Change kiln.toml to what is wanted, then run `cargo xtask ami` and `cargo xtask deploy`."
+        "No previous image of this fleet is recorded, so there is none to roll back to."
+        "Change kiln.toml as needed, then run `cargo xtask ami` and `cargo xtask deploy`."
     RunnerUnsupported "runner-unsupported" Precondition
-        "The pinned runner could not register, or would get no jobs: GitHub no longer serves that version."
-        "`cargo xtask pin` moves kiln.toml to the newest release."
+        "The pinned runner can't register or would get no jobs: GitHub no longer supports that version."
+        "`cargo xtask pin` updates kiln.toml to the newest release."
     RunnerReleaseMissing "runner-release-missing" Other
         "GitHub offers the organization no release of the runner for Linux."
-        "GitHub's status page reports incidents. On GitHub Enterprise Server: does it reach github.com for its runner releases?"
+        "GitHub's status page reports incidents. With GitHub Enterprise Server, check that the server can reach github.com for its runner releases."
     DigestNotPublished "digest-not-published" Other
-        "No digest is published of a release that `pin` would take."
-        "A release is complete some time after it appears: try again later."
+        "The release that `pin` would use has no published digest yet."
+        "A release is complete only some time after it appears. Try again later."
     NodeBuildMissing "node-build-missing" Other
         "The mirror of Node's unofficial builds has no build of a major version that the runner needs."
-        "Does `node_url` in `[runner]` lead to the builds, or to a complete mirror of them?"
+        "Check that `node_url` in `[runner]` points to the builds, or to a complete mirror of them."
     DownloadFailed "download-failed" Other
         "A public list of releases could not be read."
-        "Does this machine reach the address, and does kiln.toml name the right mirror?"
+        "Check that this machine can reach the address, and that kiln.toml names the right mirror."
     FleetLocked "fleet-locked" Precondition
-        "Another run is working on this fleet; it is named in the error."
-        "Wait until it has ended, or give `--lock-wait SECS`. The lock of a run that died ends by itself within 90 seconds."
+        "Another run holds this fleet's lock; the error names it."
+        "Wait until that run has finished, or give `--lock-wait SECS`. The lock of a run that was killed expires within 90 seconds."
     LockLost "lock-lost" Precondition
-        "Another run took this fleet's lock, because this one could not renew it in time. AWS continues with the step that was under way."
-        "See how the other run ends, then run this one again."
+        "Another run took this fleet's lock, because this run could not renew it in time. AWS continues the step that was in progress."
+        "Wait for the other run to finish, then run this command again."
     ConsentMissing "consent-missing" Precondition
-        "Something that can't be undone needs somebody's agreement, and nobody is there to be asked."
-        "Read what the error names. `--yes` agrees to it beforehand."
+        "A step that can't be undone needs confirmation, and there is no terminal to ask on."
+        "Read the step that the error names. `--yes` confirms it in advance."
     ConsentRefused "consent-refused" Precondition
-        "Somebody was asked and did not agree. Nothing was changed by that step."
-        "Run the command again and agree, or change kiln.toml."
+        "The user declined the confirmation. That step changed nothing."
+        "Run the command again and confirm, or change kiln.toml."
     FleetDraining "fleet-draining" Precondition
-        "The fleet is being taken down by `destroy`: its group has no capacity."
-        "`cargo xtask destroy --fleet NAME` finishes that; after it, `cargo xtask deploy` creates the fleet."
+        "`destroy` is deleting the fleet: the capacity of its group is zero."
+        "`cargo xtask destroy --fleet NAME` finishes the deletion. After that, `cargo xtask deploy` creates the fleet again."
     GroupSuspended "group-suspended" Precondition
-        "Processes of the Auto Scaling group are suspended, by AWS after a day of failed launches or by somebody. Instances can't be replaced."
-        "Fix the cause of the failed launches, then run the `aws autoscaling resume-processes` command in the hint, then the same command again."
+        "Processes of the Auto Scaling group are suspended, either by a person or by AWS after a day of failed launches. Instances can't be replaced."
+        "Fix the cause of the failed launches, run the `aws autoscaling resume-processes` command in the hint, then run the same command again."
     GroupMissing "group-missing" Precondition
-        "The fleet's stack is there, its Auto Scaling group is not: somebody deleted it."
-        "`cargo xtask destroy --fleet NAME`, then `cargo xtask deploy`: no runner of the fleet is left that it would cost."
+        "The fleet's stack exists, but its Auto Scaling group was deleted outside the stack."
+        "Run `cargo xtask destroy --fleet NAME`, then `cargo xtask deploy`. The fleet has no runners left, so no job is lost."
     NetworkInUse "network-in-use" Precondition
-        "The network can't be removed: fleets that kiln.toml does not name use it."
+        "The network can't be deleted: fleets that are not in kiln.toml use it."
         "Destroy those fleets first, with `--fleet NAME`."
     GitHubNotAsked "github-not-asked" Precondition
-        "GitHub could not be asked for its runners, so none was removed."
-        "`cargo xtask doctor` shows what keeps GitHub from answering."
+        "GitHub did not list the runners, so none was deleted."
+        "`cargo xtask doctor` shows why GitHub does not answer."
     PreconditionsUnmet "preconditions-unmet" Precondition
-        "`doctor` found something that keeps the other commands from working."
-        "Each finding says how to fix it; run `doctor` again after that."
+        "`doctor` found a problem that prevents other commands from working."
+        "Each finding has a hint with the fix. Run `doctor` again afterwards."
     MachineUnfit "machine-unfit" Precondition
-        "This machine lacks something that booting a machine in it needs."
+        "This machine lacks a program that the boot in QEMU needs."
         "The hint names what to install."
     ToolchainMissing "toolchain-missing" Precondition
         "Rust's standard library for the target is not installed, and rustup could not add it."
-        "`rustup target add TARGET`; where rustup can't, install a rustc with its source, from which it is built."
+        "Run `rustup target add TARGET`. Without rustup, install a rustc with its source; the command then builds the library from it."
     CheckoutUnfit "checkout-unfit" Precondition
         "No version can be published from this checkout."
         "The hint names what to commit or change."
     StackBroken "stack-broken" Precondition
-        "A stack is in a state in which CloudFormation takes no update."
-        "The hint has the command that fixes it; the reason of the first resource that failed is in the error."
+        "A stack is in a state that CloudFormation can't update."
+        "The hint has the command that fixes it. The error has the reason of the first resource that failed."
     StackFailed "stack-failed" Failed
-        "A stack's change failed. CloudFormation went back to the state before; of a first creation nothing serves."
-        "Fix the reason that the error names (of the first resource that failed; the rest is consequence), then run the command again."
+        "A stack operation failed. CloudFormation rolled the stack back; after a failed creation no instance is in service."
+        "Fix the cause that the error names, then run the command again. It is the first resource that failed; later failures follow from it."
     StackDrifted "stack-drifted" Failed
-        "What a stack should hold is not there: something was removed or changed without it."
-        "`aws cloudformation detect-stack-drift` shows what; put it back, or delete the stack and deploy again."
+        "A stack's resource is missing: it was deleted or changed outside CloudFormation."
+        "`aws cloudformation detect-stack-drift` shows the difference. Restore the resource, or delete the stack and deploy again."
     BuildFailed "build-failed" Failed
-        "The bake ended without an AMI. Nothing was recorded, and no image from before was touched."
+        "The bake failed and made no AMI. Nothing was recorded, and earlier images are unchanged."
         "The error names the phase and step; its log is in CloudWatch under `/aws/imagebuilder/`. The next run starts a new build."
     ImageCopyMissing "image-copy-missing" Failed
-        "The build ended well, but names no copy of the image in a region of `copy_to`."
-        "Image Builder's console shows what became of the distribution; run the command again."
+        "The build succeeded, but lists no copy of the image in a region of `copy_to`."
+        "Check the distribution in Image Builder's console, then run the command again."
     RefreshFailed "refresh-failed" Failed
-        "The instance refresh ended in failure, and Auto Scaling went back to the version before, which still serves."
-        "Look at a new instance's journal, or at its system log in the EC2 console: why did it not register?"
+        "The instance refresh failed, and Auto Scaling rolled back to the previous version, which is in service."
+        "Check a new instance's journal, or its system log in the EC2 console, for the reason why it did not register."
     RefreshCancelled "refresh-cancelled" Failed
-        "Somebody cancelled the instance refresh. Whatever was in service then still serves."
-        "The same command again continues; `cargo xtask deploy --rollback` goes back."
+        "The instance refresh was cancelled. The instances that were in service then are still in service."
+        "Run the same command again to resume, or `cargo xtask deploy --rollback` to roll back."
     LaunchesFail "launches-fail" Failed
-        "New instances can't be launched, or end before their runner is registered: two in a row, for the reason in the error."
-        "Fix that reason and run the same command again. The instance's own last lines are in the error where EC2 has them."
+        "Two new instances in a row failed to launch, or terminated before their runner registered, for the reason in the error."
+        "Fix the cause and run the same command again. The error includes the last lines of the instance's log, if EC2 has them."
     RunnersOffline "runners-offline" Failed
         "The rollout is done, but not every instance has a runner online at GitHub."
-        "Look at the named instances' journals, or at their system logs in the EC2 console."
+        "Check the journals of the named instances, or their system logs in the EC2 console."
     StackBusy "stack-busy" Timeout
-        "A stack's change took longer than the timeout."
-        "Run the same command again: it waits on, and continues from there."
+        "A stack operation took longer than the timeout."
+        "Run the same command again: it keeps waiting, and resumes there."
     BuildSlow "build-slow" Timeout
         "The bake took longer than the timeout."
-        "Run the same command again: it waits for this very build."
+        "Run the same command again: it waits for the same build."
     RefreshSlow "refresh-slow" Timeout
-        "The instance refresh made no progress for as long as the longest drain and an hour."
-        "Run the same command again: it waits for this very refresh. A job that does not end is the usual cause."
+        "The instance refresh made no progress for the longest drain plus one hour."
+        "Run the same command again: it waits for the same refresh. The usual cause is a job that does not end."
     DrainSlow "drain-slow" Timeout
-        "Instances were still there after the longest job and a margin."
-        "Run the same command again: it waits on. `--now` does not wait, and jobs fail. An instance that is protected from scale-in does not leave by itself."
+        "Instances still existed after the longest drain plus a margin."
+        "Run the same command again: it keeps waiting. `--now` does not wait, and jobs fail. An instance with scale-in protection does not terminate by itself."
     Due "due" Due
-        "Nothing failed: something that is pinned or in use has to be renewed within 14 days, or is overdue."
-        "What the hint names: for a runner `cargo xtask pin`, then `cargo xtask ami` and `cargo xtask deploy`; for the App's key \
-         `cargo xtask rotate-key --pem FILE` with a new one."
+        "Nothing failed: a pinned version, or a version or key in use, must be renewed within 14 days or is overdue."
+        "For a runner: `cargo xtask pin`, then `cargo xtask ami` and `cargo xtask deploy`. For the App's key: \
+         `cargo xtask rotate-key --pem FILE` with a new key."
     Unforeseen "unforeseen" Other
-        "Anything that is not expected to happen."
-        "Run the command again; if it stays, run it with `--verbose` and report what is said."
+        "An unexpected error."
+        "Run the command again. If the error persists, run it with `--verbose` and open an issue with the output."
 }
 
 impl Code {

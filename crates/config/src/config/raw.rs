@@ -57,7 +57,7 @@ const MOST_INSTANCES: u32 = 10_000;
 /// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/asg-max-instance-lifetime.html>
 const MOST_SECS: u32 = 365 * 24 * 3600;
 
-/// Kiln: GitHub Actions self-hosted runners for an organization, on its own AWS account.
+/// Kiln: GitHub Actions self-hosted runners for an organization, in its own AWS account.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "kiln.toml")]
@@ -65,43 +65,44 @@ pub(super) struct RawConfig {
     /// The GitHub organization's login.
     #[schemars(with = "String", regex(pattern = ORGANIZATION), length(max = 39), example = &"acme")]
     pub(super) organization: Field<String>,
-    /// The AWS region everything lives in.
+    /// The AWS region of the fleets, images and keys.
     #[schemars(with = "String", regex(pattern = REGION), example = &"eu-central-1")]
     pub(super) region: Field<String>,
     /// The GitHub App that registers runners.
     #[schemars(with = "RawApp")]
     pub(super) app: Field<RawApp>,
-    /// GitHub's addresses. Only for GitHub Enterprise Server; github.com otherwise.
+    /// The URLs of GitHub Enterprise Server. Omit this table for github.com.
     #[serde(default)]
     #[schemars(with = "RawGitHub")]
     pub(super) github: Option<RawGitHub>,
     /// The pinned release of actions/runner.
     #[schemars(with = "RawRunner")]
     pub(super) runner: Option<RawRunner>,
-    /// Where images are built, and where they go beside the region that they are baked in.
+    /// Where images are built, and the regions and accounts that get a copy.
     #[serde(default)]
     #[schemars(with = "RawImageDefaults")]
     pub(super) image_defaults: Option<RawImageDefaults>,
     // Where something goes wrong at night, somebody has to hear of it.
-    /// An SNS topic of this region that is told when a group has too few instances in service, or when a launch or an
-    /// instance refresh fails. Its policy has to let cloudwatch.amazonaws.com and events.amazonaws.com publish; an encrypted one
-    /// needs a KMS key of yours whose policy lets both use it, which AWS's own key for SNS does not.
+    /// An SNS topic in this region. It gets a message when a group has too few instances in service, and when a launch or
+    /// an instance refresh fails. The topic's policy must allow cloudwatch.amazonaws.com and events.amazonaws.com to
+    /// publish. An encrypted topic needs a customer managed KMS key whose policy allows both to use it; the AWS managed key
+    /// for SNS does not.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = SNS_TOPIC), example = &"arn:aws:sns:eu-central-1:123456789012:alarms")]
     pub(super) alarm_topic: Field<String>,
-    /// The role that CloudFormation changes Kiln's stacks by, in place of the rights of whoever runs a command. A pipeline with
-    /// the roles of infra/pipeline.yaml needs it; the stack's output `StackRole` names it.
+    /// The role that CloudFormation uses to change Kiln's stacks, instead of the caller's permissions. Pipelines with the
+    /// roles of infra/pipeline.yaml need it; that stack's output `StackRole` names it.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = ROLE))]
     #[schemars(example = &"arn:aws:iam::123456789012:role/kiln-acme-cloudformation")]
     pub(super) cloudformation_role: Field<String>,
-    /// A permissions boundary for the roles that Kiln's stacks make; infra/pipeline.yaml makes a fitting one.
+    /// A permissions boundary for the roles that Kiln's stacks create; infra/pipeline.yaml creates one.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = POLICY))]
     #[schemars(example = &"arn:aws:iam::123456789012:policy/kiln-acme-boundary")]
     pub(super) permissions_boundary: Field<String>,
-    /// Tags on the stacks and what is in them, on instances and their volumes: ten at most, of ASCII letters, digits,
-    /// spaces and any of _.:/=+-@, for CloudFormation gives back other letters as `?`.
+    /// Tags for the stacks and their resources, and for instances and their volumes. At most ten. Allowed are ASCII
+    /// letters, digits, spaces and the characters _.:/=+-@ because CloudFormation returns other characters as `?`.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>")]
     #[schemars(extend("propertyNames" = { "pattern": TAG_KEY }, "maxProperties" = 10))]
@@ -116,19 +117,19 @@ pub(super) struct RawConfig {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawApp {
-    /// The App's client id, at the top of its settings. Give this or `app_id`.
+    /// The App's client id, which is at the top of its settings. Set either this or `app_id`.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = CLIENT_ID), example = &"Iv23liEXAMPLE0000000")]
     pub(super) client_id: Field<String>,
-    /// The App's id, a number. Give this or `client_id`, which GitHub recommends.
+    /// The App's id, a number. Set either this or `client_id`, which GitHub recommends.
     #[serde(default)]
     #[schemars(with = "u64", range(min = 1, max = MOST_ID), example = &123_456)]
     pub(super) app_id: Field<u64>,
-    /// The number at the end of the installation's address. Looked up when absent, which costs each boot a request.
+    /// The number at the end of the installation's URL. Without it, each boot makes one more request to look it up.
     #[serde(default)]
     #[schemars(with = "u64", range(min = 1, max = MOST_ID), example = &12_345_678)]
     pub(super) installation_id: Field<u64>,
-    /// Where fleets find the App's private key, unless they say otherwise.
+    /// The key store of the App's private key. A fleet can override it.
     #[serde(default)]
     #[schemars(with = "KeyStore", extend("default" = KeyStore::Kms))]
     pub(super) key_store: Field<KeyStore>,
@@ -137,12 +138,12 @@ pub(super) struct RawApp {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawGitHub {
-    /// The web address, without a path.
+    /// The URL of the web interface, without a path.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = URL), example = &"https://github.example.com")]
     #[schemars(extend("default" = "https://github.com"))]
     pub(super) url: Field<String>,
-    /// The REST API's base. Follows from `url` when absent: `https://HOST/api/v3`.
+    /// The base URL of the REST API. The default follows from `url`: `https://HOST/api/v3`.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = URL), example = &"https://github.example.com/api/v3")]
     pub(super) api_url: Field<String>,
@@ -157,15 +158,15 @@ pub(super) struct RawRunner {
     /// The SHA-256 of the release's tarball, for each architecture in use.
     #[schemars(with = "RawSha256")]
     pub(super) sha256: Field<RawSha256>,
-    /// Where releases are downloaded from: GitHub, or a mirror of it.
+    /// The base URL of the releases: GitHub, or a mirror of it.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = URL), extend("default" = DEFAULT_RELEASE_URL))]
     pub(super) release_url: Field<String>,
-    /// For amazon-linux-2: builds of Node for glibc 2.17, by major release, in place of the runner's own.
+    /// Only for amazon-linux-2: builds of Node for glibc 2.17, by major version. They replace the runner's own Node.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, RawNode>", extend("propertyNames" = { "pattern": NODE_MAJOR }))]
     pub(super) node: Option<BTreeMap<Spanned<String>, RawNode>>,
-    /// Where those are downloaded from: the Node project's unofficial builds, or a mirror of them.
+    /// The base URL of those builds: the Node project's unofficial builds, or a mirror of them.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = URL), extend("default" = DEFAULT_NODE_URL))]
     pub(super) node_url: Field<String>,
@@ -177,7 +178,7 @@ pub(super) struct RawNode {
     /// The release, without the tag's `v`.
     #[schemars(with = "String", regex(pattern = NODE_VERSION), example = &"24.19.0")]
     pub(super) version: Field<String>,
-    /// Of `node-vVERSION-linux-x64-glibc-217.tar.gz`, as SHASUMS256.txt beside it says.
+    /// The SHA-256 of `node-vVERSION-linux-x64-glibc-217.tar.gz`, from SHASUMS256.txt in the same directory.
     #[schemars(with = "String", regex(pattern = SHA256))]
     pub(super) sha256: Field<String>,
 }
@@ -185,7 +186,7 @@ pub(super) struct RawNode {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawImageDefaults {
-    /// Regions that get a copy of each image, and a parameter of the same name with its id.
+    /// Regions that get a copy of each image, and an SSM parameter of the same name with the copy's id.
     #[serde(default)]
     #[schemars(with = "Vec<String>", inner(regex(pattern = REGION)))]
     #[schemars(extend("examples" = [["eu-west-1"]], "uniqueItems" = true))]
@@ -195,23 +196,24 @@ pub(super) struct RawImageDefaults {
     #[schemars(with = "Vec<String>", inner(regex(pattern = ACCOUNT)))]
     #[schemars(extend("examples" = [["123456789012"]], "uniqueItems" = true))]
     pub(super) share_with: Field<Vec<Spanned<String>>>,
-    /// The KMS key that encrypts the images. Without one it is the account's own for EBS, with which no other account can
-    /// launch; for copies, a multi-Region key (mrk-) with a replica in each region.
+    /// The KMS key that encrypts the images. The default is the account's default key for EBS; other accounts can't launch
+    /// images that it encrypts. `copy_to` needs a multi-Region key (mrk-) with a replica in each region.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = KMS_KEY))]
     #[schemars(example = &"arn:aws:kms:eu-central-1:111122223333:key/mrk-0123456789abcdef0123456789abcdef")]
     pub(super) kms_key: Field<String>,
-    /// The account that bakes the images and shares them with this one. `deploy` takes images of this account alone, when
-    /// absent.
+    /// The account that bakes the images and shares them with this account. Without it, `deploy` accepts only images of
+    /// this account.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = ACCOUNT), example = &"123456789012")]
     pub(super) owner: Field<String>,
-    /// The network that images are built in: a subnet with a way out to the internet. The first fleet's, when absent.
+    /// The network that images are built in: a subnet with outbound internet access. The default is the first fleet's
+    /// network.
     #[serde(default)]
     #[schemars(with = "RawBakeNetwork")]
     pub(super) network: Field<RawBakeNetwork>,
-    /// Instance types to build images on; Image Builder takes one of those that the subnet's zone offers. Common ones, when
-    /// absent.
+    /// Instance types to build images on. Image Builder uses one that the subnet's availability zone offers. The default is
+    /// a list of common types.
     #[serde(default)]
     #[schemars(with = "Vec<String>", inner(regex(pattern = INSTANCE_TYPE)))]
     #[schemars(extend("examples" = [["m6i.large", "m5.large"]], "uniqueItems" = true))]
@@ -221,11 +223,11 @@ pub(super) struct RawImageDefaults {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawSha256 {
-    /// Of `actions-runner-linux-x64-VERSION.tar.gz`.
+    /// The SHA-256 of `actions-runner-linux-x64-VERSION.tar.gz`.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = SHA256))]
     pub(super) x86_64: Field<String>,
-    /// Of `actions-runner-linux-arm64-VERSION.tar.gz`.
+    /// The SHA-256 of `actions-runner-linux-arm64-VERSION.tar.gz`.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = SHA256))]
     pub(super) aarch64: Field<String>,
@@ -235,13 +237,13 @@ pub(super) struct RawSha256 {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawFleet {
     // GitHub takes a hundred of a runner, its own three included.
-    /// Labels in addition to the ones every self-hosted runner has: self-hosted, Linux, and X64 or ARM64. Anything but
-    /// commas, at most 256 characters. An ephemeral fleet needs at least one.
+    /// Labels in addition to those that every self-hosted runner has: self-hosted, Linux, and X64 or ARM64. A label has no
+    /// commas and at most 256 characters. An ephemeral fleet needs at least one.
     #[serde(default)]
     #[schemars(with = "Vec<String>", length(max = 97), inner(length(max = 256), regex(pattern = LABEL)))]
     #[schemars(extend("examples" = [["linux-x64"]], "uniqueItems" = true))]
     pub(super) labels: Field<Vec<Spanned<String>>>,
-    /// The runner group the fleet's runners join.
+    /// The runner group that the fleet's runners join.
     #[serde(default)]
     #[schemars(with = "String", length(min = 1), extend("default" = DEFAULT_RUNNER_GROUP))]
     pub(super) runner_group: Field<String>,
@@ -262,13 +264,13 @@ pub(super) struct RawFleet {
     #[schemars(with = "Vec<String>", length(min = 1, max = 5), inner(regex(pattern = INSTANCE_TYPE)))]
     #[schemars(extend("examples" = [["m6i.large", "m5.large"]], "uniqueItems" = true))]
     pub(super) instance_types: Field<Vec<Spanned<String>>>,
-    /// The least number of instances, which Auto Scaling keeps up.
+    /// The minimum number of instances. Auto Scaling replaces failed ones.
     #[schemars(with = "u32", range(max = MOST_INSTANCES), example = &1)]
     pub(super) min: Field<u32>,
-    /// The largest number of instances.
+    /// The maximum number of instances.
     #[schemars(with = "u32", range(min = 1, max = MOST_INSTANCES), example = &4)]
     pub(super) max: Field<u32>,
-    /// Spot capacity beside on-demand. On-demand only, when absent.
+    /// Spot capacity in addition to On-Demand capacity. Without it, all instances are On-Demand.
     #[serde(default)]
     #[schemars(with = "RawSpot")]
     pub(super) spot: Field<RawSpot>,
@@ -277,88 +279,95 @@ pub(super) struct RawFleet {
     #[schemars(with = "RawVolume")]
     pub(super) volume: Field<RawVolume>,
     // The stack's template declares four parameters for them.
-    /// TCP ports that runners reach beside 443, GitHub's own, and those of the proxies in `environment`.
+    /// Outbound TCP ports to allow in addition to 443, GitHub's own, and those of the proxies in `environment`.
     #[serde(default)]
     #[schemars(with = "Vec<u16>", length(max = 4), inner(range(min = 1, max = 65535)))]
     #[schemars(extend("examples" = [[22]], "uniqueItems" = true))]
     pub(super) egress_ports: Field<Vec<Spanned<u16>>>,
-    /// People may open a shell on instances by AWS Systems Manager's Session Manager.
+    /// Allows opening a shell on instances with AWS Systems Manager Session Manager.
     #[serde(default)]
     #[schemars(with = "bool", extend("default" = false))]
     pub(super) session_manager: Field<bool>,
-    /// Where instances live.
+    /// The network of the instances.
     #[schemars(with = "RawNetwork")]
     pub(super) network: Field<RawNetwork>,
-    /// Where this fleet's instances find the App's key, when it is not where `[app]` says.
+    /// The key store for this fleet's instances. The default is the one in `[app]`.
     #[serde(default)]
     #[schemars(with = "KeyStore")]
     pub(super) key_store: Field<KeyStore>,
     // Auto Scaling's bounds: https://docs.aws.amazon.com/autoscaling/ec2/APIReference/API_PutLifecycleHook.html
-    /// How long a leaving instance may be silent before Auto Scaling gives it up, in seconds.
+    /// The heartbeat timeout of the termination hook, in seconds: Auto Scaling terminates a draining instance that sends no
+    /// heartbeat for this long.
     #[serde(default)]
     #[schemars(with = "u32", range(min = 30, max = 7200), extend("default" = DEFAULT_HEARTBEAT_SECS))]
     pub(super) heartbeat_secs: Field<u32>,
-    /// How long a running job may delay an instance's end, in seconds; at most a hundred heartbeats.
+    /// How long a running job may delay the termination of its instance, in seconds; at most 100 times `heartbeat_secs`.
     #[serde(default)]
     #[schemars(with = "u32", range(min = 60, max = 172_800), extend("default" = DEFAULT_DRAIN_LIMIT_SECS))]
     pub(super) drain_limit_secs: Field<u32>,
     // The launch hook's ten minutes bound it.
-    /// An instance that can't register tries on for so long, in seconds, before it is replaced: what every instance has
-    /// wrong, such as a key that was deleted, would otherwise replace them as fast as they boot.
+    /// How long an instance that can't register retries before it is replaced, in seconds. Without this pause, a fault that
+    /// affects every instance, such as a deleted key, would replace instances as fast as they boot.
     #[serde(default)]
     #[schemars(with = "u32", range(max = 540), extend("default" = DEFAULT_REPLACE_PAUSE_SECS))]
     pub(super) replace_pause_secs: Field<u32>,
-    /// At this age an instance is replaced, after its job, in seconds. Never, when absent.
+    /// The age at which an instance is replaced, in seconds, after its running job ends. Without it, instances have no
+    /// maximum age.
     #[serde(default)]
     #[schemars(with = "u32", range(min = 3600, max = MOST_SECS), example = &604_800)]
     pub(super) max_age_secs: Field<u32>,
-    /// After so long without a job an instance leaves, while there are more than `min`, in seconds. Never, when absent.
+    /// How long an instance may have no job before it terminates, in seconds, while the group has more than `min`
+    /// instances. Without it, idle instances do not terminate.
     #[serde(default)]
     #[schemars(with = "u32", range(min = 60, max = MOST_SECS), example = &1800)]
     pub(super) idle_limit_secs: Field<u32>,
-    /// A command that tries the first new runner before the others are replaced, run by `sh -c` where `deploy` runs, with
-    /// `KILN_FLEET`, `KILN_RUNNER` and `KILN_INSTANCE`. It has half an hour.
+    /// A command that checks the first new runner before `deploy` replaces the other instances. `sh -c` runs it where
+    /// `deploy` runs, with `KILN_FLEET`, `KILN_RUNNER` and `KILN_INSTANCE`. It must finish within 30 minutes.
     #[serde(default)]
     #[schemars(with = "String", length(min = 1), example = &"./try-runner.sh")]
     pub(super) canary_check: Field<String>,
-    /// May a job reach the instance's metadata service? With "allowed", whoever writes a workflow can sign as the App.
+    /// Whether a job can reach the instance metadata service. With "allowed", anyone who can write a workflow can sign as
+    /// the App.
     #[serde(default)]
     #[schemars(with = "MetadataAccess", extend("default" = MetadataAccess::Blocked))]
     pub(super) job_metadata_access: Field<MetadataAccess>,
-    /// May a job use docker? Whoever may is as good as root on the instance.
+    /// Whether a job can use docker. Docker access is equivalent to root on the instance.
     #[serde(default)]
     #[schemars(with = "DockerAccess", extend("default" = DockerAccess::Allowed))]
     pub(super) job_docker_access: Field<DockerAccess>,
-    /// Is a job taken only once docker answers? Its daemon starts beside the registration, a few seconds longer.
+    /// Whether the runner waits for the docker daemon before it takes a job. The daemon starts in parallel with the
+    /// registration and takes a few seconds longer.
     #[serde(default)]
     #[schemars(with = "bool", extend("default" = false))]
     pub(super) wait_for_docker: Field<bool>,
-    /// Variables for the runner and its jobs, such as a proxy. Never a secret: anyone on the instance can read them. Names
-    /// that the dynamic loader, shells or .NET go by, and those of the runner, are refused. A proxy without a scheme is http.
+    /// Environment variables for the runner and its jobs, such as a proxy. Do not put secrets here: every process on the
+    /// instance can read them. Kiln rejects variables that control the dynamic loader, shells, .NET or the runner itself. A
+    /// proxy URL without a scheme means http.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, String>", extend("propertyNames" = { "pattern": VARIABLE }))]
     #[schemars(extend("examples" = [{ "https_proxy": "http://proxy.example.com:3128" }]))]
     pub(super) environment: Option<BTreeMap<Spanned<String>, Spanned<String>>>,
 }
 
-/// Spot capacity beside on-demand.
+/// Spot capacity in addition to On-Demand capacity.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawSpot {
-    /// So many instances are on-demand before any is spot.
+    /// The number of On-Demand instances to launch before any Spot instance.
     #[serde(default)]
     #[schemars(with = "u32", range(max = MOST_INSTANCES), extend("default" = 0))]
     pub(super) on_demand_base: Field<u32>,
-    /// Of the instances beyond the base, so many in a hundred are on-demand.
+    /// The percentage of On-Demand instances above the base.
     #[serde(default)]
     #[schemars(with = "u32", range(max = 99), extend("default" = 0))]
     pub(super) on_demand_percent: Field<u32>,
-    /// Which spot pools are preferred.
+    /// The Spot allocation strategy.
     #[serde(default)]
     #[schemars(with = "SpotStrategy", extend("default" = SpotStrategy::PriceCapacityOptimized))]
     pub(super) strategy: Field<SpotStrategy>,
-    /// Does Auto Scaling replace an instance at risk of interruption by itself? Instances hear of the risk and ask for
-    /// their replacement anyway; both together may start one instance too many for a while.
+    /// Whether Auto Scaling replaces an instance at risk of interruption (Capacity Rebalancing). Instances also request
+    /// their own replacement when they get the rebalance recommendation; with both, the group can have one instance too
+    /// many for a while.
     #[serde(default)]
     #[schemars(with = "bool", extend("default" = false))]
     pub(super) capacity_rebalance: Field<bool>,
@@ -369,21 +378,21 @@ pub(super) struct RawSpot {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawVolume {
-    /// Its size in GiB, at least the image's own.
+    /// The size in GiB; at least that of the image's volume.
     #[serde(default)]
     #[schemars(with = "u32", range(min = 30, max = 65536), extend("default" = IMAGE_VOLUME_GIB))]
     pub(super) gib: Field<u32>,
-    /// I/O operations a second; at most 500 for each GiB.
+    /// I/O operations per second; at most 500 for each GiB.
     #[serde(default)]
     #[schemars(with = "u32", range(min = 3000, max = 80000), extend("default" = DEFAULT_IOPS))]
     pub(super) iops: Field<u32>,
-    /// MiB a second; at most one for each four IOPS.
+    /// Throughput in MiB per second; at most one for every four IOPS.
     #[serde(default)]
     #[schemars(with = "u32", range(min = 125, max = 2000), extend("default" = DEFAULT_THROUGHPUT_MIBPS))]
     pub(super) throughput_mibps: Field<u32>,
 }
 
-/// Where a fleet's instances live.
+/// The network of a fleet's instances.
 #[derive(Debug, JsonSchema)]
 #[schemars(untagged)]
 pub(super) enum RawNetwork {
@@ -393,19 +402,19 @@ pub(super) enum RawNetwork {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) enum MadeNetwork {
-    /// One VPC for all fleets that ask for it: private subnets behind a NAT gateway.
+    /// One VPC that all fleets with this value share: private subnets behind a NAT gateway.
     #[serde(rename = "create-vpc")]
     CreateVpc,
 }
 
-/// Subnets that exist.
+/// Existing subnets.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawSubnets {
     /// The VPC of the subnets.
     #[schemars(with = "String", regex(pattern = VPC), example = &"vpc-0123456789abcdef0")]
     pub(super) vpc: Field<String>,
-    /// Subnets of that VPC with a way out to the internet.
+    /// Subnets of that VPC with outbound internet access.
     #[schemars(with = "Vec<String>", length(min = 1), inner(regex(pattern = SUBNET)))]
     #[schemars(extend("examples" = [["subnet-0123456789abcdef0"]], "uniqueItems" = true))]
     pub(super) subnets: Field<Vec<Spanned<String>>>,
@@ -421,7 +430,7 @@ pub(super) struct RawBakeNetwork {
     /// The subnet.
     #[schemars(with = "String", regex(pattern = SUBNET), example = &"subnet-0123456789abcdef0")]
     pub(super) subnet: Field<String>,
-    /// A security group of that VPC. Kiln makes one that lets everything out and nothing in, when absent.
+    /// A security group of that VPC. Without it, Kiln creates one that allows all outbound and no inbound traffic.
     #[serde(default)]
     #[schemars(with = "String", regex(pattern = SECURITY_GROUP), example = &"sg-0123456789abcdef0")]
     pub(super) security_group: Field<String>,
