@@ -1,5 +1,7 @@
 //! From the SDK's errors to the ports'.
 
+use aws_credential_types::provider::error::CredentialsError;
+use aws_runtime::retries::classifiers::THROTTLING_ERRORS;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use kiln_github::CALLS;
 use kiln_operations::ports::{CloudError, CloudErrorKind};
@@ -80,35 +82,63 @@ fn in_short(kind: CloudErrorKind, chain: &[String]) -> String {
 fn kind_of<E, R>(error: &SdkError<E, R>) -> CloudErrorKind
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
-    R: std::fmt::Debug,
+    R: std::fmt::Debug + 'static,
 {
     match error {
-        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => CloudErrorKind::Unreachable,
-        // No provider of the chain had credentials: nothing was sent.
-        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => CloudErrorKind::Credentials,
-        SdkError::TimeoutError(_) => CloudErrorKind::Unreachable,
+        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) if lacks_credentials(error) => {
+            CloudErrorKind::Credentials
+        }
+        // A connection that broke, a TLS certificate that is not trusted, a proxy that refuses.
+        SdkError::DispatchFailure(_) | SdkError::TimeoutError(_) => CloudErrorKind::Unreachable,
+        SdkError::ConstructionFailure(_) => CloudErrorKind::Other,
         _ => kind_of_code(error.code().unwrap_or_default()),
     }
 }
 
+/// Is the cause that no provider of the chain gave credentials? Nothing was sent then.
+fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<CredentialsError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    // Without any provider there is no such error, but only these words of the SDK's.
+    chain(error).iter().any(|line| line.contains("no identity") || line.contains("auth scheme"))
+}
+
+/// Sources: the SDK's own list of throttling codes; the services' lists of common errors;
+/// <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html>.
 fn kind_of_code(code: &str) -> CloudErrorKind {
     match code {
         "ExpiredToken"
         | "ExpiredTokenException"
+        | "RequestExpired"
+        | "InvalidToken"
+        | "InvalidSecurity"
+        | "IncompleteSignature"
+        | "InvalidSignatureException"
+        | "MissingAuthenticationToken"
         | "InvalidClientTokenId"
         | "UnrecognizedClientException"
         | "SignatureDoesNotMatch"
         | "InvalidAccessKeyId"
         | "AuthFailure" => CloudErrorKind::Credentials,
-        "AccessDenied" | "AccessDeniedException" | "UnauthorizedOperation" | "ForbiddenException" => {
-            CloudErrorKind::AccessDenied
-        }
-        "Throttling"
-        | "ThrottlingException"
-        | "RequestLimitExceeded"
-        | "TooManyRequestsException"
-        | "CallRateLimitExceededException"
-        | "SlowDown" => CloudErrorKind::Throttled,
+        "AccessDenied"
+        | "AccessDeniedException"
+        | "UnauthorizedOperation"
+        | "UnauthorizedException"
+        | "NotAuthorized"
+        | "AuthorizationError"
+        | "ForbiddenException"
+        | "Forbidden"
+        | "OptInRequired"
+        | "SubscriptionRequiredException" => CloudErrorKind::AccessDenied,
+        "CallRateLimitExceededException" => CloudErrorKind::Throttled,
+        // Some services mean a quota by it, and none that Kiln uses a rate.
+        "LimitExceededException" => CloudErrorKind::Quota,
+        code if THROTTLING_ERRORS.contains(&code) => CloudErrorKind::Throttled,
         "AlreadyExistsException"
         | "InstanceRefreshInProgress"
         | "InstanceRefreshInProgressFault"
@@ -116,10 +146,9 @@ fn kind_of_code(code: &str) -> CloudErrorKind {
         | "ResourceInUseException"
         | "ConflictException"
         | "InvalidSnapshot.InUse" => CloudErrorKind::Conflict,
-        "LimitExceeded"
-        | "LimitExceededException"
-        | "ServiceQuotaExceededException"
-        | "InsufficientCapabilitiesException" => CloudErrorKind::Quota,
+        "ServiceQuotaExceededException" => CloudErrorKind::Quota,
+        // `InstanceLimitExceeded`, `VcpuLimitExceeded`, `SecurityGroupLimitExceeded`…
+        code if code.ends_with("LimitExceeded") => CloudErrorKind::Quota,
         "ValidationError"
         | "ValidationException"
         | "InvalidRequestException"
