@@ -230,7 +230,7 @@ impl fmt::Display for Step {
             Self::Accept { ami: Some(ami) } => write!(f, "forget that {ami} was rolled back from"),
             Self::Accept { ami: None } => f.write_str("forget what was rolled back from"),
             Self::Clear(DeadStack { name, status, reason }) => {
-                write!(f, "delete stack {name}, which is in {status} and holds nothing that serves\n{reason}")
+                write!(f, "delete stack {name}, which is in {status} and has no instance in service\n{reason}")
             }
             Self::AwaitRefresh { group, id } => {
                 write!(f, "wait for instance refresh {id} of {group}, which is running")

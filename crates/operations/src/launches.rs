@@ -1,8 +1,8 @@
-//! Launches of a group's instances that fail, seen while a stack or a refresh is waited for.
+//! Detects failed instance launches of a group during a wait for a stack or an instance refresh.
 //!
-//! Neither CloudFormation nor an instance refresh shows why an instance does not come into service: both wait for hours and
-//! say that they wait. The reason is in the group's scaling activities, and what the instance itself had to say is in its
-//! console. Where two launches in a row have failed, the wait ends with them.
+//! Neither CloudFormation nor an instance refresh shows why an instance does not come into service: both wait for hours. The
+//! reason is in the group's scaling activities, and the instance's own log is in its console output. The wait ends as soon as two
+//! launches in a row have failed.
 
 use std::collections::BTreeSet;
 
@@ -16,35 +16,35 @@ use crate::ports::{CloudErrorKind, Groups, Inventory, LastWords, Launch, LaunchO
 use crate::stacks::Beyond;
 use crate::wait::paused;
 
-/// How many failures in a row end a wait. One may be bad luck: a host that fails, a package mirror that hiccups.
+/// How many failures in a row end a wait. A single failure may be chance: a failed host, an unavailable package mirror.
 const MOST_FAILURES: usize = 2;
 
-/// A launch takes minutes, and the account's describe calls are shared with others.
+/// The pause between two checks. A launch takes minutes, and AWS throttles describe calls per account.
 const PAUSE: Duration = Duration::from_secs(15);
 
-/// A console's lines that are shown of an instance that ended.
+/// How many lines of a terminated instance's console output are shown.
 const CONSOLE_LINES: usize = 5;
 
 /// What to do about launches that fail.
-pub(crate) const HINT: &str = "fix what the reason names; an instance's journal and its system log in the EC2 console have \
-     more of it";
+pub(crate) const HINT: &str = "fix the cause; an instance's journal and its system log in the EC2 console have \
+     more details";
 
 /// A group whose launches are watched.
 #[derive(Debug)]
 pub(crate) struct LaunchWatch<'a> {
     group: &'a GroupName,
-    /// To tell a GitHub that is down from an instance that does not reach it; where GitHub can be asked at all.
+    /// Tells whether GitHub is down, or only unreachable from the instance. `None` if GitHub can't be called from here.
     github: Option<&'a OrgClient>,
-    /// Launches that had ended when the watch began.
+    /// The ids of launches that had ended when the watch began.
     before: BTreeSet<String>,
     shown: Option<String>,
     next: Instant,
-    /// The activities may not be read by this role: an older one of Kiln's.
+    /// The role has no permission to read scaling activities: it is from an older version of Kiln.
     blind: bool,
 }
 
 impl<'a> LaunchWatch<'a> {
-    /// From here on launches count.
+    /// Counts only launches from now on.
     ///
     /// # Errors
     /// What AWS answers.
@@ -59,7 +59,7 @@ impl<'a> LaunchWatch<'a> {
         Ok(watch)
     }
 
-    /// Every launch counts that the group ever made.
+    /// Counts all launches that the group ever made.
     pub(crate) fn of_all(group: &'a GroupName, github: Option<&'a OrgClient>) -> Self {
         Self { group, github, before: BTreeSet::new(), shown: None, next: Instant::now(), blind: false }
     }
@@ -78,7 +78,7 @@ impl<'a> LaunchWatch<'a> {
         }
     }
 
-    /// Shows the newest launch that failed. Gives the reason to end the wait where two in a row did.
+    /// Prints the latest failed launch. Returns the reason to end the wait if two launches in a row failed.
     ///
     /// # Errors
     /// What AWS answers.
@@ -110,14 +110,14 @@ impl<'a> LaunchWatch<'a> {
         Ok(Some(format!("{count} launches of {} in a row failed: {reason}{}", self.group, shown(words.as_ref()))))
     }
 
-    /// Where it can't be asked from here, it may well be.
+    /// Whether GitHub is down. True if it can't be called from here: it may be down.
     async fn github_is_down(&self) -> bool {
         let Some(github) = self.github else { return true };
         github.runner_downloads().await.is_err_and(|error| error.is_retryable())
     }
 }
 
-/// What CloudFormation waits for when it waits for a fleet's stack.
+/// Watches the launches of a fleet's group during a wait for its stack.
 #[derive(Debug)]
 pub(crate) struct BeyondStack<'a, C> {
     pub(crate) watch: LaunchWatch<'a>,
@@ -135,13 +135,13 @@ impl<C: Groups + Inventory> Beyond for BeyondStack<'_, C> {
     }
 }
 
-/// The failure that ends a wait.
+/// The error that ends a wait.
 pub(crate) fn failure(why: String) -> Error {
     Error::new(Code::LaunchesFail, why).hint(HINT)
 }
 
-/// The failed launches since the last that succeeded, newest first, but those for want of capacity: AWS itself tries again
-/// where and when it has some.
+/// The failed launches since the last successful one, newest first. Failures for lack of capacity do not count: AWS itself retries
+/// them when it has capacity.
 fn failures_in_a_row(launches: &[Launch]) -> Vec<(&Launch, &str)> {
     let ended = launches.iter().take_while(|launch| launch.outcome != LaunchOutcome::Succeeded);
     let failed = ended.filter_map(|launch| match &launch.outcome {
@@ -159,8 +159,8 @@ fn newest_failure(launches: &[Launch]) -> Option<(&Launch, &str)> {
 }
 
 /// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/ts-as-capacity.html> and, for spot,
-/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-request-status.html>. A quota that is used up is none of these:
-/// it does not pass by itself.
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-request-status.html>. A quota that is used up does
+/// not count as a lack of capacity: it does not resolve by itself.
 fn wants_capacity(reason: &str) -> bool {
     let reason = reason.to_ascii_lowercase();
     [
@@ -175,12 +175,12 @@ fn wants_capacity(reason: &str) -> bool {
         || (reason.contains("do not have sufficient") && reason.contains("capacity"))
 }
 
-/// An instance's own account of its end, as far as EC2 has one.
+/// The last console output of an instance that failed, if EC2 has it.
 async fn last_words(launch: &Launch, cloud: &impl Inventory) -> Option<LastWords> {
     cloud.last_words(launch.instance.as_ref()?).await.ok()
 }
 
-/// Did it end because it did not reach GitHub?
+/// Whether the instance failed because it did not reach GitHub.
 fn misses_github(words: &LastWords) -> bool {
     let missed = ["no answer in time", "no connection", "no trusted TLS connection", "the connection broke off"];
     words.console.iter().rev().take(20).any(|line| line.contains("GitHub") && missed.iter().any(|it| line.contains(it)))

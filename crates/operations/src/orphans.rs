@@ -1,7 +1,7 @@
-//! Runners whose instance is gone: registered at GitHub, offline for good.
+//! Orphaned runners: registered at GitHub, but their instance no longer exists.
 //!
-//! An instance deletes its runner itself before it ends. One that is lost without a word (its hardware, a spot instance cut
-//! off) can't, and GitHub keeps the runner for a fortnight.
+//! An instance deletes its runner before it terminates. An instance that is lost suddenly (failed hardware, an interrupted Spot
+//! instance) can't, and GitHub keeps the offline runner for 14 days.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,9 +17,9 @@ use crate::ports::{Group, Groups, Progress, Stack, Stacks};
 /// A runner whose instance is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orphan {
-    /// Its id at GitHub.
+    /// The runner's id at GitHub.
     pub id: u64,
-    /// Its name, which ends with the instance's id or with that and a boot's suffix.
+    /// The runner's name. It ends with the instance's id, or with that and a suffix of the boot.
     pub name: String,
 }
 
@@ -29,14 +29,14 @@ impl fmt::Display for Orphan {
     }
 }
 
-/// What every runner's name of a fleet begins with. Another fleet's name may begin with this one's: an instance's id
-/// follows.
+/// The prefix of the names of a fleet's runners. It includes the beginning of an instance id, because another fleet's name may
+/// begin with this fleet's name.
 pub fn name_prefix(fleet: &FleetName) -> String {
     format!("{fleet}-i-")
 }
 
-/// The runner groups that a fleet's runners may be in: kiln.toml's, and the one that its instances were told of, which is
-/// another until a change of it is rolled out. None where neither is known.
+/// The runner groups that a fleet's runners may be in: the one in kiln.toml, and the one in the boot configuration of its
+/// instances. They differ until a change is rolled out. Empty if neither is known.
 pub fn runner_groups(fleet: Option<&Fleet>, stack: Option<&Stack>) -> BTreeSet<String> {
     let told = stack.and_then(|stack| stack.parameters.get("BootConfig"));
     let told =
@@ -44,7 +44,8 @@ pub fn runner_groups(fleet: Option<&Fleet>, stack: Option<&Stack>) -> BTreeSet<S
     fleet.map(|fleet| fleet.runner_group.clone()).into_iter().chain(told).collect()
 }
 
-/// The runner groups that the fleets of these names may have runners in; none, and so all, where one of them is unknown.
+/// The runner groups that the runners of these fleets may be in. Empty, which means all groups, if the group of a fleet is
+/// unknown.
 ///
 /// # Errors
 /// What AWS answers.
@@ -65,13 +66,13 @@ pub async fn runner_groups_of(
     Ok(groups)
 }
 
-/// Is the runner an instance's?
+/// Whether `instance` registered the runner. The runner's name contains the instance's id.
 pub fn is_of(runner: &Runner, instance: &str) -> bool {
     runner.name.split_once(instance).is_some_and(|(_, rest)| rest.is_empty() || rest.starts_with('-'))
 }
 
-/// The fleet's orphans among runners. The runners must have been read *before* the group was: an instance that is new since
-/// is in the group then, and an instance that is gone since has deleted its runner.
+/// The fleet's orphans among `runners`. The caller must read the runners *before* the group: then a new runner's instance is in the
+/// group, and an instance that terminated in between has deleted its runner.
 pub fn among(fleet: &FleetName, runners: &[Runner], group: Option<&Group>) -> Vec<Orphan> {
     let prefix = name_prefix(fleet);
     let instances = group.map_or(&[][..], |group| &group.instances);
@@ -83,7 +84,7 @@ pub fn among(fleet: &FleetName, runners: &[Runner], group: Option<&Group>) -> Ve
         .collect()
 }
 
-/// Deletes orphans that still are some when looked at again. Says how many there were.
+/// Checks the orphans again and deletes those that still are. Returns the number of deleted runners.
 ///
 /// # Errors
 /// What AWS and GitHub answer.
@@ -102,7 +103,7 @@ pub async fn remove<C: Groups + Stacks>(
         match github.delete_runner(orphan.id).await? {
             Deleted::Gone => removed += 1,
             Deleted::Absent => {}
-            Deleted::Busy => progress.say(&format!("{orphan} runs a job, GitHub says: left alone")),
+            Deleted::Busy => progress.say(&format!("GitHub says that {orphan} runs a job: not deleted")),
         }
     }
     Ok(removed)

@@ -1,4 +1,4 @@
-//! Bringing a CloudFormation stack to a wanted state: compared first, so that an equal one costs no mutating call.
+//! Brings a CloudFormation stack to its desired state. The two are compared first: if they are equal, no mutating call is made.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,29 +10,29 @@ use crate::json_diff::{Change, changes};
 use crate::ports::{ChangeSet, Consent, Consented, Progress, ResourceChange, Stack, StackEvent, StackRequest, Stacks};
 use crate::wait::{Pace, human};
 
-/// A NAT gateway and an Auto Scaling group with its first instances are up within minutes. CloudFormation itself waits six
-/// hours for a group; the same command again waits on.
+/// How long a stack operation may take. A NAT gateway and an Auto Scaling group with its first instances need minutes.
+/// CloudFormation itself waits six hours for a group; the next run of the command resumes the wait.
 pub const STACK_BOUND: Duration = Duration::from_secs(3600);
 
-/// The one way a stack is brought to its wanted state.
+/// The step that brings a stack to its desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StackStep {
-    /// The wanted state.
+    /// The desired state.
     pub request: StackRequest,
-    /// What differs from it now.
+    /// How the stack differs from it.
     pub difference: Difference,
 }
 
-/// What differs between a stack and its wanted state.
+/// How a stack differs from its desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
     /// There is no stack.
     Absent,
-    /// There is one whose creation failed, or its deletion: it is deleted, and created again.
+    /// The stack's creation or deletion failed: it must be deleted and created again.
     Dead {
         /// `ROLLBACK_COMPLETE`…
         status: String,
-        /// What failed first, as far as it is known.
+        /// The reason of the first failure, if it is known.
         reason: String,
     },
     /// Template, parameters or tags differ.
@@ -46,11 +46,11 @@ pub enum Difference {
     },
 }
 
-/// Name, value now (if any), value wanted (if any).
+/// Name, current value (if any), desired value (if any).
 pub type ValueChange = (String, Option<String>, Option<String>);
 
 impl Difference {
-    /// Would this change the named parameter, or the template?
+    /// Whether this changes the template or one of the named parameters.
     pub fn touches(&self, names: &[&str]) -> bool {
         match self {
             Self::Absent | Self::Dead { .. } => true,
@@ -72,7 +72,7 @@ impl fmt::Display for StackStep {
             Difference::Dead { status, reason } => {
                 write!(
                     f,
-                    "delete stack {name}, which is in {status} and holds nothing that serves, and create it again"
+                    "delete stack {name}, which is in {status} and has no instance in service, and create it again"
                 )?;
                 write!(f, "\n{reason}")?;
                 self.supplied(f)
@@ -108,9 +108,9 @@ impl fmt::Display for StackStep {
 }
 
 impl StackStep {
-    /// What a new stack is given.
+    /// The parameters of a new stack.
     fn supplied(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // An empty one is a thing not wanted.
+        // An empty parameter means that the feature is off.
         for (parameter, value) in self.request.parameters.iter().filter(|(_, value)| !value.is_empty()) {
             write!(f, "\n+ {parameter} = {}", shown(value))?;
         }
@@ -131,7 +131,7 @@ fn shown(value: &str) -> String {
     if value.is_empty() {
         return "\"\"".to_owned();
     }
-    // Plans are printed in logs and comments: of a fleet's variables they show the names.
+    // Plans are printed in logs and comments, so they show only the names of environment variables.
     match serde_json::from_str::<serde_json::Value>(value) {
         Ok(mut document) if document["environment"].is_object() => {
             document["environment"] = masked(document["environment"].take());
@@ -141,7 +141,7 @@ fn shown(value: &str) -> String {
     }
 }
 
-/// A variable's value, or those of several, which may be secrets after all.
+/// Hides the value of an environment variable, or the values of several: they may be secrets after all.
 fn masked(value: serde_json::Value) -> serde_json::Value {
     match value {
         serde_json::Value::Object(variables) => {
@@ -152,7 +152,7 @@ fn masked(value: serde_json::Value) -> serde_json::Value {
     }
 }
 
-/// The types of a template's resources. Templates of Kiln's are written in one way: a type is on a line of its own.
+/// The resource types in a template. It relies on the format of Kiln's templates: each type is on its own line.
 pub fn resource_types(template: &str) -> BTreeSet<String> {
     let mut in_resources = false;
     let mut types = BTreeSet::new();
@@ -167,9 +167,9 @@ pub fn resource_types(template: &str) -> BTreeSet<String> {
     types
 }
 
-/// Compares a stack with its wanted state; `None` when equal.
+/// Compares a stack with its desired state; `None` if they are equal.
 pub fn difference(stack: Option<&Stack>, wanted: &StackRequest) -> Option<Difference> {
-    // A stack that was created by a change set which was never executed holds nothing yet.
+    // A change set created this stack and was never executed, so the stack has no resources.
     let Some(stack) = stack.filter(|s| s.status != "REVIEW_IN_PROGRESS") else {
         return Some(Difference::Absent);
     };
@@ -194,11 +194,11 @@ fn changed(now: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) ->
     names.into_iter().filter(differs).map(change).collect()
 }
 
-/// Is a text that CloudFormation gives back the one that it was given? In place of each letter beyond ASCII it gives a
+/// Whether a text that CloudFormation returns is the one that it received. CloudFormation replaces each non-ASCII letter with a
 /// question mark.
 ///
-/// Source: <https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/814>. It does not say whether a mark
-/// stands for a letter or for a byte of it, so a run of marks counts as one.
+/// Source: <https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/814>. The issue does not say
+/// whether a mark stands for a letter or for one of its bytes, so a run of marks counts as one.
 fn is_same(now: &str, wanted: &str) -> bool {
     let marked = |text: &str| {
         let mut marked = String::with_capacity(text.len());
@@ -212,42 +212,42 @@ fn is_same(now: &str, wanted: &str) -> bool {
     now == wanted || (!wanted.is_ascii() && marked(now) == marked(wanted))
 }
 
-/// Its creation failed, or its deletion: it can only be deleted.
+/// Whether the stack's creation or deletion failed, so that it can only be deleted.
 fn is_dead(status: &str) -> bool {
     matches!(status, "ROLLBACK_COMPLETE" | "ROLLBACK_FAILED" | "DELETE_FAILED")
 }
 
-/// A stack, once nothing is under way on it.
+/// A stack on which no operation is in progress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// There is none.
+    /// The stack does not exist.
     Absent,
-    /// It can be updated, or is in review.
+    /// The stack can be updated, or is in review.
     Usable(Stack),
-    /// Its creation failed, or its deletion: it serves nobody, and can only be deleted.
+    /// The stack's creation or deletion failed. No instance is in service, and the stack can only be deleted.
     Dead(DeadStack),
 }
 
 /// A stack that can only be deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadStack {
-    /// Its name.
+    /// The stack's name.
     pub name: String,
     /// `ROLLBACK_COMPLETE`…
     pub status: String,
-    /// What failed first, as far as it is known.
+    /// The reason of the first failure, if it is known.
     pub reason: String,
 }
 
-/// Looks beyond a stack while it is waited for: at why CloudFormation waits itself.
+/// Checks, during a wait for a stack, why CloudFormation itself is waiting.
 pub(crate) trait Beyond: Send {
-    /// The reason for which the wait has no end in sight.
+    /// The reason why the wait can't succeed, if there is one.
     fn hopeless(&mut self, progress: &dyn Progress) -> impl Future<Output = Result<Option<String>>> + Send;
-    /// Does anything that the stack made serve already?
+    /// Whether the stack already has an instance in service.
     fn serves(&self) -> impl Future<Output = Result<bool>> + Send;
 }
 
-/// Nothing to look at.
+/// Checks nothing.
 struct Nothing;
 
 impl Beyond for Nothing {
@@ -259,15 +259,16 @@ impl Beyond for Nothing {
     }
 }
 
-/// Looks for a stack, waiting for an operation that is under way on it.
+/// Finds a stack. Waits for an operation that is in progress on it.
 ///
 /// # Errors
-/// [`crate::Kind::Precondition`] for a stack that must be mended by hand, [`crate::Kind::Timeout`] for one that stays in progress.
+/// [`crate::Kind::Precondition`] for a stack that a person must fix, [`crate::Kind::Timeout`] for one that stays in progress.
 pub async fn find(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<Found> {
     find_beyond(cloud, name, &mut Nothing, progress).await
 }
 
-/// The same. A stack whose creation has no end in sight, and of which nothing serves, can only be deleted.
+/// Like [`find`], with a check of why the stack is in progress. A stack whose creation can't succeed, and that has no instance in
+/// service, counts as dead.
 pub(crate) async fn find_beyond(
     cloud: &impl Stacks,
     name: &str,
@@ -300,8 +301,8 @@ async fn wait_on(pace: &mut Pace, stack: &Stack, progress: &dyn Progress) -> Res
     pace.pause().await.map_err(|_| still_busy(name, status))
 }
 
-/// Reads a stack, waiting for an operation that is under way on it, and refuses one that can be neither updated nor made
-/// again. Of one whose creation failed the reason is what failed first.
+/// Reads a stack after any operation in progress on it has ended. Fails for a stack that can be neither updated nor created again.
+/// If the stack's creation failed, its `reason` is the first failure.
 ///
 /// # Errors
 /// [`crate::Kind::Precondition`] for a stack that a person must fix, [`crate::Kind::Timeout`] for one that stays in progress.
@@ -321,10 +322,11 @@ pub async fn settled_stack(cloud: &impl Stacks, name: &str, progress: &dyn Progr
     }
 }
 
-/// Deletes a stack that serves nobody, once somebody has agreed, and waits until it is gone.
+/// Asks for confirmation, deletes a stack that has no instance in service, and waits until it is gone.
 ///
 /// # Errors
-/// [`crate::Kind::Precondition`] when nobody agreed; [`crate::Kind::Failed`] when it can't be deleted; [`crate::Kind::Timeout`].
+/// [`crate::Kind::Precondition`] without a confirmation; [`crate::Kind::Failed`] if the stack can't be deleted;
+/// [`crate::Kind::Timeout`].
 pub async fn clear(
     cloud: &impl Stacks,
     dead: &DeadStack,
@@ -332,13 +334,13 @@ pub async fn clear(
     progress: &dyn Progress,
 ) -> Result<()> {
     let DeadStack { name, status, reason } = dead;
-    agreed(consent, &format!("delete stack {name}, which is in {status} and holds nothing that serves?"), name)?;
+    agreed(consent, &format!("delete stack {name}, which is in {status} and has no instance in service?"), name)?;
     progress.say(&format!("its creation failed: {reason}"));
     delete(cloud, name, progress).await
 }
 
-/// Deletes a stack and tells its events until it is gone. One that is gone already is no error; a deletion that is under way
-/// is waited for, and so is any other operation.
+/// Deletes a stack and prints its events until it is gone. Succeeds if the stack does not exist. First waits for any operation
+/// that is in progress, including a deletion.
 ///
 /// # Errors
 /// [`crate::Kind::Failed`] with the first resource that could not be deleted; [`crate::Kind::Timeout`].
@@ -348,7 +350,7 @@ pub async fn delete(cloud: &impl Stacks, name: &str, progress: &dyn Progress) ->
     let (mut asked, mut begun) = (false, false);
     loop {
         let Some(stack) = cloud.stack(name).await? else { return Ok(()) };
-        // A creation need not end first: CloudFormation breaks it off.
+        // A creation need not end first: CloudFormation cancels it.
         let breaks_off = matches!(stack.status.as_str(), "REVIEW_IN_PROGRESS" | "CREATE_IN_PROGRESS");
         let under_way = stack.status.ends_with("_IN_PROGRESS") && !breaks_off;
         if !under_way && !asked {
@@ -384,18 +386,20 @@ async fn not_deleted(cloud: &impl Stacks, stack: &Stack) -> Error {
         },
     );
     Error::new(Code::StackFailed, format!("stack `{}` can't be deleted: {reason}", stack.name))
-        .hint("mend what is named, something else may still use it, and run this again")
+        .hint("fix the cause that the error names (another resource may still use it), then run the command again")
 }
 
-/// Asks, and makes an error of anything but a yes.
+/// Asks for confirmation. Any answer but yes is an error.
 fn agreed(consent: &dyn Consent, question: &str, stack: &str) -> Result<()> {
     let what = question.trim_end_matches('?');
     match consent.ask(question) {
         Consented::Yes => Ok(()),
-        Consented::No => Err(Error::new(Code::ConsentRefused, format!("you did not agree to {what}"))
-            .hint(format!("stack `{stack}` is as it was"))),
-        Consented::NobodyThere => Err(Error::new(Code::ConsentMissing, format!("nobody is there to agree to {what}"))
-            .hint(format!("stack `{stack}` is as it was; with `--yes` the same command does it"))),
+        Consented::No => Err(Error::new(Code::ConsentRefused, format!("you did not confirm: {what}"))
+            .hint(format!("stack `{stack}` is unchanged"))),
+        Consented::NobodyThere => {
+            Err(Error::new(Code::ConsentMissing, format!("there is no terminal to confirm: {what}"))
+                .hint(format!("stack `{stack}` is unchanged; `--yes` confirms this in advance")))
+        }
     }
 }
 
@@ -415,7 +419,7 @@ fn can_be_updated(status: &str) -> bool {
 
 fn still_busy(name: &str, status: &str) -> Error {
     Error::new(Code::StackBusy, format!("stack `{name}` was still {status} after {}", human(STACK_BOUND)))
-        .hint("run the same command again: it waits on, and goes on from there")
+        .hint("run the same command again: it keeps waiting, and resumes there")
 }
 
 async fn reason(cloud: &impl Stacks, stack: &Stack) -> String {
@@ -430,15 +434,15 @@ async fn broken(cloud: &impl Stacks, stack: &Stack) -> Error {
     let reason = reason(cloud, stack).await;
     let hint = match status.as_str() {
         "UPDATE_ROLLBACK_FAILED" => format!(
-            "what served before still serves; mend what is named, then `aws cloudformation continue-update-rollback \
-             --stack-name {name}`, then run this again"
+            "the previous instances are still in service; fix the cause that the error names, run `aws cloudformation \
+             continue-update-rollback --stack-name {name}`, then run this command again"
         ),
-        _ => format!("`aws cloudformation describe-stack-events --stack-name {name}` tells more"),
+        _ => format!("`aws cloudformation describe-stack-events --stack-name {name}` shows more"),
     };
     Error::new(Code::StackBroken, format!("stack `{name}` is in {status} and can't be updated: {reason}")).hint(hint)
 }
 
-/// The reason of the first resource that failed in the newest operation; what follows it is only consequence.
+/// The reason of the first resource that failed in the latest operation. Later failures follow from it.
 async fn first_failure(cloud: &impl Stacks, name: &str) -> Option<String> {
     let events = cloud.events(name).await.ok()?;
     let begin = events
@@ -454,7 +458,7 @@ async fn first_failure(cloud: &impl Stacks, name: &str) -> Option<String> {
         .map(|e| format!("{} ({}): {}", e.resource, e.kind, e.reason.as_deref().unwrap_or("no reason given")))
 }
 
-/// Carries out a [`StackStep`]: change set, shown; executed; events streamed until the end.
+/// Carries out a [`StackStep`]: creates a change set, prints and executes it, and prints the stack's events until the end.
 ///
 /// # Errors
 /// [`crate::Kind::Failed`] with the first failed resource's reason; [`crate::Kind::Timeout`].
@@ -462,7 +466,7 @@ pub async fn apply(cloud: &impl Stacks, step: &StackStep, progress: &dyn Progres
     apply_agreed(cloud, step, &Always, progress).await
 }
 
-/// Agrees to everything: for stacks that hold nothing which can't be made again.
+/// Confirms everything: for stacks whose resources can all be created again.
 #[derive(Debug)]
 struct Always;
 
@@ -472,10 +476,10 @@ impl Consent for Always {
     }
 }
 
-/// The same, asking before a resource is replaced or removed that jobs or data are on.
+/// Like [`apply`], but asks before it replaces or removes a resource that runs jobs or holds data.
 ///
 /// # Errors
-/// [`crate::Kind::Precondition`] when nobody agreed, and the change set is discarded; the rest as [`apply`].
+/// [`crate::Kind::Precondition`] without a confirmation, and the change set is discarded; otherwise as [`apply`].
 pub async fn apply_agreed(
     cloud: &impl Stacks,
     step: &StackStep,
@@ -485,7 +489,7 @@ pub async fn apply_agreed(
     apply_beyond(cloud, step, &mut Nothing, consent, progress).await
 }
 
-/// The same, ending the wait where it has no end in sight.
+/// Like [`apply_agreed`], but ends a wait that can't succeed.
 pub(crate) async fn apply_beyond(
     cloud: &impl Stacks,
     step: &StackStep,
@@ -518,9 +522,9 @@ pub(crate) async fn apply_beyond(
     follow(cloud, name, before, beyond, progress).await
 }
 
-/// What jobs run on, or data is in: a new one in its place ends the one, or loses the other.
+/// Resources that run jobs or hold data. Replacing one ends the jobs or loses the data.
 ///
-/// A launch template, a role or a security group is none of it: instances keep theirs until they are replaced.
+/// Replacing a launch template, a role or a security group is harmless: running instances keep the old one.
 const GRAVE: &[&str] = &[
     "AWS::AutoScaling::AutoScalingGroup",
     "AWS::EC2::NatGateway",
@@ -532,7 +536,7 @@ const GRAVE: &[&str] = &[
     "AWS::SecretsManager::Secret",
 ];
 
-/// The question to ask before a change set is executed, if there is one.
+/// The confirmation to ask for before a change set is executed, if it needs one.
 pub fn grave(change_set: &ChangeSet) -> Option<String> {
     let what: Vec<String> = change_set
         .changes
@@ -563,7 +567,7 @@ fn show(change_set: &ChangeSet, progress: &dyn Progress) {
     }
 }
 
-/// Tells the events that were not seen yet, and gives them.
+/// Prints the events that are not in `seen`, and returns them.
 async fn tell_new(
     cloud: &impl Stacks,
     name: &str,
@@ -587,10 +591,10 @@ async fn follow(
     progress: &dyn Progress,
 ) -> Result<()> {
     let mut pace = Pace::new(STACK_BOUND);
-    // Right after the call the stack may still show the state before it: the end is one that a new event tells of.
+    // Right after the call the stack may still show its previous state. Only a state that a new event reports is final.
     let mut told = String::new();
     loop {
-        // The state is read before the events, so that the last round prints the last ones.
+        // The state is read before the events, so that the last round prints the last events.
         let Some(stack) = cloud.stack(name).await? else {
             return Err(Error::new(
                 Code::StackDrifted,
@@ -625,29 +629,30 @@ async fn follow(
     }
 }
 
-/// What is left of a change that failed, and what to do.
+/// The hint for an operation that failed: what is left, and what to do.
 fn after_failure(name: &str, status: &str) -> String {
     match status {
         "ROLLBACK_COMPLETE" | "ROLLBACK_FAILED" | "CREATE_FAILED" => {
-            "nothing of it serves. Fix what is named and run the same \
+            "no instance is in service. Fix the cause that the error names and run the same \
              command again: it deletes the stack and creates it again (`deploy` asks first, unless it is given `--yes`)"
                 .to_owned()
         }
         "UPDATE_ROLLBACK_FAILED" => format!(
-            "CloudFormation could not go back either; no instance was replaced. Fix what is named, then `aws \
-             cloudformation continue-update-rollback --stack-name {name}`, then run this again"
+            "CloudFormation's rollback failed too; no instance was replaced. Fix the cause that the error names, run `aws \
+             cloudformation continue-update-rollback --stack-name {name}`, then run this command again"
         ),
-        _ => "CloudFormation went back to the state before; fix what is named and run this again".to_owned(),
+        _ => "CloudFormation rolled the stack back; fix the cause that the error names and run this command again"
+            .to_owned(),
     }
 }
 
 fn no_end(name: &str, status: &str, reason: &str) -> Error {
     let then = if status == "CREATE_IN_PROGRESS" {
-        "run the same command again: it deletes the stack, of which nothing serves, and creates it again"
+        "run the same command again: it deletes the stack, which has no instance in service, and creates it again"
     } else {
         "run the same command again"
     };
-    Error::new(Code::LaunchesFail, format!("stack `{name}` is {status} with no end in sight: {reason}"))
+    Error::new(Code::LaunchesFail, format!("stack `{name}` is {status} and can't succeed: {reason}"))
         .hint(format!("{}; then {then}", crate::launches::HINT))
 }
 
@@ -658,7 +663,7 @@ mod tests {
     use super::*;
     use crate::ports;
 
-    /// A stack that CloudFormation goes on making for as long as anybody looks.
+    /// A stack whose creation never ends.
     struct Endless;
 
     impl Stacks for Endless {
@@ -704,7 +709,7 @@ mod tests {
         fn state(&self, _: &str) {}
     }
 
-    /// Hopeless after so many looks.
+    /// Reports that the wait can't succeed after `looks` checks.
     struct After {
         looks: u32,
         serves: bool,
@@ -745,11 +750,11 @@ mod tests {
         assert!(error.hint.is_some_and(|hint| hint.contains("the same command again: it deletes the stack")));
         assert!(begun.elapsed() < Duration::from_secs(300));
 
-        // The same command again does so.
+        // The next run of the command does that.
         let mut beyond = After { looks: 1, serves: false };
         let found = find_beyond(&Endless, &step.request.name, &mut beyond, &Silent).await.unwrap();
         assert!(matches!(found, Found::Dead(DeadStack { reason, .. }) if reason.contains("no quota")));
-        // A stack of which something serves is left to CloudFormation.
+        // Kiln does not touch a stack that has an instance in service.
         let mut beyond = After { looks: 1, serves: true };
         let error = find_beyond(&Endless, &step.request.name, &mut beyond, &Silent).await.unwrap_err();
         assert_eq!(error.code, Code::StackBusy);

@@ -1,22 +1,22 @@
-//! Waiting for something that takes its time, with a bound.
+//! Polling with growing pauses, until a timeout.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The first pause between two looks. Short, because what was waited for is often there at once on a second run.
+/// The first pause between two polls. It is short because on a second run the condition is often met at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// The longest pause: an answer fifteen seconds late is not noticed in waits of minutes, and Image Builder's, Auto
-/// Scaling's and CloudFormation's describe calls are throttled per account, which other pipelines share.
+/// The longest pause. A delay of 15 s does not matter in waits of minutes, and AWS throttles the describe calls of Image Builder,
+/// Auto Scaling and CloudFormation per account, which other pipelines share.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
-/// How much faster time runs than in AWS, in a world whose instances boot in milliseconds.
+/// Only for tests, in which instances boot in milliseconds: shortens pauses and timeouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tempo {
-    /// Pauses between two looks are so many times shorter.
+    /// Divides the pauses between two polls.
     pub pauses: u32,
-    /// Bounds are so many times shorter.
+    /// Divides the timeouts.
     pub bounds: u32,
 }
 
@@ -25,50 +25,50 @@ tokio::task_local! {
 }
 
 impl Tempo {
-    /// AWS's own.
+    /// The real pauses and timeouts.
     const REAL: Self = Self { pauses: 1, bounds: 1 };
 
     fn now() -> Self {
         TEMPO.try_with(|tempo| *tempo).unwrap_or(Self::REAL)
     }
 
-    /// Runs a command in such a world: every wait in it is as much shorter.
+    /// Runs a command with shortened waits.
     pub async fn run<F: Future>(self, command: F) -> F::Output {
         TEMPO.scope(self, command).await
     }
 }
 
-/// A bound of a wait that is not a [`Pace`], at the present tempo.
+/// Shortens the timeout of a wait that does not use [`Pace`].
 pub(crate) fn bounded(bound: Duration) -> Duration {
     bound / Tempo::now().bounds
 }
 
-/// A pause that is not a [`Pace`]'s, at the present tempo.
+/// Shortens the pause of a wait that does not use [`Pace`].
 pub(crate) fn paused(pause: Duration) -> Duration {
     pause / Tempo::now().pauses
 }
 
-/// Pauses that grow by half from a quarter of a second to fifteen seconds, until a bound.
+/// Pauses that grow by half, from 0.25 s to 15 s, until a timeout.
 #[derive(Debug)]
 pub struct Pace {
     pause: Duration,
     deadline: Instant,
 }
 
-/// The bound was reached.
+/// The timeout was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expired;
 
 impl Pace {
-    /// Starts a wait of at most `bound`.
+    /// Starts a wait with a timeout of `bound`.
     pub fn new(bound: Duration) -> Self {
         Self { pause: paused(FIRST_PAUSE), deadline: Instant::now() + bounded(bound) }
     }
 
-    /// Sleeps until the next look is due.
+    /// Sleeps until the next poll is due.
     ///
     /// # Errors
-    /// [`Expired`] when the bound was reached before this call; the last look always comes after the last pause.
+    /// [`Expired`] if the timeout was reached before this call. The caller always polls once more after the last pause.
     pub async fn pause(&mut self) -> Result<(), Expired> {
         let now = Instant::now();
         if now >= self.deadline {
@@ -79,13 +79,13 @@ impl Pace {
         Ok(())
     }
 
-    /// Something changed: look again soon.
+    /// Starts again with short pauses, because something changed.
     pub fn quicken(&mut self) {
         self.pause = paused(FIRST_PAUSE);
     }
 }
 
-/// A duration as a person says it: `48 h`, `90 min`, `30 s`.
+/// Formats a duration: `48 h`, `90 min`, `30 s`.
 pub fn human(duration: Duration) -> String {
     let secs = duration.as_secs();
     match secs {

@@ -44,7 +44,7 @@ async fn a_canary_is_tried_and_a_good_image_can_be_left_again() {
     world.write_config(VERSIONS[1], FLEET).unwrap();
     well(&world, &["ami"]).await;
     let said = refused(&world, &["deploy", "--canary-check", "echo not today; exit 3"], 6).await;
-    assert!(said.contains("not today") && said.contains("rolled back: the version before serves"), "{said}");
+    assert!(said.contains("not today") && said.contains("rolled back: the previous version is in service"), "{said}");
     assert!(said.contains("already done:"), "{said}");
     assert_eq!(serving(&world), VERSIONS[0]);
 

@@ -54,7 +54,7 @@ async fn an_image_that_can_not_serve_is_rolled_back_from() {
     world.github.set_oldest_version("99.0.0");
     let said = refused(&world, &["deploy", "--fleet", "linux"], 6).await;
     assert!(said.contains("launches of kiln-rehearsal-fleet-linux in a row failed"), "{said}");
-    assert!(said.contains("rolled back: the version before serves"), "{said}");
+    assert!(said.contains("rolled back: the previous version is in service"), "{said}");
     assert!(said.contains("already done:"), "{said}");
     let runners = world.github.runners();
     let online: Vec<_> = runners.iter().filter(|runner| runner.online && runner.name.starts_with("linux-")).collect();

@@ -41,7 +41,7 @@ async fn a_roll_to_an_image_that_never_boots_is_taken_back_before_auto_scaling_g
         let error = world.run(&world.request(), &process(), &said).await.unwrap_err();
         let said = said.0.into_inner().unwrap().join("\n");
         assert_eq!(error.code, Code::LaunchesFail, "{error}\n{said}");
-        assert!(error.message.contains("rolled back: the version before serves"), "{error}");
+        assert!(error.message.contains("rolled back: the previous version is in service"), "{error}");
         assert!(world.serves(&first), "{:?}", world.runners());
         eprintln!("taken back after {} ms", begun.elapsed().as_millis());
     }

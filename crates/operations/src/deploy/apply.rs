@@ -1,4 +1,4 @@
-//! Carrying a plan out, under the fleet's lock.
+//! Carries out a plan while holding the fleet's lock.
 
 use kiln_config::model::{GroupName, RunnerVersion};
 use kiln_github::OrgClient;
@@ -18,10 +18,10 @@ use crate::ports::Cloud;
 use crate::stacks::{self, StackStep};
 use crate::wait::{Pace, human};
 
-/// Observes, plans, shows the plan and carries it out; `dry` stops after showing it.
+/// Observes, plans, prints the plan and carries it out. With `dry` it stops after printing.
 ///
 /// # Errors
-/// What [`observe()`] and [`apply()`] fail with.
+/// The errors of [`observe()`] and [`apply()`].
 pub async fn run(
     request: &Request<'_>,
     dry: bool,
@@ -51,11 +51,12 @@ async fn look(
     plan(request, &observed)
 }
 
-/// Carries a plan out under the fleet's lock. Looks again once it has the lock: another run may have held it, and what it
-/// left is what there is to do then.
+/// Carries out a plan while holding the fleet's lock. Plans again once it has the lock, because another run may have held the lock and
+/// changed the fleet.
 ///
 /// # Errors
-/// The first step that fails, with the steps done before it; [`crate::Kind::Precondition`] when another run holds the lock.
+/// The error of the first step that fails, with the steps done before it; [`crate::Kind::Precondition`] if another run holds the
+/// lock.
 pub async fn apply(
     request: &Request<'_>,
     planned: &Plan<Step>,
@@ -68,14 +69,14 @@ pub async fn apply(
     let work = async {
         let now = look(request, cloud, github, operator).await?;
         if !same_work(&now, planned) {
-            operator.progress.say(&format!("the world has changed since, and with it the plan:\n{now}"));
+            operator.progress.say(&format!("the state has changed since the plan was made; the new plan:\n{now}"));
         }
         steps(request, &now, cloud, github, operator).await
     };
     lock.keep(cloud, work).await
 }
 
-/// Who is at work changes from moment to moment, and changes no step.
+/// Whether two plans have the same steps. The number of busy runners changes constantly and does not count.
 fn same_work(one: &Plan<Step>, other: &Plan<Step>) -> bool {
     let work = |plan: &Plan<Step>| -> Vec<Step> {
         let mut steps = plan.steps.clone();
@@ -102,7 +103,7 @@ async fn steps(
         apply_step(request, step, cloud, github, operator).await.map_err(|error| tally.failed(error))?;
         if step.ends_the_plan() {
             let rest = look(request, cloud, github, operator).await?;
-            operator.progress.say(&format!("the instance refresh has ended; what is left:\n{rest}"));
+            operator.progress.say(&format!("the instance refresh has ended; remaining plan:\n{rest}"));
             return Box::pin(steps(request, &rest, cloud, github, operator)).await;
         }
     }
@@ -177,9 +178,9 @@ async fn verify(
         let failed = launches.look(cloud, progress).await?;
         if failed.is_some() || pace.pause().await.is_err() {
             let error = match failed {
-                Some(why) => launches::failure(format!("{name} does not serve: {what}: {why}")),
+                Some(why) => launches::failure(format!("the runners of {name} are not online: {what}: {why}")),
                 None => {
-                    let message = format!("{name} does not serve after {}: {what}", human(ONLINE_BOUND));
+                    let message = format!("the runners of {name} are not online after {}: {what}", human(ONLINE_BOUND));
                     Error::new(Code::RunnersOffline, message).hint(roll::WHERE_TO_LOOK)
                 }
             };

@@ -1,4 +1,4 @@
-//! From what was observed, the steps. Pure.
+//! Makes the plan of `deploy` from what was observed. Pure functions.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,10 +18,10 @@ use crate::ports::{
 };
 use crate::stacks::{self, Difference, StackStep};
 
-/// What has to be done; pure.
+/// The steps that bring the fleet to its desired state; pure.
 ///
 /// # Errors
-/// [`crate::Kind::Configuration`] when the fleet can't be described to its instances.
+/// [`crate::Kind::Configuration`] if the boot configuration is too large for a stack parameter.
 pub fn plan(request: &Request<'_>, observed: &Observed) -> Result<Plan<Step>> {
     let planner = Planner::new(request, observed)?;
     let mut steps = planner.before();
@@ -37,13 +37,13 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Result<Plan<Step>> {
 struct Planner<'a> {
     request: &'a Request<'a>,
     observed: &'a Observed,
-    /// The stack as it is to be in the end.
+    /// The desired state of the stack at the end of the plan.
     settled: StackRequest,
 }
 
 impl<'a> Planner<'a> {
     fn new(request: &'a Request<'a>, observed: &'a Observed) -> Result<Self> {
-        // What instances are told of the runner is what the image holds.
+        // The boot configuration names the runner version that the image contains.
         let mut config: Config = request.config.clone();
         if let Some(version) = observed.runner_version() {
             config.runner.version = version;
@@ -55,7 +55,7 @@ impl<'a> Planner<'a> {
         Ok(Self { request, observed, settled })
     }
 
-    /// What comes first, whatever the fleet is like.
+    /// The first steps, which do not depend on the fleet's state.
     fn before(&self) -> Vec<Step> {
         let Observed { aim, dead, network, .. } = self.observed;
         let mut steps = Vec::new();
@@ -75,7 +75,7 @@ impl<'a> Planner<'a> {
         steps
     }
 
-    /// There is no stack, or one without a group.
+    /// The steps for a fleet without a stack, or with a stack but no group.
     fn new_fleet(&self) -> Vec<Step> {
         let request = self.settled.clone();
         let difference = stacks::difference(self.observed.stack.as_ref(), &request);
@@ -95,7 +95,7 @@ impl<'a> Planner<'a> {
             steps.push(Step::AwaitRefresh { group: group.name.clone(), id: refresh.id.clone() });
         }
         if launches_anew || running.is_some() || !all_on(group, newest.as_ref()) {
-            // Auto Scaling moves the group itself on only when a refresh has succeeded.
+            // Auto Scaling changes the group's own version only after a successful refresh.
             let request = self.serving(&live);
             if let Some(difference) = stacks::difference(Some(stack), &request).filter(|_| launches_anew) {
                 steps.push(Step::Stack(StackStep { request, difference }));
@@ -113,7 +113,8 @@ impl<'a> Planner<'a> {
             return Ok(steps);
         }
         if let Some(difference) = stacks::difference(Some(stack), &self.settled) {
-            // Held at a version that nothing has any more: the roll is over, but was not yet seen to.
+            // The stack still pins the previous version although no instance runs it: an earlier run finished the refresh, but was
+            // interrupted before it verified the result.
             if only_serving(&difference) {
                 steps.extend([self.verify(Some(held_at)), Step::Settle(self.settled.clone())]);
             } else {
@@ -126,7 +127,7 @@ impl<'a> Planner<'a> {
         Ok(steps)
     }
 
-    /// What comes last: the record, and what others left.
+    /// The last steps: record the image, and delete orphaned runners.
     fn after(&self, steps: &[Step]) -> Vec<Step> {
         let Observed { aim, record, runners, group, .. } = self.observed;
         let mut after = Vec::new();
@@ -148,7 +149,7 @@ impl<'a> Planner<'a> {
         Step::Verify {
             group: self.request.config.group(&self.request.fleet.name),
             version: self.version(),
-            // An empty one names no version.
+            // An empty value names no version.
             back_to: back_to.filter(|version| !version.is_empty()),
         }
     }
@@ -201,7 +202,7 @@ impl<'a> Planner<'a> {
             .is_some_and(|difference| difference.touches(LAUNCH_PARAMETERS))
     }
 
-    /// What the fleet is made of, now and then, where that differs: what changes its cost.
+    /// The number and types of instances now and after the rollout, if they differ. They determine the fleet's cost.
     fn capacity(&self, stack: &Stack, group: &Group) -> Option<(String, String)> {
         let fleet = self.request.fleet;
         let types = |parameters: &BTreeMap<String, String>| {
@@ -218,51 +219,51 @@ impl<'a> Planner<'a> {
         let Observed { aim, group, .. } = self.observed;
         let Some(group) = group else { return String::new() };
         let kept = aim.kept_from.as_ref().map(|ami| {
-            format!("; {ami} was rolled back from: `--retry` rolls it out again, another image is rolled out as ever")
+            format!("; {ami} is skipped because a rollback rejected it: `--retry` rolls it out again, a newer image is rolled out as usual")
         });
         let kept = kept.unwrap_or_default();
-        format!("{} serves {} instance(s) with {}{kept}", group.name, group.desired, aim.ami)
+        format!("{} has {} instance(s) with {}{kept}", group.name, group.desired, aim.ami)
     }
 }
 
 impl Canary {
-    /// In a group of one the canary is the whole of it: to see it online is the next step's business.
+    /// Whether the rollout needs a canary step. In a group of one the canary is the whole group, and the Verify step covers it.
     pub(super) fn is_of_use(&self, desired: u32) -> bool {
         desired > 1 || (desired == 1 && self.check.is_some())
     }
 
     /// The percentage of a group at which a refresh stops after its first instance.
     ///
-    /// A checkpoint is reached once the new instances are at least its percentage, so it must not be more than one instance
-    /// is: it is rounded down. Auto Scaling takes whole percents from 1 on, so that of more than a hundred instances one
-    /// percent are replaced.
+    /// Auto Scaling reaches a checkpoint once at least this percentage of the group is new. The value is rounded down so that one
+    /// instance is enough. Auto Scaling accepts whole percentages from 1 on, so 1 % of a group of more than 100 instances is
+    /// replaced.
     ///
     /// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/asg-adding-checkpoints-instance-refresh.html>
     pub fn checkpoint_percent(desired: u32) -> u32 {
         (100 / desired.max(1)).max(1)
     }
 
-    /// How many percent of a group one instance is, at least: so much more capacity is one more instance.
+    /// The smallest percentage of a group that is at least one instance: this much extra capacity allows one extra instance.
     pub(super) fn surplus_percent(desired: u32) -> u32 {
         100_u32.div_ceil(desired.max(1)).min(100)
     }
 }
 
-/// Refuses to roll a group whose instances can't be replaced.
+/// Fails if suspended processes of the group prevent an instance refresh.
 fn require_unsuspended(group: &Group) -> Result<()> {
     let needed = |suspension: &&Suspension| REPLACING.contains(&suspension.process.as_str());
     let Some(Suspension { process, reason }) = group.suspended.iter().find(needed) else { return Ok(()) };
     let message = format!("{process} of {} is suspended, so no instance can be replaced: {reason}", group.name);
     Err(Error::new(Code::GroupSuspended, message)
-        .hint(format!("fix what kept instances from being launched, then `{}`", resume_command(group))))
+        .hint(format!("fix the cause of the failed launches, then run `{}`", resume_command(group))))
 }
 
-/// What an instance refresh needs of a group.
+/// The processes of a group that an instance refresh needs.
 ///
 /// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-suspend-resume-processes.html>
 const REPLACING: [&str; 3] = ["Launch", "Terminate", "InstanceRefresh"];
 
-/// The command that resumes what is suspended in a group.
+/// The AWS CLI command that resumes the suspended processes of a group.
 pub fn resume_command(group: &Group) -> String {
     let processes: Vec<&str> = group.suspended.iter().map(|suspension| suspension.process.as_str()).collect();
     let processes = processes.join(" ");
@@ -278,7 +279,7 @@ fn only_serving(difference: &Difference) -> bool {
         if tags.is_empty() && parameters.iter().all(|(name, _, _)| name == SERVING))
 }
 
-/// The launch template version the stack made last.
+/// The newest launch template version of the stack.
 pub(super) fn newest_version(stack: &Stack) -> Option<LaunchTemplateVersion> {
     Some(LaunchTemplateVersion {
         id: stack.outputs.get("LaunchTemplateId")?.clone(),
@@ -286,7 +287,7 @@ pub(super) fn newest_version(stack: &Stack) -> Option<LaunchTemplateVersion> {
     })
 }
 
-/// Do the group and all its instances that stay have this version?
+/// Whether the group, and all its instances that are not terminating, have this version.
 pub(super) fn all_on(group: &Group, version: Option<&LaunchTemplateVersion>) -> bool {
     version.is_some()
         && group.launch_template.as_ref() == version
@@ -305,7 +306,7 @@ pub(super) fn in_service<'a>(
     staying(group).filter(move |instance| instance.state == "InService" && instance.launch_template.as_ref() == version)
 }
 
-/// What is still missing before the group serves as wanted, said as a state; `None` when it does.
+/// What is missing until all runners are online with the desired version, as a state for people; `None` if nothing is.
 pub(super) fn missing(
     group: &Group,
     version: Option<&LaunchTemplateVersion>,
@@ -333,7 +334,7 @@ pub(super) fn missing(
     (!old.is_empty()).then(|| format!("another runner version than the image's on {}", some_of(&old)))
 }
 
-/// GitHub does not tell every runner's version; one it does not tell can't be wrong.
+/// Whether the runner has the desired version. GitHub does not report the version of every runner; an unknown version passes.
 pub(super) fn has_version(runner: &Runner, wanted: Option<&RunnerVersion>) -> bool {
     match (&runner.version, wanted) {
         (Some(has), Some(wanted)) => has.is_empty() || has == wanted.as_str(),
@@ -341,7 +342,7 @@ pub(super) fn has_version(runner: &Runner, wanted: Option<&RunnerVersion>) -> bo
     }
 }
 
-/// A line does not list five hundred.
+/// Joins the first five names, so that a line does not list hundreds.
 pub(super) fn some_of(names: &[&str]) -> String {
     const MOST: usize = 5;
     match names.len().saturating_sub(MOST) {

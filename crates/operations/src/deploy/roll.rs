@@ -1,8 +1,8 @@
-//! Rolling a group by an instance refresh, with an eye on GitHub all the while.
+//! Rolls a group with an instance refresh and checks the new runners at GitHub meanwhile.
 //!
-//! Auto Scaling takes an instance for good once its launch hook is completed. Whether its runner serves only GitHub knows:
-//! so each new instance's runner is looked for while the old instances still serve, and a refresh that brings up runners
-//! which do not is rolled back.
+//! Auto Scaling considers an instance healthy once its launch hook is completed. Only GitHub knows whether its runner is online. So
+//! each new instance's runner is checked while the old instances are still in service. If a new runner does not come online, the
+//! refresh is rolled back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -23,26 +23,26 @@ use crate::ports::{
 };
 use crate::wait::{Pace, bounded, human, paused};
 
-/// An instance in service has registered already (its launch hook says so); what remains is GitHub's list being read. Ten
-/// minutes is beyond any delay GitHub has had there without an incident of its own.
+/// How long a runner may take to be online. An instance in service has already registered (its launch hook is completed); what
+/// remains is that GitHub's list shows it. Without an incident at GitHub that never took ten minutes.
 pub(super) const ONLINE_BOUND: Duration = Duration::from_secs(600);
 
-/// What a refresh may take beyond the longest drain: launching, registering, terminating.
+/// The time for launching, registering and terminating, which a refresh needs in addition to the longest drain.
 const REFRESH_MARGIN: Duration = Duration::from_secs(3600);
 
-/// A look at GitHub takes a request for every hundred of the organization's runners, of 5,000 an hour: at this pause ten
-/// looks in five minutes leave most of them to others even with a thousand runners.
+/// The longest pause between two lists of runners. A list takes one request for every 100 runners, and GitHub allows 5,000 requests
+/// per hour. With this pause, ten lists in five minutes leave most requests to other programs, even with 1,000 runners.
 const GITHUB_PAUSE: Duration = Duration::from_secs(30);
 
-/// The pause after the first look, doubled up to the one above: a runner is online a second or two after its registration.
+/// The pause after the first list. It doubles up to [`GITHUB_PAUSE`]. A runner is online 1 or 2 s after its registration.
 const FIRST_GITHUB_PAUSE: Duration = Duration::from_secs(2);
 
-/// How long a refresh stops for its canary: the canary's check has half an hour, and a run that was interrupted finds the
-/// refresh where it left it.
+/// How long the refresh pauses at its canary. The canary check may take 30 minutes, and a run that resumes after an interruption
+/// should find the refresh still paused.
 const CANARY_PAUSE: Duration = Duration::from_secs(2 * 3600);
 
-pub(super) const WHERE_TO_LOOK: &str = "a new instance's own account of its boot is in its journal (and in the EC2 \
-     console's system log); mend it and run this again";
+pub(super) const WHERE_TO_LOOK: &str = "a new instance's journal (and its system log in the EC2 console) shows \
+     its boot; fix the cause and run this command again";
 
 /// Rolls a group to its stack's newest version, the canary first.
 pub(super) async fn roll(
@@ -75,7 +75,7 @@ pub(super) async fn roll(
     Ok(())
 }
 
-/// Goes on with a refresh that runs: to its end, or to the end of its canary.
+/// Resumes a running refresh: waits for its end, or for the end of its canary.
 pub(super) async fn go_on(
     request: &Request<'_>,
     name: &GroupName,
@@ -93,8 +93,8 @@ pub(super) async fn go_on(
     if refresh.stops && ours {
         watch.canary = Some(request.canary.clone().unwrap_or(Canary { check: None }));
     }
-    // To another version, or on its way back, it is left alone: whatever it comes to, the roll that follows brings the
-    // group on.
+    // A refresh to another version, or one that rolls back, is only waited for: the roll that follows brings the group to the new
+    // version, whatever the result.
     watch.blind = !ours;
     match watch.see_through().await {
         Err(error) if watch.blind && error.kind() == Kind::Failed => Ok(()),
@@ -102,7 +102,7 @@ pub(super) async fn go_on(
     }
 }
 
-/// A refresh back to a version, and the failure to end with.
+/// Rolls the group back to a version with another refresh, and returns the error to fail with.
 pub(super) async fn take_back(
     request: &Request<'_>,
     name: &GroupName,
@@ -111,7 +111,7 @@ pub(super) async fn take_back(
     cloud: &impl Cloud,
     operator: Operator<'_>,
 ) -> Result<Error> {
-    operator.progress.say(&format!("{why}: going back to launch template version {former}"));
+    operator.progress.say(&format!("{why}: rolling back to launch template version {former}"));
     let group = current_group(name, cloud).await?;
     let Some(live) = &group.launch_template else {
         return Ok(Error::new(Code::RefreshFailed, why).hint(WHERE_TO_LOOK));
@@ -122,7 +122,7 @@ pub(super) async fn take_back(
     Ok(match refresh.status {
         RefreshStatus::Successful => Error::new(
             Code::RefreshFailed,
-            format!("{why}; rolled back: launch template version {former} serves again"),
+            format!("{why}; rolled back: launch template version {former} is in service again"),
         )
         .hint(WHERE_TO_LOOK),
         RefreshStatus::Ended(status) | RefreshStatus::Running(status) => {
@@ -131,7 +131,7 @@ pub(super) async fn take_back(
                 Code::RefreshFailed,
                 format!("{why}; the refresh {id} back to version {former} ended in {status}: {reason}"),
             )
-            .hint("`cargo xtask deploy --rollback` tries again to go back")
+            .hint("`cargo xtask deploy --rollback` tries the rollback again")
         }
     })
 }
@@ -157,7 +157,7 @@ pub(super) async fn group_and_version(
     Ok((group, version))
 }
 
-/// Neither cancelled nor rolled back.
+/// Whether the refresh is neither being cancelled nor being rolled back.
 fn goes_forward(status: &str) -> bool {
     matches!(status, "Pending" | "InProgress" | "Baking")
 }
@@ -167,9 +167,9 @@ async fn current_group(name: &GroupName, cloud: &impl Groups) -> Result<Group> {
     group.ok_or_else(|| Error::new(Code::StackDrifted, format!("Auto Scaling group `{name}` was deleted meanwhile")))
 }
 
-/// Launch before terminate, a tenth of the group at a time but at least one instance; one alone up to a stop.
+/// Launch before terminate, 10 % of the group at a time but at least one instance; exactly one instance before a `stop`.
 ///
-/// The warm-up is zero because an instance counts only once its launch hook is completed, by its registered runner.
+/// The warm-up is zero because an instance counts as healthy only after its registered runner has completed the launch hook.
 fn preferences(group: &Group, stop: Option<RefreshStop>) -> RefreshPreferences {
     let one = Canary::surplus_percent(group.desired);
     let more = if stop.is_some() { one } else { one.max(10) };
@@ -181,33 +181,33 @@ fn preferences(group: &Group, stop: Option<RefreshStop>) -> RefreshPreferences {
     }
 }
 
-/// A refresh that is watched, and with it what GitHub knows of its new instances.
+/// Monitors a refresh, and the state of its new runners at GitHub.
 struct Watch<'a, C: Cloud> {
     request: &'a Request<'a>,
     name: &'a GroupName,
     cloud: &'a C,
     github: &'a OrgClient,
     operator: Operator<'a>,
-    /// What is rolled to.
+    /// The version to roll to.
     version: LaunchTemplateVersion,
-    /// What its runners must have.
+    /// The runner version that the new runners must have.
     wanted: Option<RunnerVersion>,
-    /// The refresh.
+    /// The refresh's id.
     id: String,
-    /// To be tried before the rest.
+    /// The check of the first new instance, before the others are replaced.
     canary: Option<Canary>,
-    /// Without an eye on GitHub.
+    /// Do not check GitHub: this refresh is not ours.
     blind: bool,
     /// New instances whose runner was seen online.
     proved: BTreeSet<InstanceId>,
-    /// The others in service, and since when.
+    /// The other new instances in service, and since when.
     waiting: BTreeMap<InstanceId, Instant>,
     next_look: Instant,
     look_pause: Duration,
     launches: LaunchWatch<'a>,
 }
 
-/// What a look at the new instances comes to.
+/// The result of a check of the new instances.
 enum Verdict {
     GoOn,
     CanaryIsGood,
@@ -256,7 +256,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
         Ok(())
     }
 
-    /// Watches the refresh to its end, or to its canary's, and fails as it does.
+    /// Waits for the refresh's end, or for the end of its canary. Fails if the refresh fails.
     async fn see_through(&mut self) -> Result<()> {
         let mut watched = Watched::new(self.request);
         loop {
@@ -278,7 +278,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
         }
     }
 
-    /// Tries an instance that an earlier run has brought up, or tells that there is none.
+    /// Checks an instance that an earlier run launched. Returns false if there is none.
     async fn try_one_that_is_there(&mut self) -> Result<bool> {
         let mut pace = Pace::new(2 * ONLINE_BOUND);
         loop {
@@ -300,13 +300,13 @@ impl<'a, C: Cloud> Watch<'a, C> {
         }
     }
 
-    /// The new instances, and at a pause of its own what GitHub knows of them.
+    /// Reads the new instances and, after its own pause, the state of their runners at GitHub.
     async fn look(&mut self) -> Result<Verdict> {
         let now = Instant::now();
         let group = current_group(self.name, self.cloud).await?;
         let new: BTreeSet<InstanceId> =
             in_service(&group, Some(&self.version)).map(|instance| instance.id.clone()).collect();
-        // One that left meanwhile is nobody's concern: its job was done, or Auto Scaling replaced it.
+        // An instance that terminated meanwhile does not matter: its job ended, or Auto Scaling replaced it.
         self.waiting.retain(|id, _| new.contains(id));
         self.proved.retain(|id| new.contains(id));
         for id in new.iter().filter(|id| !self.proved.contains(*id)) {
@@ -332,9 +332,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
                 }
                 None if since.elapsed() >= bounded(ONLINE_BOUND) => {
                     let bound = human(ONLINE_BOUND);
-                    return Ok(Verdict::Bad(format!(
-                        "no runner of {id} is online at GitHub {bound} after it was to be"
-                    )));
+                    return Ok(Verdict::Bad(format!("the runner of {id} was not online at GitHub within {bound}")));
                 }
                 None => {
                     self.waiting.insert(id, since);
@@ -360,29 +358,29 @@ impl<'a, C: Cloud> Watch<'a, C> {
         };
         match self.operator.check.check(&subject).await {
             Ok(()) => {
-                progress.say(&format!("canary {} is good", runner.name));
+                progress.say(&format!("canary {} passed its check", runner.name));
                 Ok(Verdict::CanaryIsGood)
             }
-            Err(why) => Ok(Verdict::Bad(format!("canary {} is not good: {why}", runner.name))),
+            Err(why) => Ok(Verdict::Bad(format!("canary {} failed its check: {why}", runner.name))),
         }
     }
 
-    /// Ends a canary's refresh where it stands: what it replaced stays, and the rest is rolled by another.
+    /// Cancels the canary's refresh at its checkpoint. The replaced instances stay; another refresh rolls the others.
     async fn let_go(&self) -> Result<()> {
         self.cloud.cancel_refresh(self.name).await?;
         follow(self.request, self.name, &self.id, self.cloud, self.operator.progress).await.map(drop)
     }
 
-    /// Takes the refresh back, and gives the failure to end with.
+    /// Rolls the refresh back, and returns the error to fail with.
     async fn roll_back(&self, why: String) -> Result<Error> {
         let progress = self.operator.progress;
         progress.say(&format!("{why}: rolling instance refresh {} back", self.id));
         if !self.cloud.roll_back_refresh(self.name).await? {
-            // It ended in this very moment; the group still has the version before, or the new one.
+            // The refresh ended just now. The group has either the previous version or the new one.
             let stack = self.cloud.stack(&self.request.config.fleet_stack(&self.request.fleet.name)).await?;
             let held = stack.and_then(|stack| stack.parameters.get(crate::fleet_stack::SERVING).cloned());
             let Some(held) = held.filter(|version| !version.is_empty()) else {
-                return Ok(Error::new(Code::RefreshFailed, why).hint("`cargo xtask deploy --rollback` goes back"));
+                return Ok(Error::new(Code::RefreshFailed, why).hint("`cargo xtask deploy --rollback` rolls back"));
             };
             return take_back(self.request, self.name, &held, why, self.cloud, self.operator).await;
         }
@@ -392,16 +390,16 @@ impl<'a, C: Cloud> Watch<'a, C> {
             RefreshStatus::Successful => "Successful",
         };
         Ok(if status == "RollbackSuccessful" {
-            Error::new(Code::RefreshFailed, format!("{why}; rolled back: the version before serves"))
+            Error::new(Code::RefreshFailed, format!("{why}; rolled back: the previous version is in service"))
                 .hint(WHERE_TO_LOOK)
         } else {
             let reason = refresh.reason.unwrap_or_default();
             Error::new(Code::RefreshFailed, format!("{why}; the rollback of {} ended in {status}: {reason}", self.id))
-                .hint("instances of the version before that were not replaced still serve; `cargo xtask deploy --rollback` goes back")
+                .hint("instances of the previous version that were not replaced are still in service; `cargo xtask deploy --rollback` rolls back")
         })
     }
 
-    /// What an ended refresh means.
+    /// The result of a refresh that has ended.
     async fn ended(&self, refresh: &Refresh) -> Result<()> {
         let RefreshStatus::Ended(status) = &refresh.status else { return Ok(()) };
         let (id, name) = (&self.id, self.name);
@@ -414,24 +412,24 @@ impl<'a, C: Cloud> Watch<'a, C> {
                 Code::RefreshCancelled,
                 format!(
                     "instance refresh {id} of {name} was cancelled by someone else: {new} of {} instance(s) have the new \
-                     version, the rest and whatever is launched now have the one before",
+                     version; the others, and new launches, have the previous version",
                     group.desired
                 ),
             )
-            .hint("the same command again goes on, `cargo xtask deploy --rollback` goes back"));
+            .hint("run the same command again to resume, or `cargo xtask deploy --rollback` to roll back"));
         }
         let hint = match status.as_str() {
-            "RollbackSuccessful" => format!("rolled back: the version before still serves; {WHERE_TO_LOOK}"),
-            _ => "the instances of the version before that were not replaced still serve; `cargo xtask deploy --rollback` \
-                  goes back, the same command again goes on"
+            "RollbackSuccessful" => format!("rolled back: the previous version is in service; {WHERE_TO_LOOK}"),
+            _ => "the instances of the previous version that were not replaced are still in service; `cargo xtask deploy \
+                  --rollback` rolls back, the same command again resumes"
                 .to_owned(),
         };
         Err(Error::new(Code::RefreshFailed, message).hint(hint))
     }
 }
 
-/// A wait for a refresh, told as it goes on. It ends where the refresh makes no progress: with a group's size grows how
-/// often it waits for jobs, so there is no time that all of it takes at most.
+/// A wait for a refresh that prints its progress. It times out only if the refresh makes no progress: a refresh of a large group
+/// waits for jobs many times, so the whole refresh has no fixed limit.
 struct Watched {
     pace: Pace,
     bound: Duration,
@@ -464,12 +462,12 @@ impl Watched {
         self.pace.pause().await.map_err(|_| {
             let bound = human(self.bound);
             Error::new(Code::RefreshSlow, format!("instance refresh {id} of {group} made no progress for {bound}"))
-                .hint("run the same command again: it waits for this very refresh")
+                .hint("run the same command again: it waits for the same refresh")
         })
     }
 }
 
-/// Waits for a refresh's end, whatever it is.
+/// Waits until a refresh has ended, with whatever result.
 async fn follow(
     request: &Request<'_>,
     group: &GroupName,

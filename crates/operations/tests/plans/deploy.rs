@@ -326,7 +326,7 @@ fn a_stack_whose_creation_failed_is_deleted_first() {
     });
     let plan = there.plan();
     let expected = [
-        "delete stack kiln-acme-fleet-linux, which is in ROLLBACK_COMPLETE and holds nothing that serves",
+        "delete stack kiln-acme-fleet-linux, which is in ROLLBACK_COMPLETE and has no instance in service",
         "create stack kiln-acme-fleet-linux",
     ];
     assert_eq!(steps(&plan)[..2], expected);
