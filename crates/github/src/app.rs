@@ -24,7 +24,6 @@ pub struct App {
     pub id: u64,
     /// Its name in addresses.
     pub slug: String,
-    /// The client id.
     pub client_id: Option<String>,
     /// The App's page.
     pub html_url: Option<String>,
@@ -63,7 +62,6 @@ pub struct Owner {
 /// The App's installation in an organization.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Installation {
-    /// Its id.
     pub id: u64,
     /// What was granted, by name: `organization_self_hosted_runners` → `write`.
     #[serde(default)]
@@ -82,7 +80,6 @@ impl Installation {
 /// An installation token. Opaque: GitHub has changed its length and shape before.
 #[derive(Debug, Clone, Deserialize)]
 pub struct InstallationToken {
-    /// The token.
     pub token: SecretString,
     /// When it ends, RFC 3339; an hour after it was made.
     pub expires_at: String,

@@ -69,9 +69,7 @@ pub struct JitConfig {
 /// A runner as GitHub lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Runner {
-    /// Its id.
     pub id: u64,
-    /// Its name.
     pub name: String,
     /// `linux`…
     #[serde(default)]
@@ -92,7 +90,6 @@ pub struct Runner {
 /// A label as GitHub lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RunnerLabel {
-    /// Its name.
     pub name: String,
 }
 
@@ -106,9 +103,7 @@ impl Runner {
 /// A runner group.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RunnerGroup {
-    /// Its id.
     pub id: u64,
-    /// Its name.
     pub name: String,
     /// The one a runner is put in that names none.
     #[serde(default)]

@@ -79,7 +79,6 @@ pub type Result<T> = std::result::Result<T, ScaleSetError>;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScaleSet {
-    /// Its id.
     pub id: i64,
     /// Its name, unique in its group.
     pub name: String,
@@ -137,7 +136,6 @@ pub struct ScaleSetSession {
 /// A message.
 #[derive(Debug, Clone)]
 pub struct ScaleSetMessage {
-    /// Its id.
     pub id: i64,
     /// What GitHub counts.
     pub statistics: Option<ScaleSetStatistics>,
@@ -186,7 +184,6 @@ pub enum JobEvent {
 /// A runner that was just registered.
 #[derive(Debug, Deserialize)]
 pub struct ScaleSetJit {
-    /// The runner.
     pub runner: ScaleSetRunner,
     /// For `Runner.Listener run --jitconfig`; as good as the runner's credentials.
     #[serde(rename = "encodedJITConfig")]
@@ -197,9 +194,7 @@ pub struct ScaleSetJit {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScaleSetRunner {
-    /// Its id.
     pub id: i64,
-    /// Its name.
     pub name: String,
     /// Its scale set; 0 where it belongs to none.
     #[serde(default)]
@@ -586,7 +581,6 @@ impl ScaleSetClient {
 pub struct ClientInfo {
     /// The product.
     pub system: String,
-    /// Its version.
     pub version: String,
     /// The part of it that asks.
     pub subsystem: String,

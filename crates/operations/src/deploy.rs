@@ -39,7 +39,6 @@ pub use record::{Aim, Record};
 pub struct Request<'a> {
     /// The validated kiln.toml.
     pub config: &'a Config,
-    /// The fleet.
     pub fleet: &'a Fleet,
     /// Which image.
     pub goal: Goal,
@@ -85,7 +84,6 @@ pub struct CanaryRunner {
     pub fleet: String,
     /// Its name at GitHub.
     pub runner: String,
-    /// Its instance.
     pub instance: InstanceId,
 }
 
@@ -134,7 +132,6 @@ pub enum Step {
     Clear(DeadStack),
     /// Wait for a refresh that an earlier run, or someone else, started.
     AwaitRefresh {
-        /// The group.
         group: GroupName,
         /// The refresh.
         id: String,
@@ -143,7 +140,6 @@ pub enum Step {
     Stack(StackStep),
     /// Roll the group to the stack's newest launch template version, unless all of it is there.
     Roll {
-        /// The group.
         group: GroupName,
         /// One instance first.
         canary: Option<Canary>,
@@ -152,7 +148,6 @@ pub enum Step {
     },
     /// See every instance's runner online at GitHub.
     Verify {
-        /// The group.
         group: GroupName,
         /// The version they must have, where the image tells.
         version: Option<RunnerVersion>,
@@ -170,7 +165,6 @@ pub enum Step {
     },
     /// Delete runners whose instance is gone.
     CleanUp {
-        /// The group.
         group: GroupName,
         /// The runners.
         orphans: Vec<Orphan>,

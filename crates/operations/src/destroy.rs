@@ -57,20 +57,15 @@ impl fmt::Debug for Operator<'_> {
 /// A stack, as far as its end is concerned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedStack {
-    /// Its name.
     pub name: String,
-    /// Its status.
     pub status: String,
 }
 
 /// A fleet as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedFleet {
-    /// Its name.
     pub name: FleetName,
-    /// Its stack.
     pub stack: Option<ObservedStack>,
-    /// Its group.
     pub group: Option<Group>,
     /// What `deploy` recorded of it.
     pub record: Record,
@@ -96,7 +91,6 @@ pub struct Observed {
 pub enum Step {
     /// Scale a group to nothing, so that its instances drain.
     Drain {
-        /// The group.
         group: GroupName,
         /// How many instances it has.
         instances: usize,
@@ -105,14 +99,12 @@ pub enum Step {
     },
     /// Wait until its instances are gone.
     AwaitDrained {
-        /// The group.
         group: GroupName,
         /// The longest a job may hold an instance up.
         drain_limit: Duration,
     },
     /// Delete a group with its instances, whatever they do.
     Abandon {
-        /// The group.
         group: GroupName,
         /// How many instances it has.
         instances: usize,
@@ -120,22 +112,15 @@ pub enum Step {
         busy: Option<usize>,
     },
     /// Delete what runners of a fleet are left at GitHub.
-    RemoveRunners {
-        /// The fleet.
-        fleet: FleetName,
-    },
+    RemoveRunners { fleet: FleetName },
     /// Delete a stack, and wait until it is gone.
     DeleteStack {
-        /// Its name.
         name: String,
         /// An earlier run, or somebody, has begun it.
         begun: bool,
     },
     /// Delete what `deploy` recorded of a fleet: one of that name that is made later has no history.
-    Forget {
-        /// The fleet.
-        fleet: FleetName,
-    },
+    Forget { fleet: FleetName },
 }
 
 impl fmt::Display for Step {

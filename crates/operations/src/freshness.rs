@@ -64,7 +64,6 @@ pub enum Urgency {
 /// How long a version lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lifetime {
-    /// The version.
     pub version: RunnerVersion,
     /// From then on it can't register, where a date is known.
     pub registers_until: Option<SystemTime>,

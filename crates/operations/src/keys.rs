@@ -122,7 +122,6 @@ impl fmt::Display for KeyRecord {
 /// A key in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredKey {
-    /// The store.
     pub store: KeyStore,
     /// What the store calls it: a KMS key id, a secret's version id.
     pub id: String,
@@ -146,7 +145,6 @@ pub enum KeyState {
 /// A key in a store, with all that is known of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldKey {
-    /// Which.
     pub key: StoredKey,
     /// Can it sign?
     pub state: KeyState,
@@ -159,7 +157,6 @@ pub struct HeldKey {
 }
 
 impl HeldKey {
-    /// Its fingerprint.
     pub fn fingerprint(&self) -> &Fingerprint {
         &self.key.fingerprint
     }

@@ -43,7 +43,6 @@ pub trait Web: Send + Sync {
 /// A release of the runner as GitHub offers it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// Its version.
     pub version: RunnerVersion,
     /// The published digest of the tarball for each architecture.
     pub sha256: BTreeMap<Architecture, Sha256>,
@@ -271,7 +270,6 @@ pub enum Place {
     },
     /// In the image that a fleet's group launches.
     Deployed {
-        /// The fleet.
         fleet: FleetName,
         /// What it launches.
         ami: AmiId,

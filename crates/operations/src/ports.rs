@@ -1,4 +1,4 @@
-//! What the commands ask of AWS, in the domain's verbs.
+//! The interface between the commands and AWS, in the terms of Kiln's domain.
 
 mod inventory;
 
@@ -17,88 +17,87 @@ pub use inventory::{Inventory, LastWords, Machine, OwnImage, OwnSnapshot, Templa
 
 use crate::plan::Plan;
 
-/// The ports return this.
+/// The result type of the ports.
 pub type Result<T> = std::result::Result<T, CloudError>;
 
 /// A call to AWS that did not succeed, after the SDK's own retries.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing} in {region}")]
 pub struct CloudError {
-    /// What was being done to what, as a lower-case fragment with the id: "describe stack `kiln-acme-bake`".
+    /// The operation and its resource, as a lower-case fragment with the id: "describe stack `kiln-acme-bake`".
     pub doing: String,
-    /// The region.
     pub region: String,
-    /// What kind of failure it was.
+    /// The kind of failure.
     pub kind: CloudErrorKind,
-    /// The service's own words: code, message and request id.
+    /// The service's error: code, message and request id.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// Kinds of failure that an operator mends in different ways.
+/// Kinds of failure, each of which an operator fixes in a different way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloudErrorKind {
     /// No credentials were found, or they have expired.
     Credentials,
-    /// The credentials are good, the permission is missing.
+    /// The credentials are valid, but lack a permission.
     AccessDenied,
-    /// What was named does not exist.
+    /// The resource does not exist.
     NotFound,
-    /// It exists already, or is being changed by someone else.
+    /// The resource already exists, or another caller is changing it.
     Conflict,
-    /// AWS asked to slow down, and still did after the retries.
+    /// AWS throttled the request, also after the retries.
     Throttled,
-    /// No connection to the endpoint (no such region, no network).
+    /// The endpoint can't be reached (unknown region, no network).
     Unreachable,
     /// A quota is used up.
     Quota,
-    /// The request was refused as invalid.
+    /// AWS rejected the request as invalid.
     Invalid,
-    /// A list has more pages than are read. What was read is never given as the whole.
+    /// A list has more pages than Kiln reads. An incomplete list is never returned as complete.
     TooLong,
     /// Anything else.
     Other,
 }
 
-/// A step's account of what it is doing, for the person watching. Never data.
+/// Messages about the progress of a command, for people. Never data.
 pub trait Progress: Send + Sync {
-    /// What will be done, or would be in a dry run.
+    /// The plan that will be carried out, or would be without `--dry-run`.
     fn plan(&self, plan: &Plan<String>) {
         self.say(&plan.to_string());
     }
-    /// A step of a plan begins: the `number`th, from one, `of` so many. The text is the plan's own, details below its line.
+    /// Step `number` (from 1) `of` the plan's steps begins. `text` is the plan's text of the step: one line, then details.
     fn step(&self, number: usize, of: usize, text: &str) {
         let _ = (number, of);
         self.say(text);
     }
-    /// Something happened; one line, kept.
+    /// A line about something that happened. It stays on the screen.
     fn say(&self, line: &str);
-    /// What a person should know though nothing failed.
+    /// A warning: nothing failed, but a person should know it.
     fn warn(&self, line: &str) {
         self.say(line);
     }
-    /// The state of a wait; replaces the one before it on a terminal, printed when changed elsewhere.
+    /// The state of a wait. On a terminal it replaces the previous state; elsewhere it is printed when it changes.
     fn state(&self, line: &str);
 }
 
-/// What became of a question to the person who runs a command.
+/// The answer to a request for confirmation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Consented {
-    /// They agreed, now or beforehand (`--yes`).
+    /// The user confirmed, now or in advance (`--yes`).
     Yes,
-    /// They refused.
+    /// The user declined.
     No,
-    /// Nobody is there to be asked: a pipeline without `--yes`.
+    /// There is no terminal to ask on: a pipeline without `--yes`.
     NobodyThere,
 }
 
-/// The person who runs a command, asked before something that can't be taken back.
+/// Asks the user to confirm a step that can't be undone.
 pub trait Consent: Send + Sync {
-    /// Asks a question that a "yes" or "no" answers.
+    /// Asks a yes-or-no question.
     fn ask(&self, question: &str) -> Consented;
 }
 
-/// Who the credentials belong to.
+/// The identity of the credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// `aws`, `aws-cn`, `aws-us-gov`.
@@ -112,7 +111,7 @@ pub struct Caller {
 // ---------------------------------------------------------------------------------------------------------------------
 // Images
 
-/// An immutable Image Builder resource: its version is derived from its content, so that an equal one is the same one.
+/// An immutable Image Builder resource. Its version is derived from its content, so equal content has an equal version.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Versioned {
     /// `[-_A-Za-z0-9 ]{3,128}`.
@@ -141,7 +140,6 @@ pub struct Component {
 /// A component's use in a recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComponentUse {
-    /// Which.
     pub id: Versioned,
     /// Values for its declared parameters. Plain text, logged by Image Builder: never a secret.
     pub parameters: BTreeMap<String, String>,
@@ -154,43 +152,41 @@ pub struct Recipe {
     pub id: Versioned,
     /// The image it starts from.
     pub base: AmiId,
-    /// In order.
+    /// The components, in the order in which they run.
     pub components: Vec<ComponentUse>,
     /// The root volume's size.
     pub volume_gib: u32,
-    /// What encrypts it; the account's own key for EBS when absent.
+    /// The KMS key of the root volume; `None` is the account's default key for EBS.
     pub kms_key: Option<KmsKeyArn>,
     /// The root device's name, `/dev/xvda` on Amazon Linux.
     pub root_device: String,
-    /// A script of its own that instances run at their launch; Kiln sends none. Present in a recipe that somebody else made.
+    /// User data for build instances. Kiln sets none; a recipe that somebody else made may have it.
     pub user_data: Option<String>,
 }
 
-/// Where builds run. One for the organization and variant; updated in place.
+/// An infrastructure configuration: where builds run. There is one for each organization and variant; it is updated in place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Infrastructure {
-    /// Its name.
     pub name: String,
     /// The instance profile's name.
     pub instance_profile: String,
-    /// Image Builder picks one of them by availability.
+    /// Image Builder uses one of these types, by availability.
     pub instance_types: Vec<String>,
     /// The subnet. Without one Image Builder takes the default VPC, which many accounts do not have.
     pub subnet: String,
-    /// The security groups; never empty, or it would be the VPC's default one.
+    /// The security groups. Never empty: Image Builder would use the VPC's default group.
     pub security_groups: Vec<String>,
     /// The bucket and prefix of Image Builder's own logs.
     pub log_bucket: String,
     /// Tags on it and on the instances that it launches.
     pub tags: BTreeMap<String, String>,
-    /// An instance on which a build fails is not terminated.
+    /// Do not terminate the instance of a failed build.
     pub keep_on_failure: bool,
 }
 
-/// What becomes of the AMI. One for the organization and variant; updated in place.
+/// A distribution configuration: what happens to the AMI. There is one for each organization and variant; it is updated in place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Distribution {
-    /// Its name.
     pub name: String,
     /// Must contain `{{ imagebuilder:buildDate }}`.
     pub ami_name: String,
@@ -200,14 +196,13 @@ pub struct Distribution {
     pub copy_to: Vec<Region>,
     /// Accounts that may launch from it and its copies.
     pub share_with: Vec<AccountId>,
-    /// What encrypts it and, replicated, its copies.
+    /// The KMS key of the AMI and, replicated to other regions, of its copies.
     pub kms_key: Option<KmsKeyArn>,
 }
 
 /// A build to be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildRequest {
-    /// The recipe.
     pub recipe: Versioned,
     /// The infrastructure configuration's name.
     pub infrastructure: String,
@@ -217,16 +212,16 @@ pub struct BuildRequest {
     pub log_group: String,
     /// Tags on the image.
     pub tags: BTreeMap<String, String>,
-    /// Makes a repeated start the same one.
+    /// The client token: a repeated request does not start a second build.
     pub token: String,
 }
 
 /// One build of a recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
-    /// The image build version's ARN: the handle to wait on.
+    /// The ARN of the image build version, which identifies the build.
     pub arn: String,
-    /// How far it is.
+    /// The state of the build.
     pub status: BuildStatus,
     /// The steps of its workflows, in order, as far as they have begun.
     pub steps: Vec<BuildStep>,
@@ -234,18 +229,18 @@ pub struct Build {
     pub copies: BTreeMap<String, AmiId>,
 }
 
-/// How far a build is.
+/// The state of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BuildStatus {
-    /// Not at its end; the service's word for the state: `BUILDING`, `TESTING`…
+    /// In progress; Image Builder's name of the state: `BUILDING`, `TESTING`…
     Running(String),
-    /// Done, tested, with an AMI.
+    /// Built and tested, with this AMI.
     Available(AmiId),
     /// Ended without an AMI.
     Failed {
         /// `FAILED` or `CANCELLED`…
         state: String,
-        /// Phase, step and message as far as the service tells.
+        /// Phase, step and message, as far as Image Builder reports them.
         reason: String,
     },
 }
@@ -253,18 +248,17 @@ pub enum BuildStatus {
 /// A step of a build's workflow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildStep {
-    /// Its name.
     pub name: String,
     /// `PENDING`, `RUNNING`, `COMPLETED`, `FAILED`…
     pub status: String,
-    /// What the service says of it.
+    /// Image Builder's message.
     pub message: Option<String>,
     /// The instance that it launched or worked on.
     pub instance: Option<String>,
 }
 
 impl BuildStep {
-    /// Did it end badly?
+    /// Whether the step failed.
     pub fn failed(&self) -> bool {
         matches!(self.status.as_str(), "FAILED" | "CANCELLED" | "TIMED_OUT")
     }
@@ -273,9 +267,7 @@ impl BuildStep {
 /// An AMI as EC2 describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ami {
-    /// Its id.
     pub id: AmiId,
-    /// Its name.
     pub name: String,
     /// The account that it belongs to.
     pub owner: String,
@@ -291,27 +283,27 @@ pub trait Images: Send + Sync {
     fn newest_base(&self, base: BaseImage, architecture: Architecture) -> impl Future<Output = Result<AmiId>> + Send;
     /// An AMI, if it exists.
     fn ami(&self, id: &AmiId) -> impl Future<Output = Result<Option<Ami>>> + Send;
-    /// The document of this very version, if there is one.
+    /// The document of exactly this version, if it exists.
     fn component(&self, id: &Versioned) -> impl Future<Output = Result<Option<String>>> + Send;
-    /// Makes a component; one that exists already is no error.
+    /// Creates a component. Succeeds if it already exists.
     fn create_component(
         &self,
         component: &Component,
         tags: &BTreeMap<String, String>,
     ) -> impl Future<Output = Result<()>> + Send;
-    /// This very version, if there is one.
+    /// Exactly this version of a recipe, if it exists.
     fn recipe(&self, id: &Versioned) -> impl Future<Output = Result<Option<Recipe>>> + Send;
-    /// Makes a recipe; one that exists already is no error.
+    /// Creates a recipe. Succeeds if it already exists.
     fn create_recipe(
         &self,
         recipe: &Recipe,
         tags: &BTreeMap<String, String>,
     ) -> impl Future<Output = Result<()>> + Send;
-    /// The infrastructure configuration of that name, as it stands.
+    /// The current infrastructure configuration of that name.
     fn infrastructure(&self, name: &str) -> impl Future<Output = Result<Option<Infrastructure>>> + Send;
     /// Creates or updates it.
     fn put_infrastructure(&self, wanted: &Infrastructure) -> impl Future<Output = Result<()>> + Send;
-    /// The distribution configuration of that name, as it stands.
+    /// The current distribution configuration of that name.
     fn distribution(&self, name: &str) -> impl Future<Output = Result<Option<Distribution>>> + Send;
     /// Creates or updates it.
     fn put_distribution(&self, wanted: &Distribution) -> impl Future<Output = Result<()>> + Send;
@@ -325,7 +317,7 @@ pub trait Images: Send + Sync {
     fn recorded(&self, parameter: &str) -> impl Future<Output = Result<Option<AmiId>>> + Send;
     /// Records an AMI in a parameter (data type `aws:ec2:image`, which SSM itself validates).
     fn record(&self, parameter: &str, ami: &AmiId) -> impl Future<Output = Result<()>> + Send;
-    /// Removes a parameter; one that is not there is no error.
+    /// Deletes a parameter. Succeeds if it does not exist.
     fn forget(&self, parameter: &str) -> impl Future<Output = Result<()>> + Send;
     /// Tags a copy and records it in a parameter, both in the copy's region.
     fn record_copy(
@@ -335,16 +327,16 @@ pub trait Images: Send + Sync {
         ami: &AmiId,
         tags: &BTreeMap<String, String>,
     ) -> impl Future<Output = Result<()>> + Send;
-    /// Adds tags to an AMI and its snapshots; equal ones are no change.
+    /// Adds tags to an AMI and its snapshots. Equal tags are not a change.
     fn tag_ami(&self, id: &AmiId, tags: &BTreeMap<String, String>) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// A small text in S3 that several may change.
+/// A small text object in S3 that several processes may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// What it says.
+    /// The content.
     pub text: String,
-    /// Of which state of it that is.
+    /// Identifies this state of the object, for conditional writes.
     pub version: String,
     /// When it was written, by S3's clock.
     pub written: Option<SystemTime>,
@@ -352,9 +344,9 @@ pub struct Document {
 
 /// Objects in S3.
 pub trait Blobs: Send + Sync {
-    /// Is there an object of that key?
+    /// Whether an object with that key exists.
     fn has_blob(&self, bucket: &str, key: &str) -> impl Future<Output = Result<bool>> + Send;
-    /// Puts one; S3 checks the digest.
+    /// Writes an object; S3 checks the digest.
     fn put_blob(
         &self,
         bucket: &str,
@@ -364,8 +356,8 @@ pub trait Blobs: Send + Sync {
     ) -> impl Future<Output = Result<()>> + Send;
     /// A document, if it exists.
     fn document(&self, bucket: &str, key: &str) -> impl Future<Output = Result<Option<Document>>> + Send;
-    /// Writes a document if it still is in this version (`None`: not there); its new version, or `None` where someone
-    /// else has changed it.
+    /// Writes a document if it still has this version (`None`: if it does not exist). Returns the new version, or `None` if another
+    /// process has changed the document.
     fn put_document(
         &self,
         bucket: &str,
@@ -377,42 +369,38 @@ pub trait Blobs: Send + Sync {
 
 /// CloudWatch Logs.
 pub trait Logs: Send + Sync {
-    /// The last lines of a stream, oldest first; none when there is no such stream.
+    /// The last lines of a log stream, oldest first; empty if the stream does not exist.
     fn log_tail(&self, group: &str, stream: &str, lines: u32) -> impl Future<Output = Result<Vec<String>>> + Send;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Stacks
 
-/// A CloudFormation stack as it stands.
+/// A CloudFormation stack in its current state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stack {
-    /// Its name.
     pub name: String,
     /// `CREATE_COMPLETE`…
     pub status: String,
     /// Why, where the service says.
     pub reason: Option<String>,
-    /// The template it was last given, as given; absent while in review.
+    /// The text of the stack's template; `None` while the stack is in review.
     pub template: Option<String>,
     /// Its parameters' values.
     pub parameters: BTreeMap<String, String>,
-    /// Its outputs.
     pub outputs: BTreeMap<String, String>,
-    /// Its tags.
     pub tags: BTreeMap<String, String>,
 }
 
-/// A stack's wanted state.
+/// The desired state of a stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StackRequest {
-    /// Its name.
     pub name: String,
     /// The template's text.
     pub template: String,
-    /// Every parameter's value; none is left to a default, so that what is compared is what is sent.
+    /// The value of every parameter. None is left to its default, so a comparison covers exactly what is sent.
     pub parameters: BTreeMap<String, String>,
-    /// Tags, which CloudFormation puts on what it makes.
+    /// Tags, which CloudFormation adds to the stack's resources.
     pub tags: BTreeMap<String, String>,
 }
 
@@ -423,7 +411,7 @@ pub struct ChangeSet {
     pub id: String,
     /// The stack it belongs to.
     pub stack: String,
-    /// Nothing to change makes it empty; it can't be executed then.
+    /// Empty if nothing changes; then the change set can't be executed.
     pub changes: Vec<ResourceChange>,
 }
 
@@ -436,16 +424,16 @@ pub struct ResourceChange {
     pub resource: String,
     /// `AWS::EC2::LaunchTemplate`…
     pub kind: String,
-    /// Will it be replaced? `Conditional` does not count: it stands for values that are known only once others are made.
+    /// Whether the resource will be replaced. `Conditional` does not count: it means that a value is known only during execution.
     pub replacement: bool,
-    /// What causes it, such as property names.
+    /// The causes of the change, such as property names.
     pub details: Vec<String>,
 }
 
 /// A stack's event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StackEvent {
-    /// Its id, unique in the stack.
+    /// The event's id, unique in the stack.
     pub id: String,
     /// The logical id.
     pub resource: String,
@@ -459,13 +447,13 @@ pub struct StackEvent {
 
 /// CloudFormation.
 pub trait Stacks: Send + Sync {
-    /// The stack, if it exists. A deleted one does not.
+    /// The stack, if it exists. A deleted stack does not exist.
     fn stack(&self, name: &str) -> impl Future<Output = Result<Option<Stack>>> + Send;
-    /// Makes a change set (creating the stack in review where there is none), waits until it is described. Bounded.
+    /// Creates a change set, and the stack (in review) if it does not exist. Waits, with a timeout, until the change set is complete.
     fn change_set(&self, request: &StackRequest) -> impl Future<Output = Result<ChangeSet>> + Send;
-    /// Executes it. Does not wait.
+    /// Executes a change set. Does not wait.
     fn execute(&self, change_set: &ChangeSet) -> impl Future<Output = Result<()>> + Send;
-    /// Deletes a change set that is not to be executed.
+    /// Deletes a change set that will not be executed.
     fn discard(&self, change_set: &ChangeSet) -> impl Future<Output = Result<()>> + Send;
     /// The stack's newest events, oldest first, at most the last 100.
     fn events(&self, stack: &str) -> impl Future<Output = Result<Vec<StackEvent>>> + Send;
@@ -476,7 +464,7 @@ pub trait Stacks: Send + Sync {
 // ---------------------------------------------------------------------------------------------------------------------
 // Groups
 
-/// A pinned version of a launch template: a number, never `$Latest`, or Auto Scaling can't roll back to it.
+/// A pinned version of a launch template. It is a number, never `$Latest`, to which Auto Scaling can't roll back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchTemplateVersion {
     /// `lt-…`
@@ -485,118 +473,113 @@ pub struct LaunchTemplateVersion {
     pub version: String,
 }
 
-/// An Auto Scaling group as it stands.
+/// An Auto Scaling group in its current state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Group {
-    /// Its name.
     pub name: GroupName,
-    /// What new instances are launched from.
+    /// The launch template version of new instances.
     pub launch_template: Option<LaunchTemplateVersion>,
-    /// Bounds and wish.
+    /// Minimum size.
     pub min: u32,
-    /// Bounds and wish.
+    /// Maximum size.
     pub max: u32,
-    /// Bounds and wish.
+    /// Desired capacity.
     pub desired: u32,
-    /// Its instances.
     pub instances: Vec<GroupInstance>,
-    /// Its processes that are suspended.
+    /// The suspended processes.
     pub suspended: Vec<Suspension>,
 }
 
-/// A process of a group that is suspended, by AWS after a day of failed launches, or by somebody.
+/// A suspended process of a group. AWS suspends processes after a day of failed launches; people can, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspension {
     /// `Launch`, `Terminate`, `InstanceRefresh`…
     pub process: String,
-    /// Why, in the service's words.
+    /// Auto Scaling's reason.
     pub reason: String,
 }
 
 /// An instance of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupInstance {
-    /// Its id.
     pub id: InstanceId,
     /// `InService`, `Terminating:Wait`…
     pub state: String,
-    /// As Auto Scaling sees it.
+    /// Auto Scaling's health status of the instance.
     pub healthy: bool,
-    /// What it was launched from.
+    /// The launch template version that it was launched from.
     pub launch_template: Option<LaunchTemplateVersion>,
 }
 
 /// An instance refresh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refresh {
-    /// Its id.
     pub id: String,
-    /// How far.
     pub status: RefreshStatus,
-    /// 0 to 100.
+    /// Percentage of the refresh that is complete, 0 to 100.
     pub percent: u32,
     /// Instances still to be updated.
     pub remaining: u32,
     /// Why, where the service says.
     pub reason: Option<String>,
-    /// What it rolls to.
+    /// The version that the refresh rolls to.
     pub to: Option<LaunchTemplateVersion>,
-    /// It stops on its way, for a canary to be tried.
+    /// The refresh has a checkpoint, for a canary.
     pub stops: bool,
 }
 
-/// How far a refresh is.
+/// The state of a refresh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RefreshStatus {
-    /// Pending, InProgress, Baking; Cancelling and RollbackInProgress too: not at its end. The service's word.
+    /// In progress; Auto Scaling's name of the status: Pending, InProgress, Baking, Cancelling, RollbackInProgress.
     Running(String),
     /// Successful.
     Successful,
-    /// Failed, Cancelled, RollbackFailed, RollbackSuccessful. The service's word.
+    /// Ended without success; Auto Scaling's name of the status: Failed, Cancelled, RollbackFailed, RollbackSuccessful.
     Ended(String),
 }
 
 /// How a refresh replaces instances.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefreshPreferences {
-    /// Percent of the desired capacity that stays healthy.
+    /// Percentage of the desired capacity that stays healthy.
     pub min_healthy_percent: u32,
-    /// Above 100: launch before terminating.
+    /// Percentage of the desired capacity; above 100 means launch before terminate.
     pub max_healthy_percent: u32,
-    /// How long a new instance is given before it counts.
+    /// How long a new instance warms up before it counts as healthy.
     pub instance_warmup: Duration,
-    /// Where it stops, for a canary to be tried.
+    /// The checkpoint, for a canary.
     pub stop: Option<RefreshStop>,
 }
 
-/// A refresh's stop on its way.
+/// A checkpoint of a refresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RefreshStop {
-    /// Once so many percent of the instances are new; 100 is after all of them, before the refresh counts as done.
+    /// The percentage of new instances at which the refresh pauses. 100 is after all of them, but before the refresh is done.
     pub percent: u32,
-    /// How long, unless it is cancelled or rolled back meanwhile. 48 h at most.
+    /// How long the refresh pauses, unless it is cancelled or rolled back. At most 48 h.
     pub pause: Duration,
 }
 
-/// A launch of one of a group's instances, as the group's activities have it.
+/// The launch of an instance, from the group's scaling activities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
     /// The activity's id.
     pub id: String,
-    /// The instance, where it came to one.
+    /// The instance, if one was launched.
     pub instance: Option<InstanceId>,
-    /// How it ended.
+    /// The result of the launch.
     pub outcome: LaunchOutcome,
 }
 
-/// How a launch ended.
+/// The result of a launch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LaunchOutcome {
-    /// It has not.
+    /// The launch is in progress.
     UnderWay,
     /// The instance came into service.
     Succeeded,
-    /// It did not, for this reason.
+    /// The instance did not come into service, for this reason.
     Failed(String),
 }
 
@@ -604,24 +587,24 @@ pub enum LaunchOutcome {
 pub trait Groups: Send + Sync {
     /// The group, if it exists.
     fn group(&self, name: &GroupName) -> impl Future<Output = Result<Option<Group>>> + Send;
-    /// The group's launches, the newest first, as far back as the last hundred of its activities go.
+    /// The launches among the group's last 100 scaling activities, newest first.
     fn launches(&self, name: &GroupName) -> impl Future<Output = Result<Vec<Launch>>> + Send;
     /// The group's newest refresh, if there ever was one.
     fn newest_refresh(&self, name: &GroupName) -> impl Future<Output = Result<Option<Refresh>>> + Send;
-    /// Starts a refresh to a pinned version, with automatic rollback and skipping instances that match; returns its id.
+    /// Starts a refresh to a pinned version, with automatic rollback and skip matching. Returns its id.
     fn start_refresh(
         &self,
         name: &GroupName,
         to: &LaunchTemplateVersion,
         preferences: &RefreshPreferences,
     ) -> impl Future<Output = Result<String>> + Send;
-    /// Ends the refresh that runs where it is; instances stay as they are. None running is no error.
+    /// Cancels the running refresh. Instances stay as they are. Succeeds if no refresh runs.
     fn cancel_refresh(&self, name: &GroupName) -> impl Future<Output = Result<()>> + Send;
-    /// Ends the refresh that runs and takes back what it did. Is false where none runs.
+    /// Rolls the running refresh back. Returns false if no refresh runs.
     fn roll_back_refresh(&self, name: &GroupName) -> impl Future<Output = Result<bool>> + Send;
-    /// Sets the group's bounds and wish to nothing; its instances leave through their termination hooks. Does not wait.
+    /// Sets the group's minimum, maximum and desired capacity to 0. Instances terminate through their termination hooks. Does not wait.
     fn scale_to_zero(&self, name: &GroupName) -> impl Future<Output = Result<()>> + Send;
-    /// Deletes the group with its instances, without their hooks; one that is gone is no error. Does not wait.
+    /// Force-deletes the group: instances terminate without their lifecycle hooks. Succeeds if the group does not exist. Does not wait.
     fn abandon(&self, name: &GroupName) -> impl Future<Output = Result<()>> + Send;
     /// A refresh by id.
     fn refresh(&self, name: &GroupName, id: &str) -> impl Future<Output = Result<Refresh>> + Send;
@@ -637,7 +620,7 @@ pub struct KeyNames {
     pub alias: String,
     /// The secret's name.
     pub secret: String,
-    /// kiln.toml's tags, for whatever is made.
+    /// The tags of kiln.toml, for new keys and secrets.
     pub tags: BTreeMap<String, String>,
 }
 
@@ -647,7 +630,7 @@ pub trait Keys: Send + Sync {
     fn current_key(&self, names: &KeyNames, store: KeyStore) -> impl Future<Output = Result<Option<StoredKey>>> + Send;
     /// Every key of the App in the store.
     fn contents(&self, names: &KeyNames, store: KeyStore) -> impl Future<Output = Result<StoreContents>> + Send;
-    /// Stores a key beside the current one, unused as yet, with a record. Takes up what an interrupted run left half-made.
+    /// Stores a key next to the current one, not yet used, with a record. Completes a key that an interrupted run left unfinished.
     fn stage_key(
         &self,
         names: &KeyNames,
@@ -655,34 +638,34 @@ pub trait Keys: Send + Sync {
         key: &AppKey,
         record: &KeyRecord,
     ) -> impl Future<Output = Result<StoredKey>> + Send;
-    /// Makes a key of the store the current one, and what served before, with the record given here, the previous one.
-    /// At no moment is there a current key that is neither.
+    /// Makes a stored key the current one, and `former`, with its record, the previous one. At every moment the current key is one of
+    /// these two.
     fn promote_key(
         &self,
         names: &KeyNames,
         key: &StoredKey,
         former: Option<&HeldKey>,
     ) -> impl Future<Output = Result<()>> + Send;
-    /// Makes the previous key the current one again. `from` is what is current; its record, given here, is written first.
+    /// Makes the previous key the current one again. `from` is the current key; its record is written first.
     fn roll_back_key(&self, names: &KeyNames, to: &HeldKey, from: &HeldKey) -> impl Future<Output = Result<()>> + Send;
-    /// Writes a record beside the current key, in place of the one before.
+    /// Replaces the record of a key.
     fn record_key(
         &self,
         names: &KeyNames,
         key: &StoredKey,
         record: &KeyRecord,
     ) -> impl Future<Output = Result<()>> + Send;
-    /// Lets the store delete a key that is not the current one.
+    /// Deletes a key that is not the current one, or schedules its deletion.
     fn retire_key(&self, names: &KeyNames, key: &StoredKey) -> impl Future<Output = Result<()>> + Send;
-    /// Lets a store that nobody uses delete all it has of the App's keys.
+    /// Deletes all keys of the App from a store that nobody uses, or schedules their deletion.
     fn retire_store(&self, names: &KeyNames, store: KeyStore) -> impl Future<Output = Result<()>> + Send;
-    /// Signs with that very key, as an instance would.
+    /// A signer with exactly this key.
     fn key_signer(&self, names: &KeyNames, key: &StoredKey) -> Box<dyn AppSigner>;
-    /// Signs with whichever key is current: by the alias, by `AWSCURRENT`.
+    /// A signer with the current key (the alias, or `AWSCURRENT`), like an instance's.
     fn current_signer(&self, names: &KeyNames, store: KeyStore) -> Box<dyn AppSigner>;
 }
 
-/// Who the credentials belong to; the first call of every command, so that missing credentials show at once.
+/// The identity of the credentials. Every command asks for it first, so that missing credentials show at once.
 pub trait Identity: Send + Sync {
     /// `sts:GetCallerIdentity`.
     fn caller(&self) -> impl Future<Output = Result<Caller>> + Send;
@@ -695,23 +678,23 @@ impl<T: Identity + Images + Blobs + Logs + Stacks + Groups + Keys + Inventory> C
 // ---------------------------------------------------------------------------------------------------------------------
 // The account
 
-/// An action on a resource, as IAM names them.
+/// An IAM action on a resource.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Right {
     /// `kms:Sign`.
     pub action: String,
-    /// An ARN, or `*` for actions that know no resource.
+    /// An ARN, or `*` for actions without resource-level permissions.
     pub resource: String,
-    /// What the request holds beside them, by IAM's name of it: conditions go by it.
+    /// The context keys of the request and their values, which conditions in policies check.
     pub context: &'static [(&'static str, &'static str)],
 }
 
-/// What EC2 says of an instance type.
+/// An instance type, as EC2 describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceTypeFacts {
     /// `m6i.large`.
     pub name: String,
-    /// Its virtual processors, by which EC2's quotas count.
+    /// The number of vCPUs, the unit of EC2's quotas.
     pub vcpus: u32,
     /// `x86_64`, `arm64`.
     pub architectures: Vec<String>,
@@ -722,21 +705,19 @@ pub struct InstanceTypeFacts {
 pub enum WayOut {
     /// Through a NAT gateway, a transit gateway, a peering, an appliance.
     Through,
-    /// Through an internet gateway, for instances with a public address, which its instances get, or do not.
+    /// Through an internet gateway, which works only for instances with a public address.
     Gateway {
-        /// Do its instances get a public address?
+        /// Whether the subnet gives its instances a public address.
         public: bool,
     },
-    /// Its route table has no way to `0.0.0.0/0`.
+    /// Not at all: the route table has no route to `0.0.0.0/0`.
     None,
 }
 
-/// What EC2 says of a subnet.
+/// A subnet, as EC2 describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubnetFacts {
-    /// Its id.
     pub id: String,
-    /// Its VPC.
     pub vpc: String,
     /// Its availability zone.
     pub zone: String,
@@ -744,17 +725,17 @@ pub struct SubnetFacts {
     pub way_out: WayOut,
 }
 
-/// What an account allows and holds beside what Kiln makes. Reads only.
+/// Permissions, quotas and existing resources of the account that Kiln does not manage. Read-only.
 pub trait Account: Send + Sync {
-    /// Which of these rights the caller lacks, by IAM's own simulation of its policies. The root user lacks none.
+    /// The permissions among these that the caller lacks, from IAM's policy simulation. The root user lacks none.
     fn lacking(&self, rights: &[Right]) -> impl Future<Output = Result<Vec<Right>>> + Send;
     /// The types among these that the region offers.
     fn instance_types(&self, names: &[String]) -> impl Future<Output = Result<Vec<InstanceTypeFacts>>> + Send;
     /// The availability zones of the region that offer each of these types.
     fn zones_of(&self, names: &[String]) -> impl Future<Output = Result<BTreeMap<String, BTreeSet<String>>>> + Send;
-    /// The state of a KMS key, such as `Enabled`; `None` where there is none of that ARN.
+    /// The state of a KMS key, such as `Enabled`; `None` if no key has that ARN.
     fn key_state(&self, arn: &str) -> impl Future<Output = Result<Option<String>>> + Send;
-    /// The types among these that an availability zone offers, or the region where no zone is given.
+    /// The types among these that an availability zone offers, or the region if `zone` is `None`.
     fn offered_types(
         &self,
         names: &[String],
@@ -762,6 +743,6 @@ pub trait Account: Send + Sync {
     ) -> impl Future<Output = Result<BTreeSet<String>>> + Send;
     /// The subnets among these that exist.
     fn subnets(&self, ids: &[String]) -> impl Future<Output = Result<Vec<SubnetFacts>>> + Send;
-    /// EC2's quota of that code, in virtual processors.
+    /// The EC2 quota with that code, in vCPUs.
     fn vcpu_quota(&self, code: &str) -> impl Future<Output = Result<u32>> + Send;
 }

@@ -44,7 +44,6 @@ pub enum StoreUse {
 /// A store as `rotate-key` found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedStore {
-    /// The store.
     pub store: KeyStore,
     /// Who signs with its key.
     pub used: StoreUse,
@@ -62,7 +61,6 @@ impl ObservedStore {
 /// The world as `rotate-key` found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
-    /// When.
     pub now: Timestamp,
     /// The stores that are used, and those that hold something.
     pub stores: Vec<ObservedStore>,

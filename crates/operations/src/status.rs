@@ -39,7 +39,6 @@ pub struct Report {
 /// A fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FleetStatus {
-    /// Its name.
     pub name: FleetName,
     /// Its stack's status, if there is one.
     pub stack: Option<String>,
@@ -64,7 +63,6 @@ pub struct FleetStatus {
 pub struct RunnerStatus {
     /// Its id at GitHub.
     pub id: u64,
-    /// Its name.
     pub name: String,
     /// How it is.
     pub state: RunnerState,

@@ -174,7 +174,6 @@ impl GitHub {
         state::CLIENT_ID.to_owned()
     }
 
-    /// The App's id.
     pub fn app_id(&self) -> u64 {
         state::APP_ID
     }

@@ -107,7 +107,6 @@ pub struct RunnerPin {
 /// One `[fleet.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fleet {
-    /// Its name.
     pub name: FleetName,
     /// Labels beside the ones GitHub adds.
     pub labels: Vec<Label>,
@@ -164,7 +163,6 @@ pub enum Network {
     NewVpc,
     /// Subnets that exist, all of one VPC.
     Subnets {
-        /// The VPC.
         vpc: String,
         /// At least one.
         subnets: Vec<SubnetId>,
@@ -176,7 +174,6 @@ pub enum Network {
 pub struct ImageVariant {
     /// The operating system.
     pub base: BaseImage,
-    /// The architecture.
     pub architecture: Architecture,
 }
 
@@ -295,7 +292,6 @@ impl Config {
         format!("{}-network", self.prefix())
     }
 
-    /// A fleet's stack.
     pub fn fleet_stack(&self, fleet: &FleetName) -> String {
         format!("{}-fleet-{fleet}", self.prefix())
     }

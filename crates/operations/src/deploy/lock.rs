@@ -33,7 +33,6 @@ pub struct Holder {
     pub name: String,
     /// The machine, so exactly that process ids on it are told apart.
     pub machine: String,
-    /// The process.
     pub process: u32,
     /// Has that process of this very machine ended? Its lock is void then.
     pub ended: fn(u32) -> bool,

@@ -1,4 +1,4 @@
-//! What is there beside the one thing a command is about: images, snapshots, what uses them, instances, stacks.
+//! Lists of resources: images, snapshots and what uses them, instances, stacks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -7,16 +7,13 @@ use kiln_config::model::{AmiId, InstanceId, SnapshotId};
 
 use super::Result;
 
-/// An AMI of Kiln's, as EC2 describes it.
+/// One of Kiln's AMIs, as EC2 describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnImage {
-    /// Its id.
     pub id: AmiId,
-    /// Its name.
     pub name: String,
     /// When it was made.
     pub created: Option<SystemTime>,
-    /// Its tags.
     pub tags: BTreeMap<String, String>,
     /// Its snapshots, with the size of their volumes in GiB.
     pub snapshots: Vec<(SnapshotId, u32)>,
@@ -25,11 +22,9 @@ pub struct OwnImage {
 /// A snapshot that Kiln has tagged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnSnapshot {
-    /// Its id.
     pub id: SnapshotId,
-    /// Its volume's size; what it occupies is no more.
+    /// The size of its volume in GiB; the snapshot occupies at most that.
     pub gib: u32,
-    /// Its tags.
     pub tags: BTreeMap<String, String>,
 }
 
@@ -42,76 +37,74 @@ pub struct TemplateVersion {
     pub name: String,
     /// The version's number in decimal.
     pub version: String,
-    /// What it launches.
+    /// The AMI that it launches.
     pub ami: AmiId,
-    /// It is the template's newest version.
+    /// Whether it is the template's newest version.
     pub latest: bool,
 }
 
 /// An instance that exists: pending, running, stopping or stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
-    /// Its id.
     pub id: InstanceId,
     /// `pending`, `running`…
     pub state: String,
-    /// What it was launched from.
+    /// The AMI that it was launched from.
     pub ami: AmiId,
-    /// When.
+    /// When it was launched.
     pub launched: Option<SystemTime>,
-    /// Its tags.
     pub tags: BTreeMap<String, String>,
 }
 
-/// What is left to be read of an instance that ended, or will.
+/// What EC2 still shows of an instance that has terminated or will terminate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LastWords {
-    /// Why EC2 ended it, or it did.
+    /// The reason of the termination.
     pub reason: Option<String>,
-    /// The lines of its console that EC2 has, the last one last.
+    /// The console output that EC2 has, the last line last.
     pub console: Vec<String>,
 }
 
-/// EC2's, SSM's and CloudFormation's lists: whole, or an error where there are more pages than are read.
+/// Lists of EC2, SSM and CloudFormation. A list is complete; if it has more pages than Kiln reads, the call fails.
 pub trait Inventory: Send + Sync {
     /// The account's own AMIs that are tagged `kiln:managed=true`.
     fn own_images(&self) -> impl Future<Output = Result<Vec<OwnImage>>> + Send;
     /// The account's own snapshots that are tagged `kiln:managed=true`.
     fn own_snapshots(&self) -> impl Future<Output = Result<Vec<OwnSnapshot>>> + Send;
-    /// The account's own AMIs that have one of these snapshots, Kiln's or not.
+    /// All AMIs of this account that use any of `snapshots`, made by Kiln or not.
     fn holders(
         &self,
         snapshots: &[SnapshotId],
     ) -> impl Future<Output = Result<BTreeMap<SnapshotId, BTreeSet<AmiId>>>> + Send;
-    /// Every version of the launch templates whose names begin so, and of every other template in the region the newest
-    /// and the default one.
+    /// Every version of the launch templates whose names begin with `prefix`; of every other template in the region, the newest and
+    /// the default version.
     fn template_versions(&self, prefix: &str) -> impl Future<Output = Result<Vec<TemplateVersion>>> + Send;
-    /// The version of a launch template, if there is one.
+    /// A version of a launch template, if it exists.
     fn template_version(
         &self,
         template: &str,
         version: &str,
     ) -> impl Future<Output = Result<Option<TemplateVersion>>> + Send;
-    /// Those of these versions of a launch template that launch the very same as another of its versions.
+    /// The versions in `among` that have the same content as `version` of the same launch template.
     fn same_versions(
         &self,
         template: &str,
         version: &str,
         among: &BTreeSet<String>,
     ) -> impl Future<Output = Result<BTreeSet<String>>> + Send;
-    /// The instances that exist and were launched from one of these images.
+    /// The existing instances that were launched from one of these images.
     fn machines_of(&self, amis: &[AmiId]) -> impl Future<Output = Result<Vec<Machine>>> + Send;
-    /// Why an instance ended, and what it wrote to its console.
+    /// The reason of an instance's termination, and its console output.
     fn last_words(&self, id: &InstanceId) -> impl Future<Output = Result<LastWords>> + Send;
     /// The parameters below a path, with their values.
     fn parameters_below(&self, path: &str) -> impl Future<Output = Result<BTreeMap<String, String>>> + Send;
-    /// The names of the stacks that begin so; deleted ones are none.
+    /// The stacks whose names begin with `prefix`, without deleted ones.
     fn stacks_named(&self, prefix: &str) -> impl Future<Output = Result<Vec<String>>> + Send;
-    /// Tags a snapshot; equal tags are no change.
+    /// Tags a snapshot. Equal tags are not a change.
     fn tag_snapshot(&self, id: &SnapshotId, tags: &BTreeMap<String, String>)
     -> impl Future<Output = Result<()>> + Send;
-    /// Deregisters an AMI; one that is gone is no error.
+    /// Deregisters an AMI. Succeeds if it does not exist.
     fn deregister(&self, id: &AmiId) -> impl Future<Output = Result<()>> + Send;
-    /// Deletes a snapshot; one that is gone is no error, one that an AMI uses is.
+    /// Deletes a snapshot. Succeeds if it does not exist; fails if an AMI uses it.
     fn delete_snapshot(&self, id: &SnapshotId) -> impl Future<Output = Result<()>> + Send;
 }

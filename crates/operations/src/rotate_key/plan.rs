@@ -24,7 +24,6 @@ const LEFT_STORE_DAYS: u32 = 2;
 pub enum Step {
     /// Store the key, unused as yet.
     Stage {
-        /// The store.
         store: KeyStore,
         /// The key.
         fingerprint: Fingerprint,
@@ -33,14 +32,12 @@ pub enum Step {
     },
     /// See GitHub accept a signature made by a key in its store that is not the current one.
     ProveStored {
-        /// The store.
         store: KeyStore,
         /// The key.
         fingerprint: Fingerprint,
     },
     /// Make a stored key the current one.
     Promote {
-        /// The store.
         store: KeyStore,
         /// The key.
         fingerprint: Fingerprint,
@@ -49,7 +46,6 @@ pub enum Step {
     },
     /// Make the former key the current one again.
     RollBack {
-        /// The store.
         store: KeyStore,
         /// The former key.
         to: HeldKey,
@@ -58,14 +54,12 @@ pub enum Step {
     },
     /// See GitHub accept a signature made the way an instance makes it, by this key.
     ProveCurrent {
-        /// The store.
         store: KeyStore,
         /// The key.
         fingerprint: Fingerprint,
     },
     /// Write down since when the current key serves, and that GitHub accepted it.
     Record {
-        /// The store.
         store: KeyStore,
         /// The key.
         fingerprint: Fingerprint,
@@ -87,10 +81,7 @@ pub enum Step {
         until: Timestamp,
     },
     /// Let a store that no fleet uses any more delete all it has.
-    RetireStore {
-        /// The store.
-        store: KeyStore,
-    },
+    RetireStore { store: KeyStore },
 }
 
 impl fmt::Display for Step {

@@ -50,7 +50,6 @@ pub(super) struct Key {
 /// A call as the stand-in saw it. No headers, so no secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
-    /// The method.
     pub method: String,
     /// The path, with its query.
     pub path: String,
@@ -61,13 +60,11 @@ pub struct Recorded {
 /// A call that is to fail.
 #[derive(Debug, Clone)]
 pub struct Fault {
-    /// The method.
     pub method: &'static str,
     /// Part of the path.
     pub path_contains: String,
     /// How many calls fail.
     pub times: u32,
-    /// How.
     pub answer: Answer,
 }
 
@@ -126,9 +123,7 @@ impl Runner {
 /// A runner as a test sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownRunner {
-    /// Its id.
     pub id: u64,
-    /// Its name.
     pub name: String,
     /// It has a session and was heard from.
     pub online: bool,
@@ -225,7 +220,6 @@ pub enum JobState {
     },
     /// It ended.
     Completed {
-        /// How.
         conclusion: Conclusion,
         /// On which runner.
         runner: String,
