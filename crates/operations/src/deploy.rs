@@ -1,11 +1,10 @@
-//! `cargo xtask deploy`: brings a fleet's stack to the wanted state and rolls its group to the recorded image.
+//! `cargo xtask deploy`: brings a fleet's stack to the desired state and rolls its group to the recorded image.
 //!
-//! CloudFormation makes the new launch template version, but must not hand it to the group: Auto Scaling can only roll
-//! back to the version the group had when the refresh began. So while a roll is due, the stack's parameter
-//! `ServingLaunchTemplateVersion` holds the group at the version that serves; the refresh moves the group on; GitHub is
-//! asked whether the new runners are online; and only then the parameter is let go ("settled"), which changes nothing any
-//! more, and the image is recorded as the current one. Whatever an interrupted run left is one of these states, and the
-//! plan goes on from it.
+//! CloudFormation creates the new launch template version, but must not assign it to the group: Auto Scaling can roll back only to
+//! the version that the group had when the refresh began. So, before a roll, the stack's parameter `ServingLaunchTemplateVersion` pins
+//! the group to the version in service. The refresh then moves the group to the new version, and Kiln checks at GitHub whether the
+//! new runners are online. Only then the parameter is cleared ("settled"), which no longer changes anything, and the image is recorded
+//! as the current one. An interrupted run leaves one of these states, and the next plan resumes from it.
 
 mod apply;
 mod lock;
@@ -34,7 +33,7 @@ pub use plan::{plan, resume_command};
 pub(crate) use record::forget;
 pub use record::{Aim, Record};
 
-/// What is to be deployed.
+/// What to deploy.
 #[derive(Debug)]
 pub struct Request<'a> {
     /// The validated kiln.toml.
@@ -42,40 +41,40 @@ pub struct Request<'a> {
     pub fleet: &'a Fleet,
     /// Which image.
     pub goal: Goal,
-    /// Try one instance before the rest. On by default: Auto Scaling takes an instance for good once its runner is
-    /// registered, and would have replaced all before GitHub could say that none of them is heard from.
+    /// Check one instance before the others are replaced. On by default: Auto Scaling considers an instance healthy once its launch
+    /// hook is completed. Without a canary it would replace all instances before GitHub could report that no runner is online.
     pub canary: Option<Canary>,
     /// How long to wait for another run's lock.
     pub lock_wait: Duration,
 }
 
 impl<'a> Request<'a> {
-    /// The newest image, its first runner to be seen online, waiting for nobody.
+    /// Deploys the newest image with a canary that must be online, without waiting for a lock.
     pub fn new(config: &'a Config, fleet: &'a Fleet) -> Self {
         let canary = Some(Canary { check: None });
         Self { config, fleet, goal: Goal::Baked, canary, lock_wait: Duration::ZERO }
     }
 }
 
-/// Which image a fleet is to serve.
+/// The image that a fleet should get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goal {
-    /// The newest one, unless it was rolled back from.
+    /// The newest image, unless a rollback rejected it.
     Baked,
-    /// The newest one, even so.
+    /// The newest image, even if a rollback rejected it.
     Again,
-    /// The last one that served well before this one.
+    /// The previous image.
     Back,
 }
 
-/// One instance before the rest.
+/// The check of the first new instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Canary {
-    /// A command that tries its runner; without one it is enough that the runner is online.
+    /// A command that checks the runner. Without one, the runner only has to be online.
     pub check: Option<String>,
 }
 
-/// The runner a canary check is about.
+/// The runner that a canary check checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CanaryRunner {
     /// The command.
@@ -87,25 +86,25 @@ pub struct CanaryRunner {
     pub instance: InstanceId,
 }
 
-/// A future of a check.
+/// The result of a running check.
 pub type Checking<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 
-/// Runs canary checks; a text says why a runner is not good.
+/// Runs canary checks. The error of a check is the reason of its failure.
 pub trait Check: Send + Sync {
-    /// Tries a runner. Bounds itself.
+    /// Checks a runner, with a timeout.
     fn check<'a>(&'a self, canary: &'a CanaryRunner) -> Checking<'a>;
 }
 
-/// Who runs a roll-out: what they see, what they agree to, the check they brought, their name on the lock.
+/// The user's side of a rollout: output, confirmations, the canary check, and the name on the lock.
 #[derive(Clone, Copy)]
 pub struct Operator<'a> {
-    /// What they see.
+    /// Prints the progress.
     pub progress: &'a dyn Progress,
-    /// What they agree to.
+    /// Asks for confirmations.
     pub consent: &'a dyn Consent,
-    /// How canaries are tried.
+    /// Runs the canary check.
     pub check: &'a dyn Check,
-    /// Their name on the lock.
+    /// Identifies this run on the lock.
     pub holder: &'a Holder,
 }
 
@@ -118,17 +117,17 @@ impl fmt::Debug for Operator<'_> {
 /// A step of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Record that an image is rolled back from.
+    /// Record an image as rejected by a rollback.
     Reject {
         /// The image.
         ami: AmiId,
     },
-    /// Take that back.
+    /// Delete that record.
     Accept {
         /// The image that was rejected.
         ami: Option<AmiId>,
     },
-    /// Delete a stack that serves nobody.
+    /// Delete a stack that has no instance in service.
     Clear(DeadStack),
     /// Wait for a refresh that an earlier run, or someone else, started.
     AwaitRefresh {
@@ -138,29 +137,29 @@ pub enum Step {
     },
     /// Create or update one of the fleet's stacks.
     Stack(StackStep),
-    /// Roll the group to the stack's newest launch template version, unless all of it is there.
+    /// Roll the group to the stack's newest launch template version, unless all instances have it.
     Roll {
         group: GroupName,
         /// One instance first.
         canary: Option<Canary>,
-        /// What there is to know beforehand.
+        /// Facts about the roll for the person who reads the plan.
         briefing: Briefing,
     },
-    /// See every instance's runner online at GitHub.
+    /// Wait until every instance's runner is online at GitHub.
     Verify {
         group: GroupName,
-        /// The version they must have, where the image tells.
+        /// The version that they must have, if the image's tags name it.
         version: Option<RunnerVersion>,
-        /// The launch template version to go back to when they are not.
+        /// The launch template version to roll back to if they are not.
         back_to: Option<String>,
     },
     /// Let the stack follow its newest launch template version again.
     Settle(StackRequest),
-    /// Record the image as the one that serves.
+    /// Record the image as the current one.
     Mark {
         /// The image.
         ami: AmiId,
-        /// The one recorded so far.
+        /// The image that was recorded before.
         former: Option<AmiId>,
     },
     /// Delete runners whose instance is gone.
@@ -172,27 +171,27 @@ pub enum Step {
 }
 
 impl Step {
-    /// The steps after this one are a forecast: they are planned again once it is done. A refresh that succeeds moves the
-    /// group to its version, and a stack that was planned before would move the group back.
+    /// Whether the steps after this one are only a forecast, and are planned again once it is done. A successful refresh moves the group
+    /// to its version; a stack step that was planned before would move it back.
     pub fn ends_the_plan(&self) -> bool {
         matches!(self, Self::AwaitRefresh { .. })
     }
 }
 
-/// What no single service shows of a roll: what is in the images, who is at work, what it costs.
+/// Facts about a roll that no single service shows: the contents of the images, busy runners, cost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Briefing {
-    /// A tag of the image's: name, value now, value then.
+    /// Tags of the image that change: name, current value, new value.
     pub image: Vec<(String, Option<String>, Option<String>)>,
     /// Instances to be replaced.
     pub instances: u32,
     /// How many of them run a job now.
     pub busy: u32,
-    /// How long a job may hold one up.
+    /// How long a job may delay its instance, in seconds.
     pub drain_limit_secs: u32,
-    /// Until when GitHub serves the image's runner, where that could be learnt.
+    /// Until when GitHub supports the image's runner, if that is known.
     pub served: Option<String>,
-    /// Number and types of instances, now and then, where they differ.
+    /// Number and types of instances now and afterwards, if they differ.
     pub capacity: Option<(String, String)>,
 }
 
@@ -209,9 +208,9 @@ impl fmt::Display for Briefing {
             write!(f, "\n~ instances: {now} -> {then}")?;
         }
         let limit = human(Duration::from_secs(self.drain_limit_secs.into()));
-        write!(f, "\n{} instance(s) to replace, {} of them at work now", self.instances, self.busy)?;
+        write!(f, "\n{} instance(s) to replace, {} of them run a job now", self.instances, self.busy)?;
         if self.busy > 0 {
-            write!(f, ": each leaves when its job is done, {limit} at most")?;
+            write!(f, ": each terminates when its job ends, after at most {limit}")?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! `cargo xtask destroy`: takes fleets down without cancelling a job.
+//! `cargo xtask destroy`: deletes fleets without cancelling a job.
 //!
-//! A group is scaled to nothing first. Its instances leave through the termination hook: each deletes its runner at GitHub,
-//! which GitHub refuses while a job runs, and goes once the job is done. Only then its stack is deleted. What an interrupted
-//! run left shows in AWS, a group of size nothing or a stack on its way out, and the next run goes on from it.
+//! First it scales the group to zero. Instances terminate through the termination hook: each deletes its runner at GitHub, which
+//! GitHub refuses while a job runs, and completes the hook afterwards. Only then the stack is deleted. The state of an interrupted
+//! run shows in AWS (a group of size zero, or a stack that is being deleted), and the next run resumes from it.
 
 mod apply;
 mod plan;
@@ -24,27 +24,27 @@ use crate::wait::human;
 pub use apply::{apply, run};
 pub use plan::{plan, require_alone};
 
-/// What is to be destroyed.
+/// What to destroy.
 #[derive(Debug)]
 pub struct Request<'a> {
     /// The validated kiln.toml.
     pub config: &'a Config,
-    /// The fleets, named there or not.
+    /// The fleets; they need not be in kiln.toml.
     pub fleets: Vec<FleetName>,
-    /// The network that fleets share, too.
+    /// Also delete the network that fleets share.
     pub network: bool,
-    /// Do not wait for jobs: they are lost.
+    /// Do not wait for jobs: they fail.
     pub now: bool,
     /// How long to wait for another run's lock.
     pub lock_wait: Duration,
 }
 
-/// Who destroys.
+/// The user's terminal, and the name of this run on the locks.
 #[derive(Clone, Copy)]
 pub struct Operator<'a> {
-    /// What they see.
+    /// Prints the progress.
     pub progress: &'a dyn Progress,
-    /// Their name on the locks.
+    /// Identifies this run on the locks.
     pub holder: &'a Holder,
 }
 
@@ -54,104 +54,104 @@ impl fmt::Debug for Operator<'_> {
     }
 }
 
-/// A stack, as far as its end is concerned.
+/// A stack and its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedStack {
     pub name: String,
     pub status: String,
 }
 
-/// A fleet as it was found.
+/// A fleet as `destroy` found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedFleet {
     pub name: FleetName,
     pub stack: Option<ObservedStack>,
     pub group: Option<Group>,
-    /// What `deploy` recorded of it.
+    /// What `deploy` recorded about the fleet.
     pub record: Record,
 }
 
-/// The world as `destroy` found it.
+/// The state that `destroy` observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
-    /// The fleets asked for.
+    /// The requested fleets.
     pub fleets: Vec<ObservedFleet>,
-    /// The fleets' runners, and perhaps others', where GitHub could be asked.
+    /// The fleets' runners, possibly with others; `None` if GitHub did not answer.
     pub runners: Option<Vec<Runner>>,
-    /// The network's stack, where it is asked for.
+    /// The network's stack, if its deletion is requested.
     pub network: Option<ObservedStack>,
-    /// The stacks of fleets that are not asked for.
+    /// The stacks of other fleets.
     pub others: Vec<String>,
-    /// The organization's bucket, which stays.
+    /// The organization's bucket, which is not deleted.
     pub bucket: String,
 }
 
 /// A step of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Scale a group to nothing, so that its instances drain.
+    /// Scale a group to zero, so that its instances drain.
     Drain {
         group: GroupName,
         /// How many instances it has.
         instances: usize,
-        /// How many of them run a job, where that is known.
+        /// How many of them run a job, if that is known.
         busy: Option<usize>,
     },
     /// Wait until its instances are gone.
     AwaitDrained {
         group: GroupName,
-        /// The longest a job may hold an instance up.
+        /// How long a job may delay the termination of its instance.
         drain_limit: Duration,
     },
-    /// Delete a group with its instances, whatever they do.
+    /// Delete a group with its instances, without waiting for jobs.
     Abandon {
         group: GroupName,
         /// How many instances it has.
         instances: usize,
-        /// How many of them run a job, where that is known.
+        /// How many of them run a job, if that is known.
         busy: Option<usize>,
     },
-    /// Delete what runners of a fleet are left at GitHub.
+    /// Delete the remaining runners of a fleet at GitHub.
     RemoveRunners { fleet: FleetName },
     /// Delete a stack, and wait until it is gone.
     DeleteStack {
         name: String,
-        /// An earlier run, or somebody, has begun it.
+        /// The deletion is already in progress.
         begun: bool,
     },
-    /// Delete what `deploy` recorded of a fleet: one of that name that is made later has no history.
+    /// Delete what `deploy` recorded about a fleet, so that a later fleet of the same name has no history.
     Forget { fleet: FleetName },
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let at_work = |busy: &Option<usize>| {
-            busy.map_or("how many of them are at work is not known".to_owned(), |busy| {
-                format!("{busy} of them at work now")
+            busy.map_or("the number of busy runners is unknown".to_owned(), |busy| {
+                format!("{busy} of them run a job now")
             })
         };
         match self {
             Self::Drain { group, instances, busy } => {
                 let busy = at_work(busy);
-                write!(f, "scale {group} to nothing\n{instances} instance(s) leave when their jobs are done, {busy}")
+                write!(f, "scale {group} to zero\n{instances} instance(s) terminate when their jobs end, {busy}")
             }
             Self::AwaitDrained { group, drain_limit } => {
-                write!(f, "wait until {group} is empty\na job may hold an instance up for {}", human(*drain_limit))
+                write!(f, "wait until {group} is empty\na job may delay its instance for {}", human(*drain_limit))
             }
             Self::Abandon { group, instances, busy } => {
                 let busy = at_work(busy);
                 write!(f, "delete {group} with {instances} instance(s) at once\nrunning jobs fail: {busy}")
             }
-            Self::RemoveRunners { fleet } => write!(f, "delete the runners of fleet {fleet} that are left at GitHub"),
+            Self::RemoveRunners { fleet } => write!(f, "delete the remaining runners of fleet {fleet} at GitHub"),
             Self::DeleteStack { name, begun: false } => write!(f, "delete stack {name}"),
             Self::DeleteStack { name, begun: true } => write!(f, "wait until stack {name} is deleted"),
-            Self::Forget { fleet } => write!(f, "forget which images fleet {fleet} served with"),
+            Self::Forget { fleet } => write!(f, "delete the record of the images of fleet {fleet}"),
         }
     }
 }
 
-/// Looks at the world. Makes no mutating call. Where GitHub can't be asked that is said, and goes on: instances delete
-/// their runners themselves.
+/// Observes the state. Makes no mutating call. If GitHub does not answer, it prints that and continues: instances delete their
+/// runners themselves.
 ///
 /// # Errors
 /// What AWS answers.
@@ -192,9 +192,9 @@ async fn runners(
             Ok(runners) => return Some(runners),
             Err(error) => error.to_string(),
         },
-        None => "no key of the App is installed".to_owned(),
+        None => "the App's key is not installed".to_owned(),
     };
-    progress.say(&format!("GitHub could not be asked, so runners that are left there stay: {why}"));
+    progress.say(&format!("GitHub did not answer, so remaining runners are not deleted there: {why}"));
     None
 }
 

@@ -46,7 +46,7 @@ async fn a_fleet_goes_once_its_jobs_are_done() {
     let said = refused(&world, &["destroy", "--fleet", "other", "--yes"], 3).await;
     assert!(said.contains("there is no stack kiln-rehearsal-fleet-other"), "{said}");
     let dry = well(&world, &["destroy", "--fleet", "linux", "--dry-run"]).await;
-    assert!(dry.contains("1 instance(s) leave when their jobs are done, 1 of them at work now"), "{dry}");
+    assert!(dry.contains("1 instance(s) terminate when their jobs end, 1 of them run a job now"), "{dry}");
     assert_eq!(world.aws.mutations(), before, "nobody confirmed it");
 
     let going = world.spawn(&["destroy", "--fleet", "linux", "--yes"], quiet).unwrap();

@@ -1,8 +1,8 @@
-//! One roll-out of a fleet at a time: a lock in the organization's bucket, with a holder and an end.
+//! The lock of a fleet, so that only one run changes it at a time: an object in the organization's bucket with a holder and an expiry.
 //!
-//! S3 writes it only in the state it was read in, so that of two who want it one gets it. The holder renews it while it
-//! works; a lock that was not renewed is void. Steps are safe without it, too (AWS refuses a second refresh, a
-//! second change): it keeps two pipelines from going two ways in turns.
+//! S3 writes the object only if it has not changed since it was read, so only one of two runs gets the lock. The holder renews the
+//! lock while it works; a lock that is not renewed expires. The steps are also safe without the lock, because AWS refuses a second
+//! refresh or stack operation. The lock prevents two pipelines from alternately rolling a fleet in different directions.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,34 +16,34 @@ use crate::error::{Error, Result};
 use crate::ports::{self, Cloud, CloudError, CloudErrorKind, Document, Progress};
 use crate::wait::Pace;
 
-/// A lock that was not renewed for so long is void: three heartbeats lost and one to spare, and short enough that
-/// the run after a killed one waits no longer than a boot.
+/// How long a lock is valid without renewal: more than four heartbeats, and short enough that the run after a killed one waits no
+/// longer than a boot.
 const LEASE: Duration = Duration::from_secs(90);
 
-/// AWS refuses what is signed by a clock that is further off.
+/// AWS refuses requests that are signed with a clock that differs by more than this.
 const MOST_SKEW: Duration = Duration::from_secs(300);
 
-/// How often the holder renews it.
+/// How often the holder renews the lock.
 const HEARTBEAT: Duration = Duration::from_secs(20);
 
-/// Who runs a roll-out.
+/// Identifies a run that takes locks.
 #[derive(Debug, Clone)]
 pub struct Holder {
-    /// For the person who waits: "GitHub Actions run https://…".
+    /// A name for people who wait for the lock: "GitHub Actions run https://…".
     pub name: String,
-    /// The machine, so exactly that process ids on it are told apart.
+    /// The machine's id. It scopes `process`, because process ids are unique only on one machine.
     pub machine: String,
     pub process: u32,
-    /// Has that process of this very machine ended? Its lock is void then.
+    /// Whether a process of this machine has ended. Its lock is then invalid.
     pub ended: fn(u32) -> bool,
 }
 
 /// Who holds a fleet's lock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
-    /// As they named themselves: "GitHub Actions run https://…".
+    /// The holder's name: "GitHub Actions run https://…".
     pub holder: String,
-    /// When the lock ends, in seconds, unless they renew it.
+    /// Seconds until the lock expires, unless the holder renews it.
     pub left_secs: u64,
 }
 
@@ -68,7 +68,7 @@ impl Holder {
             .to_string()
     }
 
-    /// Who else holds it; `None` when it is free.
+    /// Another holder of the lock; `None` if the lock is free or ours.
     fn other(&self, document: &Document) -> Option<Held> {
         let (held, lock) = read(document)?;
         let here = lock["machine"].as_str() == Some(self.machine.as_str());
@@ -79,7 +79,7 @@ impl Holder {
         Some(held)
     }
 
-    /// Did this very process write it, and not give it back?
+    /// Whether this process wrote the lock and has not released it.
     fn wrote(&self, document: &Document) -> bool {
         let Ok(lock) = serde_json::from_str::<Value>(&document.text) else { return false };
         lock["machine"].as_str() == Some(self.machine.as_str()) && process_in(&lock) == Some(self.process)
@@ -90,10 +90,10 @@ fn process_in(lock: &Value) -> Option<u32> {
     lock["process"].as_u64().and_then(|process| u32::try_from(process).ok())
 }
 
-/// Who holds a lock, and what else it says. Its text may be anybody's, and its writer's clock wrong: whatever it says, it
-/// ends soon after it was last written, by S3's clock.
+/// The holder of a lock, and the lock's JSON. Anyone may have written the text, and with a wrong clock. So a lock expires soon after
+/// its last write by S3's clock, whatever its text says.
 fn read(document: &Document) -> Option<(Held, Value)> {
-    // What is no lock was not written by Kiln, and holds nobody up.
+    // An object that is not a lock was not written by Kiln, and blocks nothing.
     let lock: Value = serde_json::from_str(&document.text).ok()?;
     let left_secs = lock["ends_at_secs"].as_u64()?.checked_sub(now_secs())?.min(LEASE.as_secs());
     let age = document.written.map(|written| SystemTime::now().duration_since(written).unwrap_or_default());
@@ -104,17 +104,17 @@ fn read(document: &Document) -> Option<(Held, Value)> {
     Some((Held { holder, left_secs }, lock))
 }
 
-/// The bucket that has the locks, and a fleet's in it.
+/// The bucket of the locks, and the key of a fleet's lock.
 async fn place(config: &Config, fleet: &FleetName, cloud: &impl Cloud) -> Result<(String, String)> {
     Ok((bucket(config, cloud).await?, format!("lock/{}", config.fleet_stack(fleet))))
 }
 
-/// The organization's bucket, by name.
+/// The name of the organization's bucket.
 pub(crate) async fn bucket(config: &Config, cloud: &impl Cloud) -> Result<String> {
     Ok(bucket_name(config, &cloud.caller().await?))
 }
 
-/// Who rolls a fleet out, or takes it down, right now.
+/// The current holder of a fleet's lock.
 ///
 /// # Errors
 /// What AWS answers.
@@ -122,17 +122,17 @@ pub async fn held(config: &Config, fleet: &FleetName, cloud: &impl Cloud) -> Res
     let (bucket, key) = place(config, fleet, cloud).await?;
     match cloud.document(&bucket, &key).await {
         Ok(document) => Ok(document.as_ref().and_then(read).map(|(held, _)| held)),
-        // Nothing was ever baked here, and so nothing deployed.
+        // There is no bucket: no image was baked here, so no fleet was deployed.
         Err(error) if error.kind == CloudErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
 impl Lock {
-    /// Takes the lock, waiting at most so long for another's.
+    /// Takes the lock. Waits at most `wait` if another run holds it.
     ///
     /// # Errors
-    /// [`crate::Kind::Precondition`] when another still holds it, naming it.
+    /// [`crate::Kind::Precondition`] with the name of the run that still holds it.
     pub(crate) async fn take(
         config: &Config,
         fleet: &FleetName,
@@ -159,8 +159,8 @@ impl Lock {
             if pace.pause().await.is_err() {
                 return Err(Error::new(Code::FleetLocked, format!("fleet {fleet} is being worked on by {name}")).hint(
                     format!(
-                        "wait until that has ended, or give `--lock-wait SECS`; should it have died, its lock ends by \
-                         itself within {left} s"
+                        "wait until that run has finished, or give `--lock-wait SECS`; if it was killed, its lock expires within \
+                         {left} s"
                     ),
                 ));
             }
@@ -168,10 +168,10 @@ impl Lock {
         }
     }
 
-    /// Does work while the lock is kept; gives it back after it, however it ended.
+    /// Runs `work` while it renews the lock; releases the lock afterwards, whatever the result.
     ///
     /// # Errors
-    /// What the work fails with; [`crate::Kind::Precondition`] when the lock was lost, and the work is left where it is.
+    /// The error of `work`; [`crate::Kind::Precondition`] if the lock was lost, and then `work` is cancelled where it is.
     pub(crate) async fn keep<T>(mut self, cloud: &impl Cloud, work: impl Future<Output = Result<T>>) -> Result<T> {
         let result = {
             let work = std::pin::pin!(work);
@@ -180,8 +180,8 @@ impl Lock {
                 lost = self.beat(cloud) => Err(lost),
             }
         };
-        // Whoever can't give it back (credentials that have expired) leaves it to end by itself. One write finds out the
-        // version where the last heartbeat's answer was lost, another gives the lock back.
+        // If the release fails (expired credentials), the lock expires by itself. If the response to the last heartbeat was lost, the
+        // first write finds out the version, and a second one releases the lock.
         if result.as_ref().err().is_none_or(|error| error.code != Code::LockLost) {
             let text = self.holder.text();
             let given = cloud.put_document(&self.bucket, &self.key, "{}", Some(&self.version)).await;
@@ -192,8 +192,8 @@ impl Lock {
         result
     }
 
-    /// Writes the lock if it still is in the version that is known. S3 says that it is not where an earlier write was
-    /// carried out and its answer was lost: then what is there is this process's own, and is taken as written.
+    /// Writes the lock if it still has the known version. If an earlier write succeeded but its response was lost, S3 reports another
+    /// version; then the object is this process's own lock, which counts as written.
     async fn write(&mut self, text: &str, cloud: &impl Cloud) -> ports::Result<bool> {
         let known = Some(self.version.as_str()).filter(|version| !version.is_empty());
         if let Some(version) = cloud.put_document(&self.bucket, &self.key, text, known).await? {
@@ -209,7 +209,7 @@ impl Lock {
         }
     }
 
-    /// Renews the lock until that can't be done any more.
+    /// Renews the lock until that fails.
     async fn beat(&mut self, cloud: &impl Cloud) -> Error {
         let mut written = tokio::time::Instant::now();
         loop {
@@ -217,7 +217,7 @@ impl Lock {
             match self.write(&self.holder.text(), cloud).await {
                 Ok(true) => written = tokio::time::Instant::now(),
                 Ok(false) => return self.lost(),
-                // The work's own calls tell what is the matter better than this one does.
+                // While the lease is valid, errors are left to the work's own calls, which report the cause better.
                 Err(_) if written.elapsed() < LEASE => {}
                 Err(error) => return error.into(),
             }
@@ -225,13 +225,14 @@ impl Lock {
     }
 
     fn lost(&self) -> Error {
-        let message = format!("another run took the lock of fleet {}, having heard nothing of this one", self.fleet);
-        Error::new(Code::LockLost, message).hint("see how the other one ends; this one can be run again after it")
+        let message =
+            format!("another run took the lock of fleet {}, because this run did not renew it in time", self.fleet);
+        Error::new(Code::LockLost, message).hint("wait for the other run to finish, then run this command again")
     }
 }
 
 fn no_bucket(error: CloudError) -> Error {
     let absent = error.kind == CloudErrorKind::NotFound;
     let error = Error::from(error);
-    if absent { error.hint("the bucket is made by `cargo xtask ami`: run that first") } else { error }
+    if absent { error.hint("`cargo xtask ami` creates the bucket: run it first") } else { error }
 }

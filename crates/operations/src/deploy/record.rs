@@ -1,8 +1,7 @@
-//! Which images a fleet serves and served: the record that makes a way back.
+//! The record of a fleet's current and former images, which makes rollbacks possible.
 //!
-//! Three parameters a fleet, each an AMI's id. `current` is written last of all, once the runners are online; `former` is
-//! what it held before; `rejected` is an image that a rollback went away from, and that no pipeline rolls out again until
-//! somebody asks for it.
+//! Each fleet has three SSM parameters, each with the id of an AMI. `current` is written last, once the runners are online. `former` is
+//! the previous value of `current`. `rejected` is an image that a rollback replaced; no pipeline rolls it out again without `--retry`.
 
 use kiln_config::config::{Config, Fleet};
 use kiln_config::model::{AmiId, FleetName};
@@ -12,32 +11,32 @@ use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::ports::Images;
 
-/// What is recorded of a fleet.
+/// The record of a fleet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Record {
-    /// Proved, and not left since.
+    /// The image in service: its runners were online.
     pub current: Option<AmiId>,
-    /// The one before it.
+    /// The image that was in service before.
     pub former: Option<AmiId>,
-    /// Rolled back from.
+    /// The image that a rollback replaced.
     pub rejected: Option<AmiId>,
 }
 
-/// Where a run is to go.
+/// The image that a run rolls to, and the changes of the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Aim {
     /// The image.
     pub ami: AmiId,
-    /// To be rejected first of all, so that an interrupted rollback goes on as one.
+    /// The image to reject. This is the first step, so that an interrupted rollback resumes as a rollback.
     pub reject: Option<AmiId>,
-    /// What is rejected is to be so no longer.
+    /// Whether to delete the `rejected` record.
     pub accept: bool,
-    /// The baked image is not rolled out, because it is this rejected one.
+    /// Set if the newest image is skipped because a rollback rejected it.
     pub kept_from: Option<AmiId>,
 }
 
 impl Record {
-    /// What is recorded of a fleet now.
+    /// Reads the record of a fleet.
     ///
     /// # Errors
     /// What AWS answers.
@@ -46,13 +45,13 @@ impl Record {
         Ok(Self { current: read("current").await?, former: read("former").await?, rejected: read("rejected").await? })
     }
 
-    /// Where to go: `baked` is the newest image, `stack` the one that the stack asks for, if there is a stack.
+    /// The image to roll to. `baked` is the newest image, `stack` the image in the stack's parameters, if the stack exists.
     ///
     /// # Errors
-    /// [`crate::Kind::Precondition`] when there is no image to go back to.
+    /// [`crate::Kind::Precondition`] if there is no image to roll back to.
     pub fn aim(&self, goal: Goal, baked: &AmiId, stack: Option<&AmiId>) -> Result<Aim> {
         let rejected = self.rejected.as_ref();
-        // The one that serves comes before a record that was written for another.
+        // The image of the stack comes first: the record may be older.
         let good = || [stack, self.current.as_ref(), self.former.as_ref()].into_iter().flatten();
         let to = |ami: &AmiId| Aim { ami: ami.clone(), reject: None, accept: false, kept_from: None };
         match goal {
@@ -60,11 +59,11 @@ impl Record {
                 Some(last) => Ok(Aim { kept_from: Some(baked.clone()), ..to(last) }),
                 None => Err(nothing_before(baked)),
             },
-            // What was rejected is history as soon as the fleet moves on, or a rollback from here would take it for its own.
+            // The rejection ends once the fleet gets another image; otherwise a later rollback would count it as its own.
             Goal::Baked | Goal::Again => Ok(Aim { accept: rejected.is_some(), ..to(baked) }),
             Goal::Back => match (rejected, stack) {
                 (_, None) => Err(nothing_before(baked)),
-                // One step back, however often it is asked for.
+                // A repeated rollback goes back only one step.
                 (Some(bad), Some(_)) => match good().find(|ami| *ami != bad) {
                     Some(last) => Ok(to(last)),
                     None => Err(nothing_before(bad)),
@@ -79,11 +78,11 @@ impl Record {
 }
 
 fn nothing_before(ami: &AmiId) -> Error {
-    Error::new(Code::NoPreviousImage, format!("no image is recorded that served well before {ami}"))
-        .hint("change kiln.toml back to what is wanted, then `cargo xtask ami` and `cargo xtask deploy`")
+    Error::new(Code::NoPreviousImage, format!("no image that was in service before {ami} is recorded"))
+        .hint("change kiln.toml as needed, then run `cargo xtask ami` and `cargo xtask deploy`")
 }
 
-/// Records an image as the one that serves, once it was seen to. Nothing is written twice over.
+/// Records an image as the current one after its runners were online. Writes nothing if it is already recorded.
 pub(super) async fn mark(config: &Config, fleet: &Fleet, ami: &AmiId, cloud: &impl Images) -> Result<()> {
     let name = |which| config.fleet_parameter(&fleet.name, which);
     let record = Record::read(config, &fleet.name, cloud).await?;
@@ -100,7 +99,7 @@ pub(super) async fn reject(config: &Config, fleet: &Fleet, ami: &AmiId, cloud: &
     Ok(cloud.record(&config.fleet_parameter(&fleet.name, "rejected"), ami).await?)
 }
 
-/// Forgets all that is recorded of a fleet.
+/// Deletes the record of a fleet.
 pub(crate) async fn forget(config: &Config, fleet: &FleetName, cloud: &impl Images) -> Result<()> {
     for which in ["current", "former", "rejected"] {
         cloud.forget(&config.fleet_parameter(fleet, which)).await?;
@@ -108,7 +107,7 @@ pub(crate) async fn forget(config: &Config, fleet: &FleetName, cloud: &impl Imag
     Ok(())
 }
 
-/// Takes a rejection back.
+/// Deletes the rejection.
 pub(super) async fn accept(config: &Config, fleet: &Fleet, cloud: &impl Images) -> Result<()> {
     Ok(cloud.forget(&config.fleet_parameter(&fleet.name, "rejected")).await?)
 }
@@ -126,7 +125,7 @@ mod tests {
         Record { current, former, rejected }
     }
 
-    /// Where a run goes: the image, and what it rejects first.
+    /// The image that a run rolls to, and the image that it rejects first.
     fn aim(record: &Record, goal: Goal, baked: char, stack: char) -> (AmiId, Option<AmiId>) {
         let aim = record.aim(goal, &ami(baked), Some(&ami(stack))).unwrap();
         (aim.ami, aim.reject)
@@ -134,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_rollback_goes_one_step_back_however_often_it_is_run() {
-        // b serves well, a did before: back to a, and b is rejected first of all.
+        // b is current, a was before: roll back to a, and reject b first.
         let before = record(Some('b'), Some('a'), None);
         assert_eq!(aim(&before, Goal::Back, 'b', 'b'), (ami('a'), Some(ami('b'))));
         // Interrupted after the rejection; after the stack's update; between the two marks; done.

@@ -1,4 +1,4 @@
-//! Carrying a plan out, under the locks of all its fleets.
+//! Carries out a plan while holding the locks of all its fleets.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -16,14 +16,14 @@ use crate::ports::{Cloud, CloudErrorKind, Group};
 use crate::stacks;
 use crate::wait::{Pace, human};
 
-/// What draining may take beyond the longest job: an instance that does not answer is given up by its hook within two
-/// hours at most, and half an hour is for EC2.
+/// How long draining may take in addition to the longest job: Auto Scaling terminates an instance that sends no heartbeat after at most
+/// two hours, and EC2 gets 30 minutes.
 const DRAIN_MARGIN: Duration = Duration::from_secs(9000);
 
-/// Observes, plans and shows the plan: what a dry run does, and what somebody confirms.
+/// Observes, plans and prints the plan, for a dry run or for confirmation.
 ///
 /// # Errors
-/// [`crate::Kind::Precondition`] when other fleets use what is to go; what AWS answers.
+/// [`crate::Kind::Precondition`] if other fleets use the network; AWS's errors.
 pub async fn run(
     request: &Request<'_>,
     cloud: &impl Cloud,
@@ -37,11 +37,11 @@ pub async fn run(
     Ok(planned)
 }
 
-/// Carries the plan out under the locks of the fleets, once it has looked again.
+/// Takes the locks of the fleets, observes and plans again, and carries out the plan.
 ///
 /// # Errors
-/// The first step that fails, with the steps done before it; [`crate::Kind::Precondition`] when another run holds a lock. The same
-/// command again goes on from there.
+/// The error of the first step that fails, with the steps done before it; [`crate::Kind::Precondition`] if another run holds a lock.
+/// The same command then resumes.
 pub async fn apply(
     request: &Request<'_>,
     cloud: &impl Cloud,
@@ -49,7 +49,7 @@ pub async fn apply(
     operator: Operator<'_>,
 ) -> Result<()> {
     match cloud.document(&bucket(request.config, cloud).await?, "lock/none").await {
-        // Somebody has deleted the bucket already, and no `deploy` can run without it.
+        // The bucket was deleted. Without it no `deploy` can run, so no lock is needed.
         Err(error) if error.kind == CloudErrorKind::NotFound => steps(request, cloud, github, operator).await,
         _ => under_locks(&request.fleets, request, cloud, github, operator).await,
     }
@@ -57,7 +57,7 @@ pub async fn apply(
 
 type Work<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
-/// A fleet's lock is kept while the next one's is waited for.
+/// Takes the locks one after another and holds each while it waits for the next.
 fn under_locks<'a, C: Cloud>(
     fleets: &'a [FleetName],
     request: &'a Request<'a>,
@@ -99,7 +99,7 @@ async fn apply_step<C: Cloud>(
 ) -> Result<()> {
     match step {
         Step::Drain { group, .. } => {
-            // One that runs would go on to launch what it replaces.
+            // A running refresh would continue to launch instances.
             cloud.cancel_refresh(group).await?;
             Ok(cloud.scale_to_zero(group).await?)
         }
@@ -137,12 +137,12 @@ async fn drained(name: &GroupName, limit: Duration, cloud: &impl Cloud, operator
 fn never_empty(group: &Group, bound: Duration) -> Error {
     let ids: Vec<&str> = group.instances.iter().map(|instance| instance.id.as_str()).collect();
     Error::new(Code::DrainSlow, format!("{} still had {} after {}", group.name, ids.join(", "), human(bound))).hint(
-        "the same command again waits on; `--now` does not wait, and its jobs fail. An instance that is protected from \
-         scale-in does not leave by itself",
+        "run the same command again: it keeps waiting. `--now` does not wait, and jobs fail. An instance with scale-in \
+         protection does not terminate by itself",
     )
 }
 
-/// Deletes runners whose instances are gone, whether GitHub has missed them already or not. It refuses where a job runs.
+/// Deletes runners whose instances are gone, whether they are offline at GitHub yet or not. GitHub refuses while a job runs.
 async fn remove_runners(
     request: &Request<'_>,
     fleet: &FleetName,
@@ -151,7 +151,7 @@ async fn remove_runners(
     operator: Operator<'_>,
 ) -> Result<()> {
     let prefix = name_prefix(fleet);
-    // Before the group: whoever registers after this look is in the group then.
+    // Before the group: the instance of a runner that registers after this call is in the group.
     let groups = runner_groups_of(request.config, [fleet], cloud).await?;
     let runners = github.runners_in(&groups).await?;
     let group = cloud.group(&request.config.group(fleet)).await?;
@@ -162,8 +162,8 @@ async fn remove_runners(
             Deleted::Gone => operator.progress.say(&format!("runner {} deleted", runner.name)),
             Deleted::Absent => {}
             Deleted::Busy => operator.progress.say(&format!(
-                "runner {} has a job that GitHub has not given up yet: run this again in a quarter of an hour, or leave it \
-                 to GitHub, which deletes it in a fortnight",
+                "GitHub still assigns a job to runner {}: run this command again in 15 minutes, or leave it to GitHub, which \
+                 deletes the runner after 14 days",
                 runner.name
             )),
         }

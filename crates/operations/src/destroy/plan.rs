@@ -1,4 +1,4 @@
-//! From what was observed, the steps. Pure.
+//! Makes the plan of `destroy` from what was observed. Pure functions.
 
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use crate::orphans::{self, is_of};
 use crate::plan::Plan;
 use crate::ports::Group;
 
-/// What Auto Scaling gives an instance at most, for a fleet that kiln.toml says nothing of any more.
+/// The longest time that Auto Scaling's hooks allow, for a fleet that is no longer in kiln.toml.
 const LONGEST_DRAIN: Duration = Duration::from_secs(48 * 3600);
 
-/// What has to be done; pure.
+/// The steps that delete the fleets; pure.
 pub fn plan(request: &Request<'_>, observed: &Observed) -> Plan<Step> {
     let fleets = &observed.fleets;
-    // All fleets begin to drain before the first is waited for.
+    // All fleets start to drain before the command waits for the first.
     let mut steps: Vec<Step> = fleets.iter().filter_map(|fleet| empty(request, observed, fleet)).collect();
     steps.extend(fleets.iter().filter_map(|fleet| await_empty(request, fleet)));
     for fleet in fleets {
@@ -39,16 +39,16 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Plan<Step> {
     Plan { subject: format!("destroy fleet {}", names.join(", ")), steps, settled }
 }
 
-/// Refuses to take the network away from under fleets that stay.
+/// Fails if other fleets use the network that is to be deleted.
 ///
 /// # Errors
-/// [`crate::Kind::Precondition`] with the stacks that are in the way.
+/// [`crate::Kind::Precondition`] with the stacks of those fleets.
 pub fn require_alone(observed: &Observed) -> Result<()> {
     if observed.network.is_none() || observed.others.is_empty() {
         return Ok(());
     }
-    let message = format!("the network is used by fleets that kiln.toml does not name: {}", observed.others.join(", "));
-    Err(Error::new(Code::NetworkInUse, message).hint("destroy them first, by `--fleet NAME`"))
+    let message = format!("fleets that are not in kiln.toml use the network: {}", observed.others.join(", "));
+    Err(Error::new(Code::NetworkInUse, message).hint("destroy them first, with `--fleet NAME`"))
 }
 
 fn empty(request: &Request<'_>, observed: &Observed, fleet: &ObservedFleet) -> Option<Step> {
@@ -73,7 +73,7 @@ fn busy(observed: &Observed, group: &Group) -> Option<usize> {
     Some(group.instances.iter().filter(|instance| at_work(instance.id.as_str())).count())
 }
 
-/// Instances delete their runners themselves; there may be some of instances that could not.
+/// Whether the fleet may have runners at GitHub that no instance deletes.
 fn leaves_runners(observed: &Observed, fleet: &ObservedFleet) -> bool {
     let Some(runners) = &observed.runners else { return false };
     let instances = fleet.group.as_ref().is_some_and(|group| !group.instances.is_empty());

@@ -288,7 +288,7 @@ fn a_roll_tells_what_no_single_service_shows() {
     for line in [
         "~ kiln:runner-version: 2.337.1 -> 2.338.0",
         "~ instances: 1 x m5.large -> 1 x m6i.large",
-        "1 instance(s) to replace, 1 of them at work now: each leaves when its job is done, 6 h at most",
+        "1 instance(s) to replace, 1 of them run a job now: each terminates when its job ends, after at most 6 h",
     ] {
         assert!(plan.contains(line), "no {line:?} in:\n{plan}");
     }

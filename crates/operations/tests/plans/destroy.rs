@@ -65,19 +65,19 @@ fn every_group_drains_before_any_stack_goes_and_the_network_goes_last() {
     assert_eq!(
         steps(&plan),
         [
-            "scale kiln-acme-fleet-linux to nothing",
-            "scale kiln-acme-fleet-once to nothing",
+            "scale kiln-acme-fleet-linux to zero",
+            "scale kiln-acme-fleet-once to zero",
             "wait until kiln-acme-fleet-linux is empty",
             "wait until kiln-acme-fleet-once is empty",
-            "delete the runners of fleet linux that are left at GitHub",
+            "delete the remaining runners of fleet linux at GitHub",
             "delete stack kiln-acme-fleet-linux",
-            "forget which images fleet linux served with",
-            "delete the runners of fleet once that are left at GitHub",
+            "delete the record of the images of fleet linux",
+            "delete the remaining runners of fleet once at GitHub",
             "delete stack kiln-acme-fleet-once",
             "delete stack kiln-acme-network",
         ]
     );
-    assert!(plan.to_string().contains("hold an instance up for 6 h"), "{plan}");
+    assert!(plan.to_string().contains("delay its instance for 6 h"), "{plan}");
 }
 
 #[test]
@@ -101,10 +101,10 @@ fn at_once_says_what_is_lost() {
     let request = Request { now: true, ..request(&config, &["linux"]) };
     let plan = destroy::plan(&request, &observed);
     assert_eq!(steps(&plan)[0], "delete kiln-acme-fleet-linux with 2 instance(s) at once");
-    assert!(plan.to_string().contains("running jobs fail: 0 of them at work now"), "{plan}");
+    assert!(plan.to_string().contains("running jobs fail: 0 of them run a job now"), "{plan}");
     observed.runners = None;
     let plan = destroy::plan(&request, &observed);
-    assert!(plan.to_string().contains("how many of them are at work is not known"), "{plan}");
+    assert!(plan.to_string().contains("the number of busy runners is unknown"), "{plan}");
     assert_eq!(plan.steps.len(), 2, "what GitHub has can't be asked for: {plan}");
 }
 

@@ -298,7 +298,7 @@ impl Explorer {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(Stop::Reason(why)) if self.bad.is_empty() => {
-                    let known = ["no image is recorded that served well before"];
+                    let known = ["no image that was in service before"];
                     assert!(known.iter().any(|known| why.contains(known)), "{goal:?} stops: {why}: {world:?}");
                     return;
                 }
