@@ -100,7 +100,9 @@ mkdir -p "$jobs"
 trap 'kill $(jobs -p) || true; rmdir "$jobs" "$hierarchy/kiln.slice" || true' EXIT
 within() { nsenter --target "$1" --net -- "${@:2}"; }
 link() { # the other namespace, this end, that end
-  until ip link add "$2" type veth peer name eth0 netns "$1" 2>/dev/null; do sleep 0.1; done
+  # Until the process has a namespace of its own, the other end would come into this one.
+  until [[ $(readlink "/proc/$1/ns/net") != "$(readlink /proc/$$/ns/net)" ]]; do sleep 0.1; done
+  ip link add "$2" type veth peer name eth0 netns "$1"
   ip address add "$3" dev "$2" && ip link set "$2" up
   within "$1" ip address add "$4" dev eth0
   within "$1" ip link set eth0 up
