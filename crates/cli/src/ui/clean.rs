@@ -64,21 +64,28 @@ pub(crate) fn harmless(text: &str) -> String {
 }
 
 fn harmless_line(line: &str) -> String {
-    let text = line.replace("##[", "## [");
-    let mut at = 0;
-    // Styles are taken out where there is no terminal.
-    loop {
-        let rest = &text[at..];
-        let blank = rest.len() - rest.trim_start().len();
-        match blank + style(&rest[blank..]) {
-            0 => break,
-            skipped => at += skipped,
+    let mut harmless = String::with_capacity(line.len());
+    // Of what is printed: the `#` just before, and whether the line has begun, or begun with one colon.
+    let (mut hashes, mut begun, mut colon) = (0, false, false);
+    let mut rest = line;
+    while let Some(c) = rest.chars().next() {
+        // Styles are taken out where there is no terminal, so what they separate comes together there.
+        let style = style(rest);
+        if style > 0 {
+            harmless.push_str(&rest[..style]);
+            rest = &rest[style..];
+            continue;
         }
+        if (c == ':' && colon) || (c == '[' && hashes >= 2) {
+            harmless.push(' ');
+        }
+        harmless.push(c);
+        hashes = if c == '#' { hashes + 1 } else { 0 };
+        colon = c == ':' && !begun;
+        begun |= !c.is_whitespace();
+        rest = &rest[c.len_utf8()..];
     }
-    match text[at..].strip_prefix("::") {
-        Some(rest) => format!("{}: :{rest}", &text[..at]),
-        None => text,
-    }
+    harmless
 }
 
 /// A JSON text with what a terminal or a runner would take for more escaped as JSON escapes it: such characters can only
@@ -109,6 +116,8 @@ mod tests {
         assert_eq!(harmless("\u{1b}[1m ::x"), "\u{1b}[1m : :x");
         assert_eq!(harmless("\u{a0}::x"), "\u{a0}: :x");
         assert_eq!(harmless("why ##[error]no"), "why ## [error]no");
+        assert_eq!(harmless(":\u{1b}[1m:x"), ":\u{1b}[1m :x");
+        assert_eq!(harmless("##\u{1b}[1m[error]"), "##\u{1b}[1m [error]");
         assert_eq!(harmless("arn:aws::x\n::stop-commands::y"), "arn:aws::x\n: :stop-commands::y");
     }
 
@@ -159,7 +168,7 @@ mod tests {
 
             let painted = without_styles(&harmless(&clean_but_for_styles(&format!("\u{1b}[1m{text}\u{1b}[0m"))));
             prop_assert!(!painted.contains(|c: char| c != '\n' && c != '\t' && is_unsafe(c)), "{:?}", painted);
-            prop_assert!(!painted.split(['\n', '\r']).any(|line| line.trim().starts_with("::")), "{:?}", painted);
+            prop_assert!(!painted.split(['\n', '\r']).any(is_a_command), "{:?}", painted);
         }
 
         #[test]
