@@ -249,6 +249,8 @@ async fn no_boot_fails_during_twenty_rotations_nor_while_github_refuses_the_curr
     let machine = Machine::new(&world);
     let done = AtomicBool::new(false);
     let boots = async |store: &'static str| {
+        // Both stores' instances boot at once, each on a machine of its own.
+        let machine = Machine::new(&world);
         let mut logs = Vec::new();
         while !done.load(Ordering::Relaxed) {
             logs.push(machine.boot(store, logs.len()).await);
