@@ -244,13 +244,12 @@ async fn no_boot_fails_during_twenty_rotations_nor_while_github_refuses_the_curr
     const ROTATIONS: usize = 20;
     let world = world().await;
     world.write_config(VERSIONS[0], FLEETS).unwrap();
+    // Each store's instances boot on a machine of their own. Each machine makes a key, too: those are the oldest.
+    let machines = STORES.map(|store| (store, Machine::new(&world)));
     let pem = world.download_key("key.pem").unwrap();
     rotate(&world, &pem, &[]).await;
-    let machine = Machine::new(&world);
     let done = AtomicBool::new(false);
-    let boots = async |store: &'static str| {
-        // Both stores' instances boot at once, each on a machine of its own.
-        let machine = Machine::new(&world);
+    let boots = async |(store, machine): &(&'static str, Machine<'_>)| {
         let mut logs = Vec::new();
         while !done.load(Ordering::Relaxed) {
             logs.push(machine.boot(store, logs.len()).await);
@@ -267,7 +266,7 @@ async fn no_boot_fails_during_twenty_rotations_nor_while_github_refuses_the_curr
         }
         done.store(true, Ordering::Relaxed);
     };
-    let (kms, secret, ()) = tokio::join!(boots("kms"), boots("secrets-manager"), rotations);
+    let (kms, secret, ()) = tokio::join!(boots(&machines[0]), boots(&machines[1]), rotations);
     for (store, logs) in [("kms", kms), ("secrets-manager", secret)] {
         let failed: Vec<&String> = logs.iter().filter_map(|log| log.as_ref().err()).collect();
         assert!(failed.is_empty(), "{} of {} boots with {store} failed: {}", failed.len(), logs.len(), failed[0]);
@@ -278,7 +277,7 @@ async fn no_boot_fails_during_twenty_rotations_nor_while_github_refuses_the_curr
     // Somebody deletes the wrong key at GitHub.
     let serving = world.github.keys().pop().unwrap();
     world.github.revoke_key(&serving);
-    for store in STORES {
+    for (store, machine) in &machines {
         let before = world.github.count("POST", "/access_tokens");
         let log = machine.boot(store, 9999).await.unwrap_or_else(|log| panic!("{store}: {log}"));
         assert!(log.contains("GitHub refuses the App's current key"), "{log}");
