@@ -1,8 +1,7 @@
-//! `cargo xtask doctor`: looks at every precondition, and says of each whether it holds, what is wrong, and how it is
-//! mended.
+//! `cargo xtask doctor`: checks every precondition of the other commands, and says for each what is wrong and how to fix it.
 //!
-//! Nothing is changed. No finding keeps the next one from being looked for, so that one run tells of all that is wrong;
-//! what can't be looked at, because something else is wrong, is a finding too.
+//! It changes nothing. A failed check does not prevent the next one, so one run shows all problems. A check that another problem
+//! prevents is a finding, too.
 
 mod account;
 mod github;
@@ -18,21 +17,21 @@ use crate::code::Code;
 use crate::error::Error;
 use crate::ports::{Account, Caller, Cloud};
 
-/// How a precondition stands.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// It holds.
+    /// The precondition is met.
     Good,
-    /// It holds, but a person should know something about it.
+    /// The precondition is met, but the user should know something about it.
     Notice,
-    /// It could not be looked at.
+    /// The check was not possible.
     Unknown,
-    /// It does not hold.
+    /// The precondition is not met.
     Wrong,
 }
 
 impl Verdict {
-    /// As a word.
+    /// The word that is printed.
     pub fn word(self) -> &'static str {
         match self {
             Self::Good => "ok",
@@ -43,56 +42,59 @@ impl Verdict {
     }
 }
 
-/// One precondition, looked at.
+/// A check and its result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Which precondition; stable, for machines: `subnets`.
+    /// The stable name of the check, for machines: `subnets`.
     pub check: &'static str,
-    /// How it stands.
+    /// The result.
     pub verdict: Verdict,
-    /// What was found, with the id of what it is about.
+    /// What was found, with the id of the resource.
     pub what: String,
-    /// How it is mended, unless it is good.
+    /// How to fix the problem, if there is one.
     pub hint: Option<String>,
-    /// The failure behind it, where there is one.
+    /// The code of the underlying error, if there is one.
     pub code: Option<Code>,
 }
 
 impl Finding {
-    /// It holds.
+    /// The precondition is met.
     pub fn good(check: &'static str, what: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Good, what: what.into(), hint: None, code: None }
     }
 
-    /// It holds, with something to know.
+    /// The precondition is met, with a note.
     pub fn notice(check: &'static str, what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Notice, what: what.into(), hint: Some(hint.into()), code: None }
     }
 
-    /// It does not hold.
+    /// The precondition is not met.
     pub fn wrong(check: &'static str, what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Wrong, what: what.into(), hint: Some(hint.into()), code: None }
     }
 
-    /// It could not be looked at.
+    /// The check was not possible.
     pub fn unknown(check: &'static str, what: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Unknown, what: what.into(), hint: Some(hint.into()), code: None }
     }
 
-    /// A look that failed.
+    /// The check failed with an error.
     pub fn failed(check: &'static str, verdict: Verdict, error: &Error) -> Self {
         let mut what = error.to_string();
         let mut cause = std::error::Error::source(error);
         while let Some(source) = cause {
             let said = source.to_string();
-            // Some say in their own message what lies below them.
+            // Some errors already include the messages of their sources.
             if !what.contains(&said) {
                 what.push_str(": ");
                 what.push_str(&said);
             }
             cause = source.source();
         }
-        let hint = error.hint.clone().unwrap_or_else(|| "mend what is named, then look again".to_owned());
+        let hint = error
+            .hint
+            .clone()
+            .unwrap_or_else(|| "fix the problem above, then run `cargo xtask doctor` again".to_owned());
         Self { check, verdict, what, hint: Some(hint), code: Some(error.code) }
     }
 }
@@ -107,15 +109,19 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Looks at AWS and GitHub.
+/// Checks AWS and GitHub.
 pub async fn examine(config: &Config, cloud: &(impl Cloud + Account)) -> Vec<Finding> {
     let caller = match cloud.caller().await {
         Ok(caller) => caller,
         Err(error) => {
             return vec![
                 Finding::failed("credentials", Verdict::Wrong, &error.into()),
-                Finding::unknown("account", "nothing of the AWS account was looked at", "mend the credentials first"),
-                Finding::unknown("github", "nothing of GitHub was looked at: the App's key is in AWS", "the same"),
+                Finding::unknown("account", "the AWS account was not checked", "fix the credentials first"),
+                Finding::unknown(
+                    "github",
+                    "GitHub was not checked: the App's key is in AWS",
+                    "fix the credentials first",
+                ),
             ];
         }
     };

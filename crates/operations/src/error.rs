@@ -1,51 +1,50 @@
-//! What the commands fail with: one message, its causes, what is already done, and a hint a person can act on.
+//! The error type of the commands: a message, its causes, the steps that are already done, and a hint.
 
 use kiln_config::config::{is_known_region, nearest_region};
 
 use crate::code::Code;
 use crate::ports::{CloudError, CloudErrorKind};
 
-/// The commands return this.
+/// The result type of the commands.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A command that did not reach its end.
+/// The failure of a command.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// A lower-case fragment with the id of what it is about.
+    /// A lower-case fragment with the id of the resource.
     pub message: String,
-    /// Which failure it is, by its stable name; decides the kind and the exit code.
+    /// The stable error code. It determines the kind and the exit code.
     pub code: Code,
-    /// What a person can do.
+    /// What the user can do.
     pub hint: Option<String>,
-    /// Steps of the plan that were carried out before the failure.
+    /// The steps of the plan that were done before the failure.
     pub done: Vec<String>,
-    /// The cause.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// Kinds of failure, each with an exit code of its own. A failure's kind is its code's.
+/// Kinds of failure. Each has its own exit code. The error code determines the kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// kiln.toml, a flag or a file is wrong.
     Configuration,
     /// AWS or GitHub did not accept the credentials, or they lack a permission.
     Access,
-    /// Something has to be done first, or is in a state that a person must fix.
+    /// A precondition is not met: something must be done first, or a person must fix the state of a resource.
     Precondition,
-    /// The bake, the stack or the rollout ended in failure.
+    /// The bake, the stack operation or the rollout failed.
     Failed,
-    /// A timeout was reached; the same command again continues from there.
+    /// A timeout was reached. Running the same command again resumes.
     Timeout,
-    /// Nothing has failed: something has to be renewed soon, or should have been.
+    /// Nothing failed: a version or key must be renewed soon, or is overdue.
     Due,
-    /// AWS or GitHub could not be reached, or anything unforeseen.
+    /// AWS or GitHub could not be reached, or an unexpected error.
     Other,
 }
 
 impl Kind {
-    /// The process's exit code. 2 is clap's own, for usage.
+    /// The process's exit code. clap uses 2 for usage errors.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Other => 1,
@@ -60,31 +59,31 @@ impl Kind {
 }
 
 impl Error {
-    /// An error without a cause below it.
+    /// An error without a source.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self { message: message.into(), code, hint: None, done: Vec::new(), source: None }
     }
 
-    /// Its code's kind.
+    /// The kind of the error's code.
     pub const fn kind(&self) -> Kind {
         self.code.kind()
     }
 
-    /// The same with a hint.
+    /// Adds a hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// The same with its cause.
+    /// Adds the cause.
     #[must_use]
     pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.source = Some(Box::new(source));
         self
     }
 
-    /// The same, saying what had been done before it happened.
+    /// Adds the steps that were done before the failure.
     #[must_use]
     pub fn after(mut self, done: &[String]) -> Self {
         self.done = done.to_vec();
@@ -95,10 +94,10 @@ impl Error {
 fn unreachable_hint(region: &str) -> String {
     let meant = region.parse().ok().filter(|region| !is_known_region(region));
     if let Some(meant) = meant.as_ref().and_then(nearest_region) {
-        return format!("there is no region `{region}`; is `{meant}` meant?");
+        return format!("there is no region `{region}`; did you mean `{meant}`?");
     }
     format!(
-        "is `{region}` a region of yours, as `region` in kiln.toml says, and does this machine reach AWS (proxy, firewall)?"
+        "check that `region` in kiln.toml (`{region}`) is enabled in your account, and that this machine can reach AWS (proxy, firewall)"
     )
 }
 
@@ -106,21 +105,21 @@ impl From<CloudError> for Error {
     fn from(error: CloudError) -> Self {
         let hint = match error.kind {
             CloudErrorKind::Credentials => Some(
-                "give AWS credentials the usual way (AWS_PROFILE, AWS_ACCESS_KEY_ID, `aws sso login`, or the pipeline's \
+                "provide AWS credentials in one of the usual ways (AWS_PROFILE, AWS_ACCESS_KEY_ID, `aws sso login`, or the pipeline's \
                  role) and check them with `aws sts get-caller-identity`"
                     .to_owned(),
             ),
-            CloudErrorKind::AccessDenied => Some("grant the action named below to the role this runs as".to_owned()),
+            CloudErrorKind::AccessDenied => Some("grant the action named below to the role that the command runs as".to_owned()),
             CloudErrorKind::Unreachable => Some(unreachable_hint(&error.region)),
             CloudErrorKind::Throttled => {
-                Some("run the same command again: it continues from where it stopped".to_owned())
+                Some("run the same command again: it resumes where it stopped".to_owned())
             }
-            CloudErrorKind::Quota => Some("raise the quota named below, then run it again".to_owned()),
+            CloudErrorKind::Quota => Some("request an increase of the quota named below, then run the command again".to_owned()),
             CloudErrorKind::Conflict => {
-                Some("something else is changing it: wait until that has ended, then run it again".to_owned())
+                Some("another caller is changing the resource: wait until the change has finished, then run the command again".to_owned())
             }
             CloudErrorKind::TooLong => {
-                Some("a list that is cut off is not taken for the whole: remove what is no longer used from it".to_owned())
+                Some("Kiln never acts on an incomplete list: remove unused entries from it".to_owned())
             }
             CloudErrorKind::NotFound | CloudErrorKind::Invalid | CloudErrorKind::Other => None,
         };

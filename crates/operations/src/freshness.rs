@@ -1,7 +1,7 @@
-//! How long a version of the runner's software may still register and get jobs.
+//! How long GitHub supports a runner version: until when it can register and gets jobs.
 //!
-//! GitHub announces an end for some versions. For the others there is its rule: a runner that does not update itself is
-//! served for thirty days after a newer release. Kiln's runners never update themselves.
+//! GitHub announces an end date for some versions. For the others its rule applies: a runner that does not update itself is supported
+//! for 30 days after a newer release. Kiln's runners never update themselves.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -16,36 +16,36 @@ use crate::when;
 /// When GitHub began to refuse runners older than [`OLDEST_RUNNER`]: 2026-09-01.
 const FLOOR_SINCE_SECS: u64 = 1_788_220_800;
 
-/// What GitHub serves a runner that does not update itself, after a newer release.
+/// How long GitHub supports a runner that does not update itself after a newer release.
 ///
 /// Source: <https://docs.github.com/en/actions/reference/runners/self-hosted-runners>
 const RULE: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Two weeks: a pull request, its review, a bake and a roll-out fit in, a holiday too.
+/// Two weeks are enough for a pull request, its review, a bake and a rollout, even with a holiday.
 pub const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// What GitHub offers the organization, and when it was released.
+/// The runner releases that GitHub offers, and their dates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Releases {
     /// The newest version that the organization is offered for download.
     pub newest: RunnerVersion,
-    /// Releases with their dates; empty where this GitHub does not list them.
+    /// Releases with their dates; empty if this GitHub server does not list them.
     pub dated: Vec<(RunnerVersion, SystemTime)>,
 }
 
-/// Why a version ends when it does.
+/// The source of a version's end date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Basis {
-    /// It is the newest: no end is known.
+    /// The version is the newest: no end is known.
     Newest,
-    /// GitHub has set a date.
+    /// GitHub has announced a date.
     Announced,
     /// Thirty days after a newer release.
     ThirtyDays,
-    /// There is a newer release, of a date that could not be learnt.
+    /// There is a newer release, but its date is unknown.
     Undated,
-    /// Older than any that GitHub lets register.
+    /// The version is older than the oldest that GitHub allows.
     TooOld,
 }
 
@@ -55,41 +55,41 @@ pub enum Basis {
 pub enum Urgency {
     /// Nothing to do yet.
     None,
-    /// An end is near, or can't be excluded.
+    /// An end is near, or the end is unknown.
     Due,
     /// An end has passed.
     Over,
 }
 
-/// How long a version lives.
+/// How long GitHub supports a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lifetime {
     pub version: RunnerVersion,
-    /// From then on it can't register, where a date is known.
+    /// When it can no longer register, if that is known.
     pub registers_until: Option<SystemTime>,
-    /// From then on it gets no jobs, where a date is known.
+    /// When it gets no more jobs, if that is known.
     pub runs_until: Option<SystemTime>,
-    /// Where the dates are from.
+    /// The source of the dates.
     pub basis: Basis,
 }
 
 impl Lifetime {
-    /// The nearer of the two ends.
+    /// The earlier of the two dates.
     pub fn end(&self) -> Option<SystemTime> {
         self.registers_until.into_iter().chain(self.runs_until).min()
     }
 
-    /// May a runner of this version still be registered?
+    /// Whether a runner of this version can still register.
     pub fn registers(&self, now: SystemTime) -> bool {
         self.registers_until.is_none_or(|end| end > now)
     }
 
-    /// Does a runner of this version still get jobs?
+    /// Whether a runner of this version still gets jobs.
     pub fn runs(&self, now: SystemTime) -> bool {
         self.runs_until.is_none_or(|end| end > now)
     }
 
-    /// What has to be done about it.
+    /// How urgent the replacement is.
     pub fn urgency(&self, now: SystemTime) -> Urgency {
         match self.end() {
             Some(end) if end <= now => Urgency::Over,
@@ -99,7 +99,7 @@ impl Lifetime {
         }
     }
 
-    /// In words: "gets jobs until 2026-12-20 (26 days), thirty days after a newer release".
+    /// As text: "gets jobs until 2026-12-20 (26 days), thirty days after a newer release".
     pub fn describe(&self, now: SystemTime) -> String {
         let until = |verb: &str, past: &str, end: Option<SystemTime>| {
             end.map(|end| {
@@ -116,7 +116,7 @@ impl Lifetime {
         let ends = registers.into_iter().chain(runs).collect::<Vec<_>>().join(", ");
         match self.basis {
             Basis::Newest => "the newest release".to_owned(),
-            Basis::Undated => "may end any day: there is a newer release, of an unknown date".to_owned(),
+            Basis::Undated => "may end any day: there is a newer release with an unknown date".to_owned(),
             Basis::Announced => format!("{ends}, as announced by GitHub"),
             Basis::ThirtyDays => format!("{ends}, thirty days after a newer release"),
             Basis::TooOld => format!("{ends}: older than GitHub allows"),
@@ -134,16 +134,16 @@ impl fmt::Display for Urgency {
     }
 }
 
-/// What GitHub offers, and when it was released: two requests.
+/// The releases that GitHub offers, and their dates. Makes two requests.
 ///
 /// # Errors
-/// What GitHub answers; [`crate::Kind::Other`] when it offers no release of the runner for Linux.
+/// GitHub's errors; [`crate::Kind::Other`] if it offers no release of the runner for Linux.
 pub async fn releases(github: &OrgClient) -> Result<Releases> {
     let downloads = github.runner_downloads().await?;
     releases_with(&downloads, github).await
 }
 
-/// The same where the downloads are known already.
+/// Like [`releases`], with known downloads.
 ///
 /// # Errors
 /// As [`releases`].
@@ -174,7 +174,7 @@ pub fn version_of(filename: &str) -> Option<RunnerVersion> {
     filename.strip_suffix(".tar.gz")?.rsplit('-').next()?.parse().ok()
 }
 
-/// How long a version lives: one request.
+/// How long GitHub supports a version. Makes one request.
 ///
 /// # Errors
 /// What GitHub answers.
@@ -183,7 +183,7 @@ pub async fn lifetime(version: &RunnerVersion, releases: &Releases, github: &Org
     Ok(judge(version, releases, announced.as_ref()))
 }
 
-/// How long a version lives, from what GitHub has said; pure.
+/// How long GitHub supports a version, from GitHub's answers; pure.
 pub fn judge(version: &RunnerVersion, releases: &Releases, announced: Option<&RunnerDeprecation>) -> Lifetime {
     let ends =
         |registers_until, runs_until, basis| Lifetime { version: version.clone(), registers_until, runs_until, basis };
@@ -207,10 +207,10 @@ pub fn judge(version: &RunnerVersion, releases: &Releases, announced: Option<&Ru
     }
 }
 
-/// Refuses a version that could not register, or would get no jobs, once it is baked.
+/// Fails if the version can't register or would get no jobs.
 ///
 /// # Errors
-/// [`crate::Kind::Precondition`] with the command that pins a newer one; what GitHub answers.
+/// [`crate::Kind::Precondition`] with the command that pins a newer version; GitHub's errors.
 pub async fn require_served(version: &RunnerVersion, github: &OrgClient, now: SystemTime) -> Result<Lifetime> {
     let releases = releases(github).await?;
     let lifetime = lifetime(version, &releases, github).await?;
@@ -218,8 +218,11 @@ pub async fn require_served(version: &RunnerVersion, github: &OrgClient, now: Sy
         return Ok(lifetime);
     }
     let described = lifetime.describe(now);
-    Err(Error::new(Code::RunnerUnsupported, format!("runner {version} is no use in an image: it {described}"))
-        .hint(format!("`cargo xtask pin` moves kiln.toml to the newest release, {}", releases.newest)))
+    Err(Error::new(
+        Code::RunnerUnsupported,
+        format!("runner {version} must not be baked into an image: it {described}"),
+    )
+    .hint(format!("`cargo xtask pin` updates kiln.toml to the newest release, {}", releases.newest)))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What a store holds of the App's keys: which is current, which served before, and what is written beside each.
+//! The App's keys in a key store: the current one, the previous one, and the record of each.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use kiln_github::Fingerprint;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A moment, to the second: what the stores' tags can hold.
+/// A point in time with a resolution of one second, as it is written to tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(SystemTime);
 
@@ -25,19 +25,19 @@ impl Timestamp {
         Self(SystemTime::UNIX_EPOCH + Duration::from_secs(secs))
     }
 
-    /// So many days later.
+    /// Adds days.
     #[must_use]
     pub fn plus_days(self, days: u32) -> Self {
         Self(self.0 + DAY * days)
     }
 
-    /// So much later.
+    /// Adds a duration.
     #[must_use]
     pub fn plus(self, span: Duration) -> Self {
         Self(self.0 + span)
     }
 
-    /// Whole days since another moment; 0 where that is still to come.
+    /// Whole days since another time; 0 if that is in the future.
     pub fn days_since(self, other: Self) -> u64 {
         self.0.duration_since(other.0).unwrap_or_default().as_secs() / DAY.as_secs()
     }
@@ -67,16 +67,16 @@ impl FromStr for Timestamp {
     }
 }
 
-/// What Kiln writes beside a key, in a tag of the store: it is what a later run goes on from.
+/// The record of a key, which Kiln writes to a tag in the store. Later runs resume from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KeyRecord {
-    /// When it became the current one.
+    /// When the key became the current one.
     pub since: Option<Timestamp>,
-    /// When GitHub was last seen to accept it.
+    /// When GitHub last accepted it.
     pub proved: Option<Timestamp>,
-    /// Until when it is kept, unless it is the current one of a store in use.
+    /// Until when it is kept, unless it is the current key of a store in use.
     pub keep_until: Option<Timestamp>,
-    /// When it was rolled back from.
+    /// When a rollback replaced it.
     pub rolled_back: Option<Timestamp>,
 }
 
@@ -90,7 +90,7 @@ impl KeyRecord {
         ]
     }
 
-    /// Reads a tag's value. What it does not know, or can't read, is as if it were not there: a person may have edited it.
+    /// Reads a tag's value. Ignores unknown or unreadable parts: a person may have edited the tag.
     pub fn from_tag(text: &str) -> Self {
         let mut record = Self::default();
         for (name, value) in text.split_whitespace().filter_map(|part| part.split_once('=')) {
@@ -107,7 +107,7 @@ impl KeyRecord {
     }
 }
 
-/// A tag's value, of characters that every service takes; at most 130 of the 256 it may have.
+/// The tag's value, with characters that every service accepts. At most 130 characters; the limit is 256.
 impl fmt::Display for KeyRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
@@ -123,36 +123,36 @@ impl fmt::Display for KeyRecord {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredKey {
     pub store: KeyStore,
-    /// What the store calls it: a KMS key id, a secret's version id.
+    /// The store's id: a KMS key id, or a version id of the secret.
     pub id: String,
-    /// Of its public half, as GitHub shows it.
+    /// The fingerprint of the public key, as GitHub shows it.
     pub fingerprint: Fingerprint,
 }
 
-/// Can a key sign?
+/// Whether a key can sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyState {
     /// Yes.
     Usable,
-    /// Not yet: an interrupted run made its place but did not fill it.
+    /// Not yet: an interrupted run created the KMS key or secret but did not import the App's key.
     Unfinished,
-    /// No, somebody has disabled it.
+    /// No: it is disabled.
     Disabled,
-    /// No more: the store deletes it then.
+    /// No longer: the store will delete it at this time.
     Leaving(Option<Timestamp>),
 }
 
-/// A key in a store, with all that is known of it.
+/// A key in a store, with its state and record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldKey {
     pub key: StoredKey,
-    /// Can it sign?
+    /// Whether it can sign.
     pub state: KeyState,
-    /// What was written beside it.
+    /// The record in the store.
     pub record: KeyRecord,
-    /// When it came into the store.
+    /// When it was added to the store.
     pub created: Option<Timestamp>,
-    /// Did Kiln put it there? Others' keys are used, never tagged nor deleted.
+    /// Whether Kiln added it. Kiln uses other keys, but never tags or deletes them.
     pub managed: bool,
 }
 
@@ -161,12 +161,12 @@ impl HeldKey {
         &self.key.fingerprint
     }
 
-    /// Can it sign?
+    /// Whether it can sign.
     pub fn is_usable(&self) -> bool {
         self.state == KeyState::Usable
     }
 
-    /// Since when it is the current one, as far as anybody knows.
+    /// Since when it is the current one; otherwise when it was added.
     pub fn since(&self) -> Option<Timestamp> {
         self.record.since.or(self.created)
     }
@@ -175,11 +175,11 @@ impl HeldKey {
 /// All keys of the App in a store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StoreContents {
-    /// What instances sign with.
+    /// The key that instances sign with.
     pub current: Option<HeldKey>,
-    /// What they signed with before, and try where GitHub refuses the current one. Never the same as the current one.
+    /// The former key, which instances try if GitHub refuses the current one. Never equal to the current one.
     pub previous: Option<HeldKey>,
-    /// Staged, displaced, half-made, or on their way out.
+    /// Staged, replaced or unfinished keys, and keys that are being deleted.
     pub others: Vec<HeldKey>,
 }
 
@@ -189,12 +189,12 @@ impl StoreContents {
         self.current.iter().chain(&self.previous).chain(&self.others)
     }
 
-    /// What instances sign with now.
+    /// The current key, if it can sign.
     pub fn serving(&self) -> Option<&HeldKey> {
         self.current.as_ref().filter(|key| key.is_usable())
     }
 
-    /// A key that is whole, wherever in the store it is.
+    /// The key with this fingerprint that can sign, whatever its role.
     pub fn usable(&self, fingerprint: &Fingerprint) -> Option<&HeldKey> {
         self.all().find(|held| held.fingerprint() == fingerprint && held.is_usable())
     }

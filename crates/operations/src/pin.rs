@@ -1,8 +1,8 @@
-//! `cargo xtask pin`: moves the pins in kiln.toml to what GitHub and the Node project offer, and tells how long what is pinned, baked and
-//! deployed is still served.
+//! `cargo xtask pin`: updates the pins in kiln.toml to the newest releases of GitHub and the Node project, and shows how long the
+//! pinned, baked and deployed versions are supported.
 //!
-//! The base image is no pin of kiln.toml: each bake resolves AWS's public parameter to an AMI and records it, as part of
-//! the digest of its inputs. What `pin` can tell of it is whether there is a newer one than that of the recorded image.
+//! kiln.toml does not pin the base image: each bake resolves AWS's public parameter to an AMI and records it, as part of the digest of
+//! its inputs. `pin --check` only reports whether there is a newer base image than that of the recorded image.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,8 +25,8 @@ pub const RUNNER_VERSION_TAG: &str = "kiln:runner-version";
 /// Tag on an AMI: the base image it was baked from.
 pub const BASE_IMAGE_TAG: &str = "kiln:base-image";
 
-/// The majors of Node that actions/runner has in `externals/`: Amazon Linux 2 needs a pin for each. The bake's own check of
-/// the runner finds out where this is no longer so.
+/// The major versions of Node in actions/runner's `externals/`. Amazon Linux 2 needs a pin for each. The bake's check of the runner
+/// fails when this list is out of date.
 ///
 /// source: actions/runner, `src/Misc/externals.sh`: `NODE20_VERSION`, `NODE24_VERSION`
 pub(crate) const RUNNER_NODES: [NodeMajor; 2] = [NodeMajor(20), NodeMajor(24)];
@@ -34,9 +34,9 @@ pub(crate) const RUNNER_NODES: [NodeMajor; 2] = [NodeMajor(20), NodeMajor(24)];
 /// The name of a build for glibc 2.17 in the index of builds.
 const NODE_BUILD: &str = "linux-x64-glibc-217";
 
-/// Texts at public addresses.
+/// Downloads texts from public URLs.
 pub trait Web: Send + Sync {
-    /// The text at an address, of some megabytes at most.
+    /// The text at a URL, at most a few megabytes.
     fn text(&self, url: &str) -> impl Future<Output = Result<String>> + Send;
 }
 
@@ -50,14 +50,14 @@ pub struct Offer {
     pub node: BTreeMap<NodeMajor, NodePin>,
 }
 
-/// A value of kiln.toml to be set.
+/// A value to set in kiln.toml.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The keys on the way to it: `runner`, `sha256`, `x86_64`.
+    /// The path of the key: `runner`, `sha256`, `x86_64`.
     pub key: Vec<String>,
-    /// What is there now.
+    /// The current value.
     pub from: Option<String>,
-    /// What is to be there.
+    /// The new value.
     pub to: String,
 }
 
@@ -71,27 +71,27 @@ impl fmt::Display for Step {
     }
 }
 
-/// What GitHub and, where Amazon Linux 2 is in use, the Node project offer now.
+/// The newest releases of GitHub and, if Amazon Linux 2 is in use, of the Node project.
 ///
 /// # Errors
-/// What they answer; [`crate::Kind::Other`] when there is no release, or one without a digest.
+/// Their errors; [`crate::Kind::Other`] if there is no release, or a release has no digest.
 pub async fn offer(config: &Config, github: &OrgClient, web: &impl Web) -> Result<Offer> {
     let downloads = github.runner_downloads().await?;
     let offer = newest_offer(&architectures(config), &downloads)?;
     Ok(Offer { node: newest_nodes(config, web).await?, ..offer })
 }
 
-/// The majors of Node to be pinned: those that have a pin, and where Amazon Linux 2 is in use, all of the runner's.
+/// The major versions of Node to pin: those that have a pin and, if Amazon Linux 2 is in use, all of the runner's.
 fn node_majors(config: &Config) -> BTreeSet<NodeMajor> {
     let needed = config.images().iter().any(|image| image.base == BaseImage::AmazonLinux2);
     let runners = RUNNER_NODES.into_iter().filter(|_| needed);
     config.runner.node.keys().copied().chain(runners).collect()
 }
 
-/// The newest build of each major: the index once, and the digests of each release.
+/// The newest build of each major version. Downloads the index once, and the digests of each release.
 ///
 /// # Errors
-/// What the address answers; [`crate::Kind::Other`] when it has no such build.
+/// The server's errors; [`crate::Kind::Other`] if it has no such build.
 pub async fn newest_nodes(config: &Config, web: &impl Web) -> Result<BTreeMap<NodeMajor, NodePin>> {
     let majors = node_majors(config);
     let mut pins = BTreeMap::new();
@@ -104,13 +104,13 @@ pub async fn newest_nodes(config: &Config, web: &impl Web) -> Result<BTreeMap<No
         let version = newest_node(&index, major).ok_or_else(|| {
             Error::new(Code::NodeBuildMissing, format!("{base}/index.json names no build {NODE_BUILD} of Node {major}"))
                 .hint(
-                    "does `node_url` in [runner] lead to the Node project's unofficial builds, or to a mirror of them?",
+                    "check that `node_url` in [runner] points to the Node project's unofficial builds, or to a mirror of them",
                 )
         })?;
         let url = format!("{base}/v{version}/SHASUMS256.txt");
         let sha256 = published(&web.text(&url).await?, &version).ok_or_else(|| {
             Error::new(Code::DigestNotPublished, format!("{url} has no digest of the build {NODE_BUILD}"))
-                .hint("a release is complete some hours after it appears: try again later")
+                .hint("a release is complete only some hours after it appears: try again later")
         })?;
         pins.insert(major, NodePin { version, sha256 });
     }
@@ -137,7 +137,7 @@ fn published(sums: &str, version: &NodeVersion) -> Option<Sha256> {
     lines.find(|(_, file)| file.trim_start().trim_start_matches('*') == name)?.0.parse().ok()
 }
 
-/// The architectures to be pinned: those in use, and those that have a pin already.
+/// The architectures to pin: those in use, and those that already have a pin.
 fn architectures(config: &Config) -> BTreeSet<Architecture> {
     let used = config.images().into_iter().map(|image| image.architecture);
     used.chain(config.runner.sha256.keys().copied()).collect()
@@ -162,14 +162,14 @@ pub fn newest_offer(architectures: &BTreeSet<Architecture>, downloads: &[RunnerD
                 Code::DigestNotPublished,
                 format!("GitHub publishes no digest of runner {version} for {architecture}"),
             )
-            .hint("a release is complete some minutes after it appears: try again later")
+            .hint("a release is complete only some minutes after it appears: try again later")
         })?;
         sha256.insert(*architecture, digest);
     }
     Ok(Offer { version, sha256, node: BTreeMap::new() })
 }
 
-/// What has to be changed in kiln.toml; pure.
+/// The values to change in kiln.toml; pure.
 pub fn plan(config: &Config, offer: &Offer) -> Plan<Step> {
     let pin = &config.runner;
     let mut steps = Vec::new();
@@ -200,7 +200,7 @@ pub fn plan(config: &Config, offer: &Offer) -> Plan<Step> {
     Plan { subject: "pins".to_owned(), steps, settled }
 }
 
-/// The file's text with the plan carried out: values change, comments, order and blank lines stay.
+/// The text of kiln.toml after the plan. Values change; comments, order and blank lines stay.
 ///
 /// # Errors
 /// [`crate::Kind::Configuration`] when the text is no TOML, or has something else where a table belongs.
@@ -217,7 +217,7 @@ pub fn rewritten(text: &str, plan: &Plan<Step>) -> Result<String> {
     Ok(document.to_string())
 }
 
-/// A table whose header is written only when it has values of its own.
+/// A table whose header is written only if it directly contains values.
 fn nested() -> Item {
     let mut table = Table::new();
     table.set_implicit(true);
@@ -232,7 +232,7 @@ fn set(table: &mut Table, key: &[String], to: &str) -> Option<()> {
     }
     match at.get_mut(last).and_then(Item::as_value_mut) {
         Some(value) => {
-            // What stands before and behind a value: spaces, and a comment at the line's end.
+            // Keep the spaces around the value and a comment at the end of the line.
             let decor = value.decor().clone();
             *value = Value::from(to);
             *value.decor_mut() = decor;
@@ -247,12 +247,12 @@ fn set(table: &mut Table, key: &[String], to: &str) -> Option<()> {
 // ---------------------------------------------------------------------------------------------------------------------
 // --check
 
-/// A version somewhere, and how long it lives.
+/// A runner version in use, and how long GitHub supports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// Where it is.
     pub place: Place,
-    /// How long it lives; `None` where the version is not known, since an older Kiln did not record it.
+    /// `None` if the version is unknown, because an older Kiln did not record it.
     pub lifetime: Option<Lifetime>,
 }
 
@@ -263,17 +263,12 @@ pub enum Place {
     Pinned,
     /// In the image that `deploy` would roll out.
     Recorded {
-        /// Of this variant.
+        /// The image's variant.
         image: ImageVariant,
-        /// It.
         ami: AmiId,
     },
     /// In the image that a fleet's group launches.
-    Deployed {
-        fleet: FleetName,
-        /// What it launches.
-        ami: AmiId,
-    },
+    Deployed { fleet: FleetName, ami: AmiId },
 }
 
 impl fmt::Display for Place {
@@ -286,21 +281,21 @@ impl fmt::Display for Place {
     }
 }
 
-/// What `--check` finds.
+/// The result of `--check`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkup {
     /// What GitHub offers.
     pub offer: Offer,
     /// Each version in use.
     pub findings: Vec<Finding>,
-    /// Architectures whose pinned digest is not the published one of that very version.
+    /// Architectures whose pinned digest differs from the published digest of the same version.
     pub wrong_digests: Vec<Architecture>,
-    /// For each recorded image the base it was baked from, where it tells, and the newest one there is.
+    /// For each recorded image, its base image, if its tags name it, and the newest base image.
     pub bases: Vec<(ImageVariant, Option<AmiId>, AmiId)>,
 }
 
 impl Checkup {
-    /// The most urgent of all.
+    /// The highest urgency of all findings.
     pub fn urgency(&self, now: SystemTime) -> Urgency {
         let of = |finding: &Finding| finding.lifetime.as_ref().map_or(Urgency::None, |lifetime| lifetime.urgency(now));
         let most = self.findings.iter().map(of).max().unwrap_or(Urgency::None);
@@ -314,25 +309,23 @@ impl Checkup {
                 let urgency = lifetime.urgency(now);
                 format!("{urgency:<4}  {}: runner {}: {}", finding.place, lifetime.version, lifetime.describe(now))
             }
-            None => format!("?     {}: the image does not tell its runner's version", finding.place),
+            None => format!("?     {}: the image's tags do not name its runner's version", finding.place),
         };
         let wrong = |architecture: &Architecture| {
             format!(
-                "due   the pinned digest for {architecture} is not the one GitHub publishes of {}",
+                "due   the pinned digest for {architecture} differs from the one that GitHub publishes for {}",
                 self.offer.version
             )
         };
         let newer = self.bases.iter().filter(|(_, baked, newest)| baked.as_ref() != Some(newest));
         let newer = newer.map(|(image, _, newest)| {
-            format!(
-                "note  image {image}: there is a newer base image, {newest}, which the next `cargo xtask ami` takes"
-            )
+            format!("note  image {image}: there is a newer base image, {newest}, which the next `cargo xtask ami` uses")
         });
         self.findings.iter().map(line).chain(self.wrong_digests.iter().map(wrong)).chain(newer).collect()
     }
 }
 
-/// Looks at what is pinned, recorded and deployed, and asks GitHub about each version. Makes no mutating call.
+/// Checks the pinned, recorded and deployed versions at GitHub. Makes no mutating call.
 ///
 /// # Errors
 /// What AWS and GitHub answer.
@@ -375,7 +368,7 @@ fn wrong_digests(config: &Config, offer: &Offer) -> Vec<Architecture> {
     offer.sha256.iter().filter(differs).map(|(architecture, _)| *architecture).collect()
 }
 
-/// Each version is asked about once.
+/// Asks GitHub only once about each version.
 async fn lifetime(
     version: &RunnerVersion,
     releases: &Releases,
@@ -406,7 +399,7 @@ async fn of_image(
     }
 }
 
-/// Fails when something has to be renewed, so that a pipeline sees it by the exit code.
+/// Fails if a version must be renewed, so that a pipeline sees it from the exit code.
 ///
 /// # Errors
 /// [`crate::Kind::Due`] with what to run.
@@ -424,12 +417,12 @@ pub fn require_fresh(checkup: &Checkup, now: SystemTime) -> Result<()> {
     let recorded = late(|place| matches!(place, Place::Recorded { .. }));
     let hint = match (pinned, recorded) {
         (true, _) => "run `cargo xtask pin`, then `cargo xtask ami` and `cargo xtask deploy`",
-        (false, true) => "kiln.toml is fresh: run `cargo xtask ami` and `cargo xtask deploy`",
-        (false, false) => "the recorded image is fresh: run `cargo xtask deploy`",
+        (false, true) => "kiln.toml is up to date: run `cargo xtask ami` and `cargo xtask deploy`",
+        (false, false) => "the recorded image is up to date: run `cargo xtask deploy`",
     };
     let message = match urgency {
-        Urgency::Over => "GitHub serves something in use no more".to_owned(),
-        _ => format!("something in use has to be renewed within {} days", freshness::WARN_BEFORE.as_secs() / 86_400),
+        Urgency::Over => "GitHub no longer supports a version in use".to_owned(),
+        _ => format!("a version in use must be renewed within {} days", freshness::WARN_BEFORE.as_secs() / 86_400),
     };
     Err(Error::new(Code::Due, message).hint(hint))
 }

@@ -1,30 +1,30 @@
-//! A plan: what a command would do, as data. The dry run prints it, and the real run prints and applies the same one.
+//! A plan: what a command would do, as data. A dry run prints it; a real run prints the same plan and carries it out.
 
 use std::fmt;
 
 use crate::error::Error;
 use crate::ports::Progress;
 
-/// Steps in order. None of them is needed when the world is as wanted.
+/// The steps of a command. Empty if the state is the desired one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan<S> {
     /// What the plan is about: "image al2-x86_64", "fleet linux".
     pub subject: String,
-    /// In order.
+    /// The steps, in the order in which they run.
     pub steps: Vec<S>,
-    /// What an empty plan means here, in a sentence: "ami-… holds these inputs already".
+    /// Why the plan is empty, as a sentence: "ami-… holds these inputs already".
     pub settled: String,
 }
 
 impl<S> Plan<S> {
-    /// Is there nothing to do?
+    /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
 }
 
 impl<S: fmt::Display> Plan<S> {
-    /// The same in words, for whoever shows it and knows no step's type.
+    /// The plan with its steps as text, for code that does not know the type of the steps.
     pub fn texts(&self) -> Plan<String> {
         Plan {
             subject: self.subject.clone(),
@@ -52,7 +52,7 @@ impl<S: fmt::Display> fmt::Display for Plan<S> {
     }
 }
 
-/// How far a plan is carried out: each step is told as it begins, and a failure tells which were done before it.
+/// Tracks the progress of a plan: prints each step when it begins, and adds the finished steps to a failure.
 pub(crate) struct Tally<'a> {
     progress: &'a dyn Progress,
     of: usize,
@@ -65,19 +65,19 @@ impl<'a> Tally<'a> {
         Self { progress, of: plan.steps.len(), begun: Vec::new() }
     }
 
-    /// The next step begins, the one before it is done.
+    /// Marks the previous step as done and begins the next.
     pub(crate) fn begin(&mut self, text: &str) {
         self.begun.push(first_line(text).to_owned());
         self.progress.step(self.begun.len(), self.of, text);
     }
 
-    /// The failure of the step that began last.
+    /// Adds the finished steps to the error of the current step.
     pub(crate) fn failed(&self, error: Error) -> Error {
         error.after(self.begun.split_last().map_or(&[], |(_, done)| done))
     }
 }
 
-/// What a step does, without its details.
+/// The first line of a step's text, without its details.
 pub(crate) fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }

@@ -1,12 +1,11 @@
 //! `cargo xtask prune`: removes images that nothing uses, with their snapshots.
 //!
-//! An image is a candidate only with Kiln's own tags, those of this organization's images. It stays while something names
-//! it: a parameter (what is recorded, current, or the way back), a launch template's version, a stack, an instance. And the
-//! newest few of each kind stay in any case.
+//! Only images with the tags of this organization are candidates. An image stays while something refers to it: an SSM parameter (a
+//! newest, current or former image), a launch template version, a stack, or an instance. The newest few of each kind always stay.
 //!
-//! CloudFormation keeps every version of a launch template that it ever made. By default each of them keeps its image, as
-//! it may be what someone means to go back to; a version that nothing launches from any more is called superseded, and
-//! gives its image up where that is asked for.
+//! CloudFormation keeps every launch template version that it ever made. By default each version keeps its image, because a user may
+//! want to roll back to it. A version from which nothing launches any more is superseded; with `--superseded` it does not keep its
+//! image.
 
 mod apply;
 mod observe;
@@ -25,40 +24,40 @@ use crate::when;
 pub use apply::apply;
 pub use observe::observe;
 
-/// Tag on an AMI and its snapshots: which of Kiln's images it is.
+/// Tag on an AMI and its snapshots: the name of the image, which is its kind.
 pub const IMAGE_TAG: &str = "kiln:image";
 
-/// Tag on a snapshot whose AMI is being removed: an interrupted run finds it again by it. Nothing else writes it, so that a
-/// snapshot whose AMI is still being made is never taken for one whose AMI is gone.
+/// Tag on a snapshot whose AMI is being removed, by which the run after an interruption finds it. Only `prune` writes the tag, so a
+/// snapshot whose AMI does not exist yet is never mistaken for one whose AMI was removed.
 pub const PRUNED_TAG: &str = "kiln:pruned-from";
 
-/// What is asked for.
+/// The options of the command.
 #[derive(Debug)]
 pub struct Request<'a> {
     /// The validated kiln.toml.
     pub config: &'a Config,
-    /// The region that is looked at: kiln.toml's own, or one that images are copied to.
+    /// The region to prune: the one in kiln.toml, or one that images are copied to.
     pub region: &'a Region,
-    /// How many of the newest of each image stay in any case.
+    /// How many of the newest images of each kind always stay.
     pub keep: usize,
-    /// Do superseded launch template versions give their images up?
+    /// Whether superseded launch template versions do not keep their images.
     pub superseded: bool,
-    /// The present time.
+    /// The current time.
     pub now: SystemTime,
 }
 
-/// What keeps an image.
+/// The reason why an image stays.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Use {
-    /// It is among the newest.
+    /// It is one of the newest.
     Newest,
-    /// A parameter names it.
+    /// An SSM parameter refers to it.
     Recorded(String),
-    /// A stack's parameter names it.
+    /// A stack's parameter refers to it.
     Stack(String),
-    /// A launch template's version from which something launches, or may.
+    /// A launch template version refers to it, from which something launches or may launch.
     Launches(String),
-    /// A launch template's version from which nothing launches any more.
+    /// A launch template version refers to it, from which nothing launches any more.
     Superseded(String),
     /// An instance runs it.
     Instance(String),
@@ -77,40 +76,39 @@ impl fmt::Display for Use {
     }
 }
 
-/// A region as `prune` found it.
+/// The state of a region that `prune` observed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
     /// This organization's images.
     pub images: Vec<OwnImage>,
     /// The snapshots that an interrupted run left.
     pub left: Vec<OwnSnapshot>,
-    /// What names an image.
+    /// What refers to each image.
     pub uses: BTreeMap<AmiId, BTreeSet<Use>>,
-    /// The AMIs, of anybody in the account, that have one of these snapshots.
+    /// All AMIs of the account that use each snapshot, also those that Kiln did not make.
     pub holders: BTreeMap<SnapshotId, BTreeSet<AmiId>>,
 }
 
 impl Observed {
-    /// The AMIs beside its own that a snapshot can't be deleted for.
+    /// The AMIs other than `own` that use a snapshot and prevent its deletion.
     fn others(&self, snapshot: &SnapshotId, own: Option<&AmiId>) -> BTreeSet<AmiId> {
         let holders = self.holders.get(snapshot).into_iter().flatten();
         holders.filter(|holder| Some(*holder) != own).cloned().collect()
     }
 }
 
-/// A snapshot that stays for AMIs that are not Kiln's, or are not removed.
+/// A snapshot that stays because of AMIs that are not Kiln's, or are not removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
-    /// It.
     pub snapshot: SnapshotId,
-    /// The AMIs.
+    /// The AMIs that use it.
     pub by: BTreeSet<AmiId>,
 }
 
 impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let by: Vec<&str> = self.by.iter().map(AmiId::as_str).collect();
-        write!(f, "{} stays: {} was made from it", self.snapshot, by.join(", "))
+        write!(f, "{} stays: {} uses it", self.snapshot, by.join(", "))
     }
 }
 
@@ -121,13 +119,13 @@ pub enum Step {
     Remove {
         /// Its id.
         image: AmiId,
-        /// Of which kind.
+        /// The image's name, which is its kind.
         name: String,
         /// Its age in words.
         age: String,
-        /// What is deleted, with the size of the volumes in GiB.
+        /// The snapshots to delete, with the size of their volumes in GiB.
         snapshots: Vec<(SnapshotId, u32)>,
-        /// What is not.
+        /// The snapshots that stay.
         held: Vec<Held>,
     },
     /// Delete a snapshot whose AMI an earlier run deregistered.
@@ -136,13 +134,13 @@ pub enum Step {
         snapshot: SnapshotId,
         /// The size of its volume.
         gib: u32,
-        /// The AMI that it was of.
+        /// The AMI that it belonged to.
         image: String,
     },
 }
 
 impl Step {
-    /// What it frees at most: snapshots share blocks with each other.
+    /// The upper limit of the storage that the step frees, in GiB: snapshots share blocks with each other.
     pub fn gib(&self) -> u32 {
         match self {
             Self::Remove { snapshots, .. } => snapshots.iter().map(|(_, gib)| gib).sum(),
@@ -161,15 +159,17 @@ impl fmt::Display for Step {
                 }
                 held.iter().try_for_each(|held| write!(f, "\n{held}"))
             }
-            Self::DeleteLeft { snapshot, gib, image } => write!(f, "delete {snapshot} ({gib} GiB), left of {image}"),
+            Self::DeleteLeft { snapshot, gib, image } => {
+                write!(f, "delete {snapshot} ({gib} GiB), left over from {image}")
+            }
         }
     }
 }
 
-/// What keeps each image, the newest first; empty for those that go. Pure.
+/// The reasons why each image stays, newest image first; empty for images to remove. Pure.
 pub fn verdicts<'a>(request: &Request<'_>, observed: &'a Observed) -> Vec<(&'a OwnImage, BTreeSet<Use>)> {
     let mut images: Vec<&OwnImage> = observed.images.iter().collect();
-    // One without a date counts as just made.
+    // An image without a date counts as new.
     images.sort_by_key(|image| std::cmp::Reverse((image.created.unwrap_or(request.now), image.id.clone())));
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let verdict = |image: &'a OwnImage| {
@@ -187,18 +187,18 @@ pub fn verdicts<'a>(request: &Request<'_>, observed: &'a Observed) -> Vec<(&'a O
     images.into_iter().map(verdict).collect()
 }
 
-/// Which of Kiln's images it is.
+/// The kind of an image, from its tag.
 pub fn kind_of(image: &OwnImage) -> &str {
     image.tags.get(IMAGE_TAG).map_or("", String::as_str)
 }
 
-/// The snapshots that an interrupted run left and that stay.
+/// The snapshots that an interrupted run left over and that stay.
 pub fn held(observed: &Observed) -> Vec<Held> {
     let held = |left: &OwnSnapshot| Held { snapshot: left.id.clone(), by: observed.others(&left.id, None) };
     observed.left.iter().map(held).filter(|held| !held.by.is_empty()).collect()
 }
 
-/// What has to be done; pure. What was left of an earlier run comes first, then the oldest image.
+/// The steps; pure. Snapshots that an earlier run left over come first, then the images, oldest first.
 pub fn plan(request: &Request<'_>, observed: &Observed) -> Plan<Step> {
     let verdicts = verdicts(request, observed);
     let left = observed.left.iter().filter(|left| observed.others(&left.id, None).is_empty());
@@ -206,7 +206,7 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Plan<Step> {
     let unused = verdicts.iter().rev().filter(|(_, uses)| uses.is_empty());
     steps.extend(unused.map(|(image, _)| removal(image, observed, request.now)));
     let settled = match verdicts.len() {
-        0 => "there is none of Kiln's".to_owned(),
+        0 => "Kiln has none there".to_owned(),
         count => format!("each of {count} is in use, or among the newest {} of its kind", request.keep),
     };
     Plan { subject: format!("images in {}", request.region), steps, settled }

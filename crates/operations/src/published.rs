@@ -1,4 +1,5 @@
-//! Is the pinned runner the one that GitHub publishes? Asked on the operator's side, where the App's key is at hand.
+//! Checks that the pinned digest of the runner is the one that GitHub publishes. It runs on the operator's machine, which can use the
+//! App's key.
 
 use kiln_config::config::{Config, ImageVariant};
 use kiln_github::{OrgClient, RunnerDownload};
@@ -6,14 +7,14 @@ use kiln_github::{OrgClient, RunnerDownload};
 use crate::code::Code;
 use crate::error::{Error, Result};
 
-/// What a comparison came to, when it found nothing wrong.
+/// The result of the comparison, if it found no problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// The pinned digest is the published one.
     Same,
-    /// GitHub publishes digests of its newest release only, which the pinned one is not.
+    /// The pinned release is not the newest, and GitHub publishes digests only for the newest.
     Newer(String),
-    /// It publishes none for this architecture.
+    /// GitHub publishes no digest for this architecture.
     Unpublished,
 }
 
@@ -50,7 +51,7 @@ pub fn compare(config: &Config, variant: ImageVariant, published: &[RunnerDownlo
         Code::RunnerDigestMismatch,
         format!("kiln.toml pins sha256 {pinned} of runner {version} for {architecture}, GitHub publishes {published}"),
     )
-    .hint("`cargo xtask pin` writes the published digest; where the pinned one is from, something may be amiss"))
+    .hint("first find out where the pinned digest came from; then `cargo xtask pin` writes the published one"))
 }
 
 #[cfg(test)]

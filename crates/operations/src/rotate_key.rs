@@ -1,10 +1,10 @@
-//! `cargo xtask rotate-key`: puts a new private key of the GitHub App into its stores, and looks after the former ones.
+//! `cargo xtask rotate-key`: installs a new private key of the GitHub App in its key stores, and manages the former keys.
 //!
-//! GitHub has no API to add or delete an App's keys: a person makes one in the App's settings, this command proves and
-//! stores it, and the person deletes the old one, named here by its fingerprint.
+//! GitHub has no API to add or delete an App's keys. A person generates a key in the App's settings, this command checks and stores it,
+//! and the person deletes the old key at GitHub, which the command names by its fingerprint.
 //!
-//! A former key is kept, able to sign, until its date: for an instance that GitHub refuses the new one, and for going
-//! back. What is due is retired by the next run of any kind.
+//! A former key can sign until its date, for instances whose new key GitHub refuses and for a rollback. The next run of any kind
+//! retires keys whose date has passed.
 
 mod apply;
 mod plan;
@@ -30,43 +30,43 @@ pub use status::{Acceptance, Role, Row, Status, status};
 /// The user agent's product name towards GitHub.
 pub const USER_AGENT: &str = concat!("kiln/", env!("CARGO_PKG_VERSION"));
 
-/// Who signs with a store's key.
+/// What uses the key of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreUse {
     /// The fleets of kiln.toml.
     Configured,
-    /// Not kiln.toml's fleets any more, but their instances until the next deploy.
+    /// No fleet of kiln.toml any more, but deployed instances until the next `deploy`.
     Deployed,
-    /// Nobody.
+    /// Nothing.
     Unused,
 }
 
-/// A store as `rotate-key` found it.
+/// A key store that `rotate-key` observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedStore {
     pub store: KeyStore,
-    /// Who signs with its key.
+    /// What uses its key.
     pub used: StoreUse,
     /// Its keys.
     pub contents: StoreContents,
 }
 
 impl ObservedStore {
-    /// Does anybody sign with its key?
+    /// Whether something uses its key.
     pub fn is_used(&self) -> bool {
         self.used != StoreUse::Unused
     }
 }
 
-/// The world as `rotate-key` found it.
+/// The state that `rotate-key` observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     pub now: Timestamp,
-    /// The stores that are used, and those that hold something.
+    /// The stores that are in use, and those that contain a key.
     pub stores: Vec<ObservedStore>,
 }
 
-/// Looks at the stores. Makes no mutating call.
+/// Observes the key stores. Makes no mutating call.
 ///
 /// # Errors
 /// What AWS answers.
@@ -79,11 +79,11 @@ pub async fn observe(config: &Config, cloud: &impl Cloud, now: Timestamp) -> Res
         let used = match (configured.contains(&store), &deployed) {
             (true, _) => StoreUse::Configured,
             (false, Some(deployed)) if !deployed.contains(&store) => StoreUse::Unused,
-            // Where it can't be told, nothing may be taken away.
+            // If the use is unknown, nothing may be deleted.
             (false, _) => StoreUse::Deployed,
         };
         let contents = match cloud.contents(&names, store).await {
-            // Who has but one store need not grant anything on the other.
+            // Users of only one store need not grant permissions for the other.
             Err(error) if used != StoreUse::Configured && error.kind == CloudErrorKind::AccessDenied => continue,
             answer => answer?,
         };
@@ -94,7 +94,7 @@ pub async fn observe(config: &Config, cloud: &impl Cloud, now: Timestamp) -> Res
     Ok(Observed { now, stores })
 }
 
-/// The stores that the deployed fleets' instances use, whatever kiln.toml says by now. `None`: it can't be told.
+/// The stores that deployed instances use, whatever kiln.toml says now. `None` if that is unknown.
 async fn deployed_stores(config: &Config, cloud: &impl Cloud) -> Result<Option<BTreeSet<KeyStore>>> {
     let mut stores = BTreeSet::new();
     for fleet in config.fleets.keys() {
@@ -116,10 +116,10 @@ fn client(config: &Config, signer: Arc<dyn AppSigner>) -> Result<AppClient> {
     Ok(AppClient::new(&config.github.api_url, USER_AGENT, config.app.id.issuer(), signer)?)
 }
 
-/// Proves that a signer signs for the configured App: `GET /app` answers with it.
+/// Checks that a signer signs for the configured App: `GET /app` returns that App.
 ///
 /// # Errors
-/// [`crate::Kind::Configuration`] when it is another App's key; what GitHub answers.
+/// [`crate::Kind::Configuration`] if it is another App's key; GitHub's errors.
 pub async fn prove(config: &Config, signer: Arc<dyn AppSigner>) -> Result<App> {
     let app = client(config, signer)?.app().await?;
     check_app(config, &app)?;
@@ -138,13 +138,13 @@ fn check_app(config: &Config, app: &App) -> Result<()> {
         Code::WrongApp,
         format!("GitHub answers with App `{}` ({}), not {}", app.slug, app.id, config.app.id.issuer()),
     )
-    .hint("[app] in kiln.toml names the App; its keys are made in that App's settings"))
+    .hint("[app] in kiln.toml names the App; generate its keys in that App's settings"))
 }
 
-/// Proves a key that is in no store yet: it is the configured App's, and that App can serve the organization.
+/// Checks a key that is in no store yet: it belongs to the configured App, and the App's installation has the permission.
 ///
 /// # Errors
-/// [`prove`]'s and the installation's, each with what to do about it.
+/// The errors of [`prove`] and of the installation, each with a hint.
 pub async fn prove_new(config: &Config, key: &Arc<AppKey>) -> Result<App> {
     let fingerprint = key.fingerprint();
     let ask = async {
@@ -157,12 +157,12 @@ pub async fn prove_new(config: &Config, key: &Arc<AppKey>) -> Result<App> {
     };
     ask.await.map_err(|error: Error| Error {
         message: format!("key {fingerprint} can't be used: {}", error.message),
-        hint: error.hint.map(|hint| format!("{hint}\nnothing was changed: what served still does")),
+        hint: error.hint.map(|hint| format!("{hint}\nnothing was changed: the current key stays in use")),
         ..error
     })
 }
 
-/// A refusal of a key in hand says more than one of a key somewhere.
+/// Adds a more specific hint to GitHub's refusal of a key whose file the user gave.
 fn not_a_key_of_the_app(config: &Config, fingerprint: &Fingerprint, error: kiln_github::Error) -> Error {
     let refused = error.kind == ErrorKind::BadKey;
     let error = Error::from(error);
@@ -171,14 +171,14 @@ fn not_a_key_of_the_app(config: &Config, fingerprint: &Fingerprint, error: kiln_
     }
     error.hint(format!(
         "it is another App's, or has been deleted: look for {fingerprint} under \"Private keys\" of App {} at \
-         {}/organizations/{}/settings/apps; where it is not, generate a key there and give its file",
+         {}/organizations/{}/settings/apps; if it is not listed, generate a key there and give its file",
         config.app.id.issuer(),
         web(config),
         config.organization
     ))
 }
 
-/// GitHub's own address, without a slash at its end.
+/// The URL of GitHub's web interface, without a trailing slash.
 fn web(config: &Config) -> &str {
     config.github.url.as_str().trim_end_matches('/')
 }
@@ -190,19 +190,19 @@ fn check_installation(config: &Config, app: &App, installation: &Installation) -
     {
         let message = format!("the App's installation in `{organization}` is {id}, not {wanted}");
         return Err(Error::new(Code::WrongInstallation, message)
-            .hint("correct `installation_id` in kiln.toml, or leave it out: it is looked up then"));
+            .hint("correct `installation_id` in kiln.toml, or remove it: Kiln then looks it up"));
     }
     if let Some(since) = &installation.suspended_at {
         let message = format!("the App's installation {id} in `{organization}` is suspended since {since}");
         return Err(Error::new(Code::GitHubSuspended, message).hint(format!(
-            "an owner of the organization lifts it at {}/organizations/{organization}/settings/installations/{id}",
+            "an owner of the organization can unsuspend it at {}/organizations/{organization}/settings/installations/{id}",
             web(config)
         )));
     }
     if !installation.manages_runners() {
         let message = format!("the App's installation {id} in `{organization}` lacks `{PERMISSION}: write`");
         return Err(Error::new(Code::GitHubPermission, message).hint(format!(
-            "give the App \"Self-hosted runners: read and write\" (organization) at {}/permissions, and accept it in \
+            "grant the App \"Self-hosted runners: read and write\" (organization) at {}/permissions, and accept it in \
              the organization, at {}/organizations/{organization}/settings/installations/{id}",
             app.settings_url(&config.github.url),
             web(config)

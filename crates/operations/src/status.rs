@@ -1,6 +1,7 @@
-//! `cargo xtask status`: what there is, and how it is. Reads only.
+//! `cargo xtask status`: the state of fleets, images, runners and keys. Read-only.
 //!
-//! What can't be learnt is left open and said, not guessed: GitHub may be out of reach, or no key installed yet.
+//! If something can't be read, for example because GitHub is unreachable or no key is installed yet, the report says so instead of
+//! guessing.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -19,20 +20,20 @@ use crate::ports::{Cloud, Group, GroupInstance, OwnImage, Refresh};
 /// A list in a note is for people; `--json` has all of it.
 const MOST_NAMED: usize = 5;
 
-/// Everything.
+/// The report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// When it was looked.
+    /// The time of the observation.
     pub at: SystemTime,
-    /// The fleets asked for.
+    /// The requested fleets.
     pub fleets: Vec<FleetStatus>,
-    /// Stacks named as fleets' are, which kiln.toml does not name.
+    /// Stacks with a fleet's name that are not in kiln.toml.
     pub strangers: Vec<String>,
     /// The images that the fleets launch, or would after a `deploy`.
     pub images: Vec<ImageStatus>,
     /// The key in use in each store in use.
     pub keys: Vec<(KeyStore, Option<Fingerprint>)>,
-    /// Why GitHub could not be asked, where that is so.
+    /// Why GitHub did not answer, if so.
     pub github: Option<String>,
 }
 
@@ -42,19 +43,19 @@ pub struct FleetStatus {
     pub name: FleetName,
     /// Its stack's status, if there is one.
     pub stack: Option<String>,
-    /// What its group launches.
+    /// The image that its group launches.
     pub image: Option<AmiId>,
     /// The newest image baked for it.
     pub baked: Option<AmiId>,
-    /// What `deploy` recorded of it.
+    /// What `deploy` recorded about the fleet.
     pub record: Record,
     /// Its group, if there is one.
     pub group: Option<Group>,
-    /// The newest refresh of its group, whatever became of it.
+    /// The newest refresh of its group, whatever its status.
     pub refresh: Option<Refresh>,
-    /// Who rolls it out, or takes it down, right now.
+    /// The current holder of the fleet's lock.
     pub lock: Option<Held>,
-    /// Its runners, where GitHub could be asked.
+    /// Its runners; `None` if GitHub did not answer.
     pub runners: Option<Vec<RunnerStatus>>,
 }
 
@@ -64,15 +65,14 @@ pub struct RunnerStatus {
     /// Its id at GitHub.
     pub id: u64,
     pub name: String,
-    /// How it is.
     pub state: RunnerState,
     /// Its instance, if the group has it.
     pub instance: Option<InstanceId>,
-    /// Its version, where GitHub tells.
+    /// Its version, if GitHub reports it.
     pub version: Option<String>,
 }
 
-/// How a runner is.
+/// The state of a runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunnerState {
@@ -80,7 +80,7 @@ pub enum RunnerState {
     Idle,
     /// Online, with a job.
     Busy,
-    /// Not online; its instance exists, or it has a job that GitHub has not given up yet.
+    /// Not online; its instance exists, or GitHub still assigns a job to it.
     Offline,
     /// Not online, and its instance is gone: what `--fix` removes.
     Orphaned,
@@ -108,18 +108,18 @@ pub struct ImageStatus {
     pub ami: AmiId,
     /// The variant that it is the newest of, if it is.
     pub newest_of: Option<ImageVariant>,
-    /// It exists.
+    /// Whether it exists.
     pub exists: bool,
-    /// When it was baked, where it is this account's.
+    /// When it was baked, if it belongs to this account.
     pub created: Option<SystemTime>,
-    /// Its runner's version, where its tags tell.
+    /// Its runner's version, if its tags name it.
     pub version: Option<RunnerVersion>,
-    /// How long GitHub serves that version, where it could be asked.
+    /// How long GitHub supports that version; `None` if GitHub did not answer.
     pub lifetime: Option<Lifetime>,
 }
 
 impl FleetStatus {
-    /// How many runners are in a state, where GitHub could be asked.
+    /// The number of runners in a state; `None` if GitHub did not answer.
     pub fn count(&self, state: RunnerState) -> Option<usize> {
         Some(self.runners.as_ref()?.iter().filter(|runner| runner.state == state).count())
     }
@@ -135,7 +135,7 @@ impl FleetStatus {
         runners.map(|runner| Orphan { id: runner.id, name: runner.name.clone() }).collect()
     }
 
-    /// Instances in service without a runner that is online; none where GitHub could not be asked.
+    /// Instances in service without an online runner; empty if GitHub did not answer.
     pub fn silent(&self) -> Vec<&InstanceId> {
         let Some(runners) = &self.runners else { return Vec::new() };
         let heard = |id: &InstanceId| {
@@ -146,10 +146,10 @@ impl FleetStatus {
     }
 }
 
-/// Looks at everything. Calls grow with fleets and with pages, not with instances.
+/// Observes the state. The number of calls grows with the number of fleets and pages, not of instances.
 ///
 /// # Errors
-/// What AWS answers. What GitHub answers is no error, but left open.
+/// AWS's errors. GitHub's errors become part of the report.
 pub async fn observe(
     config: &Config,
     fleets: &[&Fleet],
@@ -181,7 +181,7 @@ pub async fn observe(
     Ok(Report { at, fleets: statuses, strangers, images, keys, github: why.or(late) })
 }
 
-/// What was answered, or why it was not.
+/// Splits a result into the value and the reason why there is none.
 fn known<T>(answer: std::result::Result<T, impl Into<crate::Error>>) -> (Option<T>, Option<String>) {
     match answer {
         Ok(known) => (Some(known), None),
@@ -216,7 +216,7 @@ async fn fleet_status(
     })
 }
 
-/// A fleet's runners and how each is; pure. The runners must have been read before the group was.
+/// A fleet's runners with their states; pure. The caller must read the runners before the group.
 pub fn runners_of(fleet: &FleetName, runners: &[Runner], group: Option<&Group>) -> Vec<RunnerStatus> {
     let prefix = orphans::name_prefix(fleet);
     let orphans = orphans::among(fleet, runners, group);
@@ -286,7 +286,7 @@ async fn lifetime(
 }
 
 impl Report {
-    /// What somebody should look at, a line each; pure.
+    /// The problems that need attention, one line each; pure.
     pub fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self
             .github
@@ -300,7 +300,7 @@ impl Report {
         }
         notes.extend(self.fleets.iter().flat_map(fleet_notes));
         notes.extend(self.images.iter().filter_map(|image| self.image_note(image)));
-        let stranger = |stack| format!("stack {stack} is a fleet's that kiln.toml does not name");
+        let stranger = |stack| format!("stack {stack} belongs to a fleet that is not in kiln.toml");
         notes.extend(self.strangers.iter().map(stranger));
         notes
     }
@@ -308,11 +308,11 @@ impl Report {
     fn image_note(&self, image: &ImageStatus) -> Option<String> {
         let ImageStatus { ami, version, lifetime, .. } = image;
         if !image.exists {
-            return Some(format!("{ami} does not exist any more: `cargo xtask ami` bakes the image anew"));
+            return Some(format!("{ami} no longer exists: `cargo xtask ami` bakes the image again"));
         }
         let lifetime = lifetime.as_ref().filter(|lifetime| lifetime.urgency(self.at) > Urgency::None)?;
         let version = version.as_ref()?;
-        Some(format!("runner {version}, in {ami}, {}: `cargo xtask pin` moves on", lifetime.describe(self.at)))
+        Some(format!("runner {version}, in {ami}, {}: `cargo xtask pin` updates the pin", lifetime.describe(self.at)))
     }
 }
 
@@ -340,11 +340,11 @@ fn fleet_notes(fleet: &FleetStatus) -> Vec<String> {
     }
     match &fleet.baked {
         Some(baked) if fleet.record.rejected.as_ref() == Some(baked) => {
-            notes.push(format!("fleet {name}: {baked} is the newest image, and was rolled back from"));
+            notes.push(format!("fleet {name}: {baked} is the newest image, but a rollback rejected it"));
         }
         Some(baked) if fleet.stack.is_some() && fleet.image.as_ref() != Some(baked) => {
             notes.push(format!(
-                "fleet {name}: {baked} is newer than what it launches; `cargo xtask deploy` rolls it out"
+                "fleet {name}: {baked} is newer than the image that it launches; `cargo xtask deploy` rolls it out"
             ));
         }
         _ => {}

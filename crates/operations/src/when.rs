@@ -1,11 +1,11 @@
-//! Points in time as people and machines read them.
+//! Formats and parses points in time.
 
 use std::time::{Duration, SystemTime};
 
 /// A day.
 pub const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// From RFC 3339, as GitHub and EC2 write it.
+/// Parses RFC 3339, the format of GitHub and EC2.
 pub fn parse(text: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339(text).ok()
 }
@@ -15,7 +15,7 @@ pub fn stamp(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
 }
 
-/// `2026-12-20`, by UTC.
+/// `2026-12-20`, in UTC.
 pub fn date(at: SystemTime) -> String {
     stamp(at).chars().take(10).collect()
 }
@@ -30,7 +30,7 @@ pub fn days(count: u64) -> String {
     format!("{count} {}", if count == 1 { "day" } else { "days" })
 }
 
-/// An age as a person says it: `42 days`, `5 h`, `12 min`.
+/// Formats an age: `42 days`, `5 h`, `12 min`.
 pub fn age(from: SystemTime, now: SystemTime) -> String {
     let secs = now.duration_since(from).unwrap_or_default().as_secs();
     match secs {

@@ -70,7 +70,7 @@ async fn a_pipeline_is_told_in_time_and_the_pins_move() {
     // What is pinned is fresh; what was baked from the former pin is not.
     let (code, document, said) = check(&world).await;
     assert_eq!(code, Some(8), "{said}");
-    assert!(said.contains("hint: kiln.toml is fresh: run `cargo xtask ami`"), "{said}");
+    assert!(said.contains("hint: kiln.toml is up to date: run `cargo xtask ami`"), "{said}");
     assert_eq!(urgencies(&document), [("pinned", "none"), ("recorded", "due"), ("deployed", "due")]);
     assert_eq!(world.aws.mutations(), before, "pin changes nothing in AWS");
 

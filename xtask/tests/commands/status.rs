@@ -95,7 +95,7 @@ async fn it_tells_what_is_there_and_deletes_only_orphans() {
 
     // An image whose runner ends, and a GitHub that does not answer.
     world.github.announce_end(VERSIONS[0], Some(Duration::from_secs(5 * 24 * 3600)), None);
-    assert!(warns(&status(&world).await, "as announced by GitHub: `cargo xtask pin` moves on"));
+    assert!(warns(&status(&world).await, "as announced by GitHub: `cargo xtask pin` updates the pin"));
     world.github.suspend(true);
     let mute = status(&world).await;
     assert_eq!(

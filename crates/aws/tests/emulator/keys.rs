@@ -195,7 +195,7 @@ async fn a_key_that_github_refuses_once_it_serves_gives_way_to_the_former_one() 
             }
             let error = applied.unwrap_err();
             assert_eq!(error.code, Code::GitHubBadKey, "{error}");
-            assert!(error.message.contains(&format!("{} serves in {store}", first.fingerprint())), "{error}");
+            assert!(error.message.contains(&format!("{} is current in {store}", first.fingerprint())), "{error}");
         }
         let current = cloud.current_key(&names, store).await.unwrap().unwrap();
         assert_eq!(current.fingerprint, first.fingerprint(), "{store}");
@@ -333,7 +333,7 @@ async fn a_rotation_waits_for_a_kms_that_is_slow_and_says_what_it_waited_for_in_
     there.local.delay_aliases(Duration::from_secs(3600));
     let error = rotate(&third).await.unwrap_err();
     assert_eq!(error.code, Code::SignFailed, "{error}");
-    assert!(error.message.contains(&format!("{} serves in kms", second.fingerprint())), "{error}");
+    assert!(error.message.contains(&format!("{} is current in kms", second.fingerprint())), "{error}");
     let current = cloud.current_key(&names(), KeyStore::Kms).await.unwrap().unwrap();
     assert_eq!(current.fingerprint, second.fingerprint());
     there.local.shutdown().await;

@@ -154,7 +154,7 @@ async fn a_snapshot_in_use_is_told_and_left_until_nothing_uses_it() {
     // From then on it is known to be in use, and found again once it is not.
     let observed = place.observed().await;
     assert!(place.plan(1, false, &observed).is_empty());
-    assert_eq!(prune::held(&observed)[0].to_string(), format!("{snapshot} stays: {copy} was made from it"));
+    assert_eq!(prune::held(&observed)[0].to_string(), format!("{snapshot} stays: {copy} uses it"));
     place.there.local.deregister_image(&copy).await.unwrap();
     let plan = place.plan(1, false, &place.observed().await);
     assert_eq!(plan.steps.len(), 1, "{plan}");

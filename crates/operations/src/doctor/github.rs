@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::ports::Cloud;
 use crate::rotate_key::USER_AGENT;
 
-/// What Kiln asks of an installation; GitHub gives `metadata: read` with everything.
+/// The permission that Kiln needs. GitHub adds `metadata: read` to every installation.
 const PERMISSION: &str = "organization_self_hosted_runners";
 
 pub(super) async fn examine(config: &Config, cloud: &impl Cloud) -> Vec<Finding> {
@@ -73,7 +73,11 @@ async fn examine_with(config: &Config, signer: Arc<dyn AppSigner>) -> Vec<Findin
     findings.extend(permissions(&installation.permissions));
     let granted = installation.permissions.get(PERMISSION).is_some_and(|granted| granted == "write");
     if !serves || !granted {
-        findings.push(Finding::unknown("runner-groups", "the App may not ask", "mend its installation first"));
+        findings.push(Finding::unknown(
+            "runner-groups",
+            "the App has no permission to list them",
+            "fix its installation first",
+        ));
         return findings;
     }
     let organization = OrgClient::new(
@@ -102,7 +106,7 @@ fn is_the_app(config: &Config, app: &App) -> Finding {
     Finding::wrong(
         "app",
         format!("GitHub knows the key as App `{}` ({}), not as {}", app.slug, app.id, config.app.id.issuer()),
-        "[app] in kiln.toml names the App; its keys are made in that App's settings",
+        "[app] in kiln.toml names the App; generate its keys in that App's settings",
     )
 }
 
@@ -123,14 +127,14 @@ fn is_installed(config: &Config, installation: &Installation) -> Finding {
         return Finding::wrong(
             check,
             format!("the App's installation in `{organization}` is suspended since {since}"),
-            "an owner of the organization can lift that: Settings, GitHub Apps, Configure, Unsuspend",
+            "an owner of the organization can unsuspend it: Settings, GitHub Apps, Configure, Unsuspend",
         );
     }
     match config.app.installation_id {
         Some(id) if id != installation.id => Finding::wrong(
             check,
             format!("kiln.toml says installation {id}, the one in `{organization}` is {}", installation.id),
-            format!("write `installation_id = {}`, or leave it out", installation.id),
+            format!("set `installation_id = {}`, or remove it", installation.id),
         ),
         Some(id) => Finding::good(check, format!("{id} in `{organization}`")),
         None => Finding::notice(
@@ -163,7 +167,7 @@ fn permissions(granted: &BTreeMap<String, String>) -> Vec<Finding> {
         findings.push(Finding::notice(
             check,
             format!("more than Kiln asks for: {}", more.join(", ")),
-            "take away what nothing else needs: whoever gets at the key has all of it",
+            "remove permissions that nothing else needs: anyone who gets the key has all of them",
         ));
     }
     findings
@@ -186,7 +190,7 @@ async fn groups(config: &Config, organization: &OrgClient) -> Vec<Finding> {
                     fleet.name, config.organization, fleet.runner_group
                 ),
                 format!(
-                    "it has: {}; name one in `runner_group`, or make it in the organization's settings",
+                    "it has: {}; set one of them as `runner_group`, or create the group in the organization's settings",
                     known.join(", ")
                 ),
             ));
@@ -197,11 +201,11 @@ async fn groups(config: &Config, organization: &OrgClient) -> Vec<Finding> {
     findings
 }
 
-/// Refuses a fleet whose runner group is open to public repositories: whoever opens a pull request there would run code
-/// on its instances.
+/// Fails if a fleet's runner group allows public repositories: anyone who opens a pull request there could run code on its
+/// instances.
 ///
 /// # Errors
-/// [`Code::RunnerGroupPublic`], or GitHub's own.
+/// [`Code::RunnerGroupPublic`]; GitHub's errors.
 pub async fn require_private_group(fleet: &Fleet, organization: &OrgClient) -> Result<()> {
     let groups = organization.runner_groups().await?;
     let open = groups.iter().any(|group| group.name == fleet.runner_group && group.allows_public_repositories);
@@ -210,12 +214,12 @@ pub async fn require_private_group(fleet: &Fleet, organization: &OrgClient) -> R
     }
     let message = format!("fleet `{}`: public repositories may use runner group `{}`", fleet.name, fleet.runner_group);
     Err(Error::new(Code::RunnerGroupPublic, message).hint(
-        "disallow it in the group's settings (organization, Actions, Runner groups); or, where whoever opens a pull request \
+        "disallow it in the group's settings (organization, Actions, Runner groups); or, if anyone who opens a pull request \
          there may run code on your instances, give --allow-public-repositories",
     ))
 }
 
-/// May any repository use the group, and only such as should?
+/// Checks that repositories may use the group, and that no public ones may.
 async fn allows(fleet: &str, group: &RunnerGroup, organization: &OrgClient) -> Finding {
     let check = "runner-groups";
     let name = &group.name;
@@ -236,7 +240,7 @@ async fn allows(fleet: &str, group: &RunnerGroup, organization: &OrgClient) -> F
         return Finding::notice(
             check,
             format!("fleet `{fleet}`: public repositories may use runner group `{name}`"),
-            "whoever opens a pull request there runs code on your instances: disallow it in the group's settings; `deploy` \
+            "anyone who opens a pull request there can run code on your instances: disallow it in the group's settings; `deploy` \
              refuses without --allow-public-repositories",
         );
     }

@@ -1,4 +1,4 @@
-//! How `prune` removes: an image's snapshots are marked first, so that whoever comes after an interruption finds them.
+//! Removes images. First it tags an image's snapshots, so that the run after an interruption finds them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,14 +11,13 @@ use crate::plan::{Plan, Tally};
 use crate::ports::{CloudErrorKind, Inventory, Progress};
 use crate::wait::Pace;
 
-/// A deregistered AMI lets go of its snapshots within seconds.
+/// How long EC2 may refuse to delete the snapshots of a deregistered AMI. It takes seconds.
 const RELEASE_BOUND: Duration = Duration::from_secs(60);
 
-/// Carries the plan out. The result is the snapshots that EC2 would not delete, as an AMI was made from them meanwhile:
-/// they stay.
+/// Carries out the plan. Returns the snapshots that EC2 refused to delete because an AMI was made from them meanwhile; they stay.
 ///
 /// # Errors
-/// The first step that fails, with the steps done before it. The same command again goes on from there.
+/// The error of the first step that fails, with the steps done before it. The same command then resumes.
 pub async fn apply(plan: &Plan<Step>, cloud: &impl Inventory, progress: &dyn Progress) -> Result<Vec<SnapshotId>> {
     let (mut tally, mut stuck) = (Tally::new(plan, progress), Vec::new());
     for step in &plan.steps {
@@ -53,7 +52,7 @@ async fn apply_step(step: &Step, cloud: &impl Inventory) -> Result<Vec<SnapshotI
     Ok(stuck)
 }
 
-/// EC2 refuses while it still takes the snapshot for an AMI's. Is false where it does not stop to.
+/// Deletes a snapshot. EC2 refuses while it still considers the snapshot in use by an AMI. Returns false if it keeps refusing.
 async fn delete(snapshot: &SnapshotId, cloud: &impl Inventory) -> Result<bool> {
     let mut pace = Pace::new(RELEASE_BOUND);
     loop {

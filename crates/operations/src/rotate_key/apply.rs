@@ -1,5 +1,5 @@
-//! Carries a plan out. Until a store's promotion its former key serves, and it serves again where GitHub does not accept
-//! what was promoted.
+//! Carries out a plan. Until the promotion the store's former key is in use; if GitHub does not accept the promoted key, the former key
+//! becomes the current one again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,19 +19,19 @@ use crate::plan::{Plan, Tally};
 use crate::ports::{CloudError, CloudErrorKind, KeyNames, Keys, Progress};
 use crate::wait::Pace;
 
-/// KMS moves an alias within seconds, but takes up to five minutes until policies that go by aliases or tags let a role use
-/// the key behind it; the pause before the last look is fifteen seconds.
+/// How long to wait until the store signs with the new key. KMS moves an alias within seconds, but policies with conditions on aliases
+/// or tags may take up to five minutes to allow the new key. The pause before the last check is 15 s.
 ///
 /// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/alias-authorization.html>
 pub const SETTLE_BOUND: Duration = Duration::from_secs(330);
 
-/// What an alias is asked to sign, to tell which key is behind it. It is no JWT, so nobody can use its signature.
+/// The message to sign to find out which key an alias points to. It is not a JWT, so its signature is useless to others.
 const PROBE: &[u8] = b"kiln: which key is this?";
 
-/// Carries the plan out. `key` is the one to be staged, for a rotation.
+/// Carries out the plan. `key` is the key to store, for a rotation.
 ///
 /// # Errors
-/// The first step that fails, with the steps done before it and what serves now.
+/// The error of the first step that fails, with the steps done before it and the keys in use.
 pub async fn apply(
     config: &Config,
     key: Option<&Arc<AppKey>>,
@@ -59,11 +59,11 @@ struct Work<'a, C> {
     key: Option<&'a Arc<AppKey>>,
     cloud: &'a C,
     progress: &'a dyn Progress,
-    /// Keys in the stores, what this run staged among them.
+    /// The keys in the stores, including those that this run stored.
     stored: Vec<StoredKey>,
-    /// What instances sign with, by store.
+    /// The key that instances sign with, by store.
     serving: BTreeMap<KeyStore, Option<Fingerprint>>,
-    /// What this run took out of service, by store.
+    /// The key that this run replaced, by store.
     former: BTreeMap<KeyStore, StoredKey>,
 }
 
@@ -138,8 +138,8 @@ impl<'a, C: Keys> Work<'a, C> {
         }
     }
 
-    /// Waits until the store signs with this key where an instance asks for the current one. PKCS#1 v1.5 is deterministic:
-    /// the same signature is the same key.
+    /// Waits until the store signs with this key when an instance uses the current key. PKCS#1 v1.5 signatures are deterministic, so
+    /// equal signatures mean equal keys.
     async fn settle(&self, key: &StoredKey) -> Result<()> {
         let failed = |error: SignError| Error::new(Code::SignFailed, error.to_string()).caused_by(error);
         let by_id = self.cloud.key_signer(self.names, key);
@@ -149,7 +149,7 @@ impl<'a, C: Keys> Work<'a, C> {
             let signed = async { Ok::<_, SignError>((by_id.sign(PROBE).await?, current.sign(PROBE).await?)) };
             let refused = match signed.await {
                 Ok((expected, signature)) if signature == expected => return Ok(()),
-                // The key before.
+                // The store still uses the former key.
                 Ok(_) => None,
                 Err(error) if error.retryable || is_denied(&error) => Some(error),
                 Err(error) => return Err(failed(error)),
@@ -161,7 +161,7 @@ impl<'a, C: Keys> Work<'a, C> {
         }
     }
 
-    /// GitHub does not accept what was promoted: the former key serves again.
+    /// Makes the former key the current one again after GitHub did not accept the promoted key.
     async fn go_back(&mut self, step: &Step, error: Error) -> Error {
         let Step::ProveCurrent { store, .. } = step else { return error };
         let Some(former) = self.former.remove(store) else { return error };
@@ -172,8 +172,9 @@ impl<'a, C: Keys> Work<'a, C> {
                 error
             }
             Err(undo) => {
-                let message = format!("{}; and the former key does not serve again: {undo}", error.message);
-                let hint = "`cargo xtask rotate-key --rollback` tries once more".to_owned();
+                let message =
+                    format!("{}; and the former key could not be made the current one again: {undo}", error.message);
+                let hint = "`cargo xtask rotate-key --rollback` tries the rollback again".to_owned();
                 Error { message, hint: Some(hint), ..error }
             }
         }
@@ -184,8 +185,8 @@ impl<'a, C: Keys> Work<'a, C> {
             .serving
             .iter()
             .map(|(store, serving)| match serving {
-                Some(fingerprint) => format!("{fingerprint} serves in {store}"),
-                None => format!("no key serves in {store} yet"),
+                Some(fingerprint) => format!("{fingerprint} is current in {store}"),
+                None => format!("no key is current in {store} yet"),
             })
             .collect();
         Error { message: format!("{}; {}", error.message, serving.join(", ")), ..error }
@@ -194,17 +195,18 @@ impl<'a, C: Keys> Work<'a, C> {
 
 fn not_settled(key: &StoredKey) -> Error {
     let secs = SETTLE_BOUND.as_secs();
-    Error::new(Code::KeyNotSettled, format!("{} still signs with the key before, {secs} s later", key.store))
-        .hint("run the same command again: it continues from there")
+    Error::new(Code::KeyNotSettled, format!("{} still signs with the former key after {secs} s", key.store))
+        .hint("run the same command again: it resumes there")
 }
 
-/// Refused for want of a right: for minutes after an alias was moved this may only mean that KMS does not see it yet.
+/// Whether the caller lacked a permission. For minutes after an alias was moved, that may only mean that KMS does not see the change
+/// yet.
 fn is_denied(error: &SignError) -> bool {
     let cause = error.source.as_ref().and_then(|source| source.downcast_ref::<CloudError>());
     cause.is_some_and(|cause| cause.kind == CloudErrorKind::AccessDenied)
 }
 
-/// A key that served once, and still is, or just was, in a store.
+/// A key that was in use before and is, or was until now, in a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Former {
     /// The key.
@@ -213,7 +215,7 @@ pub struct Former {
     pub keep_until: Option<Timestamp>,
 }
 
-/// The keys that have served and don't any more once the plan is carried out: those that a person deletes at GitHub.
+/// The keys that are no longer in use after the plan, which a person must delete at GitHub.
 pub fn formers(observed: &Observed, plan: &Plan<Step>) -> Vec<Former> {
     let mut serving: BTreeMap<KeyStore, Fingerprint> = observed
         .stores

@@ -1,4 +1,4 @@
-//! What has to be done; pure.
+//! Makes the plans of `rotate-key`. Pure functions.
 
 use std::fmt;
 
@@ -11,26 +11,25 @@ use crate::error::{Error, Result};
 use crate::keys::{HeldKey, KeyRecord, KeyState, Timestamp};
 use crate::plan::Plan;
 
-/// A key that is staged is left over, should no run go on with it, after a day at the earliest: it must not be taken away
-/// from one that is under way.
+/// A staged key becomes deletable after one day, so that a concurrent rotation can still use it.
 const STAGED_DAYS: u32 = 1;
 
-/// A store that no fleet uses any more is kept two days at least: Auto Scaling lets an instance that was launched with it
-/// finish its job for up to 48 hours, in which it signs.
+/// The key of a store that no fleet uses any more is kept for at least two days: an instance that was launched with it may run its
+/// job for up to 48 hours, and signs during that time.
 const LEFT_STORE_DAYS: u32 = 2;
 
 /// A step of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// Store the key, unused as yet.
+    /// Store the key without using it yet.
     Stage {
         store: KeyStore,
         /// The key.
         fingerprint: Fingerprint,
-        /// What to write beside it.
+        /// The record to store with it.
         record: KeyRecord,
     },
-    /// See GitHub accept a signature made by a key in its store that is not the current one.
+    /// Check that GitHub accepts a signature of a stored key that is not the current one.
     ProveStored {
         store: KeyStore,
         /// The key.
@@ -41,7 +40,7 @@ pub enum Step {
         store: KeyStore,
         /// The key.
         fingerprint: Fingerprint,
-        /// What served before, with the record it gets.
+        /// The former key, with its new record.
         former: Option<HeldKey>,
     },
     /// Make the former key the current one again.
@@ -49,38 +48,37 @@ pub enum Step {
         store: KeyStore,
         /// The former key.
         to: HeldKey,
-        /// What is current, with the record it gets.
+        /// The current key, with its new record.
         from: HeldKey,
     },
-    /// See GitHub accept a signature made the way an instance makes it, by this key.
+    /// Check that GitHub accepts a signature that is made with this key in the way in which an instance signs.
     ProveCurrent {
         store: KeyStore,
         /// The key.
         fingerprint: Fingerprint,
     },
-    /// Write down since when the current key serves, and that GitHub accepted it.
+    /// Record since when the key is the current one, and that GitHub accepted it.
     Record {
         store: KeyStore,
         /// The key.
         fingerprint: Fingerprint,
-        /// What to write.
         record: KeyRecord,
     },
-    /// Set a date for the key of a store that no fleet uses any more.
+    /// Set the deletion date of the key of a store that no fleet uses any more.
     Leave {
-        /// The key, with the record it gets.
+        /// The key, with its new record.
         held: HeldKey,
-        /// That record's date.
+        /// The date in that record.
         until: Timestamp,
     },
-    /// Let the store delete a key that was kept for long enough.
+    /// Delete a key whose date has passed.
     Retire {
         /// The key.
         held: HeldKey,
-        /// Until when it was kept.
+        /// The date until which it was kept.
         until: Timestamp,
     },
-    /// Let a store that no fleet uses any more delete all it has.
+    /// Delete all keys from a store that no fleet uses any more.
     RetireStore { store: KeyStore },
 }
 
@@ -121,7 +119,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// A former key and for how long it is kept.
+/// Displays a former key and until when it is kept.
 struct Kept<'a>(&'a HeldKey);
 
 impl fmt::Display for Kept<'_> {
@@ -134,7 +132,7 @@ impl fmt::Display for Kept<'_> {
     }
 }
 
-/// The record of a current key is as it has to be.
+/// Whether the record of the current key is complete.
 fn is_recorded(held: &HeldKey) -> bool {
     let KeyRecord { since, proved, keep_until, rolled_back } = held.record;
     !held.managed || (since.is_some() && proved.is_some() && keep_until.is_none() && rolled_back.is_none())
@@ -148,14 +146,14 @@ fn prove_and_record(store: KeyStore, fingerprint: &Fingerprint, since: Timestamp
     ]
 }
 
-/// The key that stops serving, with its date.
+/// The former key, with a record of the date until which it is kept.
 fn kept(held: &HeldKey, now: Timestamp, keep_days: u32) -> HeldKey {
     let record =
         KeyRecord { since: held.since(), keep_until: Some(now.plus_days(keep_days)), rolled_back: None, ..held.record };
     HeldKey { record, ..held.clone() }
 }
 
-/// Makes a key, proved by now, the current one in every store that is used; retires what is due.
+/// The plan that makes a checked key the current one in every store in use, and retires keys whose date has passed.
 pub fn plan_rotation(observed: &Observed, fingerprint: &Fingerprint, keep_days: u32) -> Plan<Step> {
     let mut steps = Vec::new();
     for store in observed.stores.iter().filter(|store| store.is_used()) {
@@ -194,10 +192,10 @@ fn rotate_store(
     steps.extend(prove_and_record(store, fingerprint, since, now));
 }
 
-/// Goes back to the former key in every store that keeps one.
+/// The plan that makes the former key the current one again in every store that has one.
 ///
 /// # Errors
-/// [`crate::Kind::Precondition`] when none does.
+/// [`crate::Kind::Precondition`] if no store has one.
 pub fn plan_rollback(observed: &Observed, keep_days: u32) -> Result<Plan<Step>> {
     let now = observed.now;
     let mut steps = Vec::new();
@@ -223,13 +221,13 @@ pub fn plan_rollback(observed: &Observed, keep_days: u32) -> Result<Plan<Step>> 
         Some(serving) if went_back || !steps.is_empty() => {
             Ok(Plan { subject, steps, settled: format!("{serving} serves again already") })
         }
-        _ => Err(Error::new(Code::NoPreviousKey, "no former key is kept in any store, so there is none to go back to")
-            .hint("a new key always works: generate one in the App's settings, and give it with --pem")),
+        _ => Err(Error::new(Code::NoPreviousKey, "no key store has a former key, so there is none to roll back to")
+            .hint("a new key always works: generate one in the App's settings and install it with --pem")),
     }
 }
 
-/// Retires what is due, and nothing else. A store whose current key GitHub does not accept keeps its former one: instances
-/// sign with it then.
+/// The plan that retires keys whose date has passed, and nothing else. If GitHub does not accept a store's current key, the store keeps
+/// its former key, because instances then sign with it.
 pub fn plan_retirement(observed: &Observed, keep_days: u32) -> Plan<Step> {
     let mut due = Vec::new();
     retire(observed, None, keep_days, &mut due);
@@ -246,8 +244,7 @@ pub fn plan_retirement(observed: &Observed, keep_days: u32) -> Plan<Step> {
     Plan { subject: "former App keys".to_owned(), steps, settled: "none is due".to_owned() }
 }
 
-/// What has been kept for long enough: former keys, and stores that no fleet uses any more. `promoted` becomes, or is, the
-/// current key.
+/// Adds the steps that retire former keys and unused stores whose date has passed. `promoted` is, or becomes, the current key.
 fn retire(observed: &Observed, promoted: Option<&Fingerprint>, keep_days: u32, steps: &mut Vec<Step>) {
     let due = |held: &HeldKey| {
         let ends = held.record.keep_until.filter(|until| *until <= observed.now);
@@ -256,7 +253,7 @@ fn retire(observed: &Observed, promoted: Option<&Fingerprint>, keep_days: u32, s
     for ObservedStore { store, contents, used: _ } in observed.stores.iter().filter(|store| store.is_used()) {
         let promoting =
             promoted.is_some_and(|fingerprint| contents.serving().is_none_or(|held| held.fingerprint() != fingerprint));
-        // Secrets Manager has room for one: the promotion itself pushes it out.
+        // Secrets Manager keeps only one previous version: the promotion itself removes the older one.
         let pushed_out = promoting && *store == KeyStore::SecretsManager;
         let previous = contents.previous.iter().filter(|_| !pushed_out);
         for held in previous.chain(&contents.others).filter(|held| promoted != Some(held.fingerprint())) {

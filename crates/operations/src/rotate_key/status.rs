@@ -15,58 +15,58 @@ use crate::error::{Error, Kind, Result};
 use crate::keys::{HeldKey, KeyState, Timestamp};
 use crate::ports::Cloud;
 
-/// What a key is to its store.
+/// The role of a key in its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Instances sign with it.
     Current,
-    /// They did before, and it is kept.
+    /// Instances signed with it before, and it is kept.
     Previous,
-    /// Neither: staged, displaced, or on its way out.
+    /// Neither: staged, replaced, or being deleted.
     Other,
 }
 
-/// What GitHub says to a signature, now.
+/// GitHub's answer to a signature of the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acceptance {
-    /// It is the App's.
+    /// GitHub accepts it as the App's.
     Accepted,
-    /// It is not: deleted there, or another App's.
+    /// GitHub refuses it: it was deleted there, or is another App's.
     Refused(String),
-    /// It could not be asked, or the store does not sign.
+    /// GitHub did not answer, or the store does not sign.
     Unknown(String),
 }
 
-/// A key.
+/// A key and its state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Who signs with the store's key.
+    /// What uses the store's key.
     pub used: StoreUse,
-    /// What it is there.
+    /// The key's role in the store.
     pub role: Role,
     /// The key.
     pub held: HeldKey,
-    /// What GitHub says.
+    /// GitHub's answer.
     pub acceptance: Acceptance,
 }
 
-/// All of them.
+/// The state of all keys.
 #[derive(Debug, Clone)]
 pub struct Status {
-    /// When it was looked.
+    /// The time of the observation.
     pub now: Timestamp,
-    /// Stores that are used and have no key.
+    /// Stores that are in use and have no key.
     pub empty: Vec<KeyStore>,
     /// The keys.
     pub rows: Vec<Row>,
-    /// The page with the App's settings, where GitHub accepted a key.
+    /// The URL of the App's settings, if GitHub accepted a key.
     pub settings_url: Option<String>,
 }
 
-/// Looks at the stores, and asks GitHub about every key that can sign.
+/// Observes the stores, and checks every key that can sign at GitHub.
 ///
 /// # Errors
-/// What AWS answers; what GitHub answers is part of the status.
+/// AWS's errors. GitHub's answers are part of the status.
 pub async fn status(config: &Config, cloud: &impl Cloud, now: Timestamp) -> Result<Status> {
     let Observed { stores, .. } = observe(config, cloud, now).await?;
     let names = key_names(config);
@@ -113,7 +113,7 @@ impl Row {
         self.held.since().map(|since| now.days_since(since))
     }
 
-    /// Kept until, deleted on, or why not.
+    /// The key's state: until when it is kept, or when it is deleted.
     fn fate(&self, now: Timestamp) -> String {
         let record = &self.held.record;
         match (self.held.state, record.keep_until) {
@@ -174,20 +174,20 @@ impl Row {
 }
 
 impl Status {
-    /// For a pipeline: an object with `now`, `settings_url` and `keys`.
+    /// The JSON document: an object with `now`, `settings_url` and `keys`.
     pub fn to_json(&self) -> Value {
         let keys: Vec<Value> = self.rows.iter().map(|row| row.json(self.now)).collect();
         json!({ "now": self.now.to_string(), "settings_url": self.settings_url, "keys": keys })
     }
 
-    /// Is all as it has to be?
+    /// Checks the keys in use.
     ///
     /// # Errors
-    /// [`crate::Kind::Precondition`] where a store in use has no key, [`crate::Kind::Access`] where GitHub refuses the one in use,
-    /// [`crate::Kind::Other`] where it can't be asked, [`crate::Kind::Due`] where one is older than so many days or of unknown age.
+    /// [`crate::Kind::Precondition`] if a store in use has no key, [`crate::Kind::Access`] if GitHub refuses a key in use,
+    /// [`crate::Kind::Other`] if GitHub does not answer, [`crate::Kind::Due`] if a key is older than `max_age_days` or of unknown age.
     pub fn check(&self, max_age_days: Option<u32>) -> Result<()> {
         if let Some(store) = self.empty.first() {
-            return Err(Error::new(Code::KeyNotInstalled, format!("no key serves in {store}"))
+            return Err(Error::new(Code::KeyNotInstalled, format!("no key is current in {store}"))
                 .hint("run `cargo xtask rotate-key --pem FILE`: its first run installs the key"));
         }
         for row in self.rows.iter().filter(|row| row.serves()) {
@@ -197,21 +197,21 @@ impl Status {
                 Acceptance::Accepted => {}
                 Acceptance::Refused(answer) => {
                     return Err(Error::new(Code::GitHubBadKey, what(&format!("GitHub does not accept it: {answer}"))).hint(
-                        "go back with `cargo xtask rotate-key --rollback` while the former key is kept, or generate a key \
-                         in the App's settings and give it with --pem",
+                        "roll back with `cargo xtask rotate-key --rollback` while the former key is kept, or generate a key \
+                         in the App's settings and install it with --pem",
                     ));
                 }
                 Acceptance::Unknown(answer) => {
-                    return Err(Error::new(Code::KeyUnproved, what(&format!("it can't be proved: {answer}"))));
+                    return Err(Error::new(Code::KeyUnproved, what(&format!("it could not be checked: {answer}"))));
                 }
             }
             let Some(most) = max_age_days else { continue };
             let age = row.age_days(self.now);
             if age.is_none_or(|age| age > u64::from(most)) {
-                let age = age.map_or("for nobody knows how long".to_owned(), |age| format!("for {age} days"));
-                let message = format!("key {fingerprint} serves in {store} {age}, more than {most}");
+                let age = age.map_or("for an unknown time".to_owned(), |age| format!("for {age} days"));
+                let message = format!("key {fingerprint} has been in use in {store} {age}, more than {most}");
                 return Err(Error::new(Code::Due, message).hint(
-                    "generate a new key in the App's settings, and give it with `cargo xtask rotate-key --pem FILE`",
+                    "generate a new key in the App's settings, and install it with `cargo xtask rotate-key --pem FILE`",
                 ));
             }
         }
@@ -219,7 +219,7 @@ impl Status {
     }
 }
 
-/// A table, a line a key.
+/// A table with one line for each key.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since = |moment: Option<Timestamp>| moment.map_or("-".to_owned(), Timestamp::date);

@@ -112,7 +112,7 @@ fn a_superseded_version_keeps_its_image_unless_told_otherwise() {
 #[test]
 fn what_an_interrupted_run_left_comes_first() {
     let plan = plan_of(&config(), 1, false, &Observed { left: vec![left()], ..observed(&[1, 7]) });
-    assert_eq!(steps(&plan)[0], "delete snap-0000aaaa (30 GiB), left of ami-0000aaaa");
+    assert_eq!(steps(&plan)[0], "delete snap-0000aaaa (30 GiB), left over from ami-0000aaaa");
     assert_eq!(plan.steps.len(), 2, "{plan}");
 }
 
@@ -126,9 +126,9 @@ fn a_snapshot_that_another_ami_was_made_from_stays() {
     let plan = plan_of(&config(), 1, false, &observed);
     assert_eq!(
         plan.steps[0].to_string(),
-        format!("remove ami-00000007 ({X86}, 7 days old, 0 GiB)\nsnap-00000007 stays: ami-0000bbbb was made from it")
+        format!("remove ami-00000007 ({X86}, 7 days old, 0 GiB)\nsnap-00000007 stays: ami-0000bbbb uses it")
     );
     assert_eq!(plan.steps.len(), 1, "what is left of an earlier run stays too: {plan}");
     let held: Vec<String> = prune::held(&observed).iter().map(ToString::to_string).collect();
-    assert_eq!(held, ["snap-0000aaaa stays: ami-0000cccc was made from it"]);
+    assert_eq!(held, ["snap-0000aaaa stays: ami-0000cccc uses it"]);
 }
