@@ -1,4 +1,4 @@
-//! What the account allows and holds: IAM's simulation, instance types, subnets, quotas.
+//! Permissions (IAM's policy simulation), instance types, subnets and quotas of the account.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use kiln_operations::ports::{Account, Caller, Identity as _, InstanceTypeFacts, 
 use crate::Aws;
 use crate::pages::pages;
 
-/// IAM's own limit for a simulation's list of actions is far above it.
+/// The number of actions in one simulation. IAM's limit is far higher.
 const MOST_ACTIONS: usize = 100;
 
 fn filter(name: &str, values: &[String]) -> Filter {
@@ -17,7 +17,7 @@ fn filter(name: &str, values: &[String]) -> Filter {
 }
 
 impl Aws {
-    /// What IAM simulates for: the caller's user, or the role behind its session. `None` for the root user.
+    /// The principal to simulate: the caller's user, or the role of its session. `None` for the root user.
     async fn policy_source(&self, caller: &Caller) -> Result<Option<String>> {
         if caller.arn.ends_with(":root") {
             return Ok(None);
@@ -25,7 +25,7 @@ impl Aws {
         let Some((_, session)) = caller.arn.split_once(":assumed-role/") else {
             return Ok(Some(caller.arn.clone()));
         };
-        // A session's ARN leaves out the role's path.
+        // The ARN of a session does not contain the role's path.
         let role = session.split('/').next().unwrap_or_default();
         let answer = self.iam.get_role().role_name(role).send().await;
         let answer = answer.map_err(|error| self.failed(format!("read role `{role}`"), error))?;
@@ -39,7 +39,7 @@ impl Aws {
         actions: &[String],
     ) -> Result<BTreeSet<String>> {
         let entry = |(name, value): &(&str, &str)| {
-            // Of a list, such as the services that a call came by, a condition may ask for any.
+            // A condition on a multivalued key, such as `aws:CalledVia`, may match any of its values.
             let kind =
                 if *name == "aws:CalledVia" { ContextKeyTypeEnum::StringList } else { ContextKeyTypeEnum::String };
             ContextEntry::builder().context_key_name(*name).context_key_type(kind).context_key_values(*value).build()
@@ -59,7 +59,7 @@ impl Aws {
         Ok(denied.map(|result| result.eval_action_name).collect())
     }
 
-    /// Of every subnet its own route table; the VPC's main one where it has none.
+    /// The route table of each subnet: its own or, without one, the VPC's main route table.
     async fn route_tables(&self, subnets: &[Subnet]) -> Result<Vec<RouteTable>> {
         let vpcs: BTreeSet<String> = subnets.iter().filter_map(|subnet| subnet.vpc_id.clone()).collect();
         let vpcs: Vec<String> = vpcs.into_iter().collect();
@@ -87,7 +87,7 @@ fn way_out(subnet: &Subnet, tables: &[RouteTable]) -> WayOut {
     let routes = table_of(subnet, tables).map(RouteTable::routes).unwrap_or_default();
     let leads_out = |route: &&Route| {
         route.destination_cidr_block() == Some("0.0.0.0/0")
-            // A route whose target was deleted stays behind as a black hole.
+            // A route whose target was deleted remains in the state `blackhole`.
             && route.state().is_none_or(|state| state.as_str() != "blackhole")
     };
     match routes.iter().find(leads_out) {
@@ -99,14 +99,14 @@ fn way_out(subnet: &Subnet, tables: &[RouteTable]) -> WayOut {
     }
 }
 
-/// Keys and values of a simulated request's context.
+/// The context keys and values of a simulated request.
 type Context = &'static [(&'static str, &'static str)];
 
 impl Account for Aws {
     async fn lacking(&self, rights: &[Right]) -> Result<Vec<Right>> {
         let caller = self.caller().await?;
         let Some(source) = self.policy_source(&caller).await? else { return Ok(Vec::new()) };
-        // Each question is about one resource in one context.
+        // Each simulation is for one resource and one context.
         let mut asked: BTreeMap<(&str, Context), Vec<String>> = BTreeMap::new();
         for right in rights {
             asked.entry((&right.resource, right.context)).or_default().push(right.action.clone());
@@ -123,7 +123,7 @@ impl Account for Aws {
     }
 
     async fn instance_types(&self, names: &[String]) -> Result<Vec<InstanceTypeFacts>> {
-        // By a filter: a name that does not exist fails the whole call where it is a parameter.
+        // A filter, not a parameter: a parameter that does not exist makes the whole call fail.
         let list = self.ec2.describe_instance_types().filters(filter("instance-type", names));
         let pages = pages!(self, format!("describe instance types {}", names.join(", ")), list).await?;
         let found = pages.into_iter().flat_map(|page| page.instance_types.unwrap_or_default());
@@ -202,7 +202,7 @@ impl Account for Aws {
         let doing = || format!("read quota {code} of ec2");
         let quota = match self.quotas.get_service_quota().service_code("ec2").quota_code(code).send().await {
             Ok(answer) => answer.quota,
-            // An account that never asked for more has none of its own.
+            // An account that never requested an increase has only the default quota.
             Err(error) if error.as_service_error().is_some_and(|error| error.is_no_such_resource_exception()) => {
                 let answer =
                     self.quotas.get_aws_default_service_quota().service_code("ec2").quota_code(code).send().await;

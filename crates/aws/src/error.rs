@@ -1,4 +1,4 @@
-//! From the SDK's errors to the ports'.
+//! Converts the SDK's errors to the ports' errors.
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_runtime::retries::classifiers::THROTTLING_ERRORS;
@@ -8,13 +8,13 @@ use kiln_operations::ports::{CloudError, CloudErrorKind};
 
 use crate::Aws;
 
-/// The service's own words.
+/// The service's message.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Said(pub(crate) String);
 
 impl Aws {
-    /// Wraps a failed call; `doing` names it in the domain's words, with the id.
+    /// Converts the error of a call. `doing` describes the operation with the resource's id.
     pub(crate) fn failed<E, R>(&self, doing: impl Into<String>, error: SdkError<E, R>) -> CloudError
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -34,7 +34,7 @@ impl Aws {
         CloudError { doing: doing.into(), region: self.region.clone(), kind, source: Some(source) }
     }
 
-    /// What a service should not have answered, or did not answer in time.
+    /// An error for an unexpected response, or for a response that did not come in time.
     pub(crate) fn odd(&self, doing: impl Into<String>, what: impl Into<String>) -> CloudError {
         let source: Box<dyn std::error::Error + Send + Sync> = Box::new(Said(what.into()));
         CloudError {
@@ -46,7 +46,7 @@ impl Aws {
     }
 }
 
-/// An error's words, outermost first.
+/// The messages of an error and its sources, outermost first.
 fn chain(error: &dyn std::error::Error) -> Vec<String> {
     let mut chain = vec![error.to_string()];
     let mut source = error.source();
@@ -57,7 +57,7 @@ fn chain(error: &dyn std::error::Error) -> Vec<String> {
     chain
 }
 
-/// What a person needs to know of a chain: that there are no credentials, or what lies at its bottom.
+/// The part of an error chain that a person needs: that there are no credentials, or the innermost error.
 fn in_short(kind: CloudErrorKind, chain: &[String]) -> String {
     let says = |words: &str| chain.iter().any(|line| line.to_lowercase().contains(words));
     let last = chain.last().map_or("", String::as_str);
@@ -95,7 +95,7 @@ where
     }
 }
 
-/// Is the cause that no provider of the chain gave credentials? Nothing was sent then.
+/// Whether no provider of the chain returned credentials, so that no request was sent.
 fn lacks_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {

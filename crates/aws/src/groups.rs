@@ -36,7 +36,7 @@ impl Aws {
     }
 }
 
-/// A mixed-instances policy's template, or the plain one.
+/// The group's launch template, from its mixed instances policy if it has one.
 fn template_of(group: &AutoScalingGroup) -> Option<&LaunchTemplateSpecification> {
     group
         .mixed_instances_policy()
@@ -87,7 +87,7 @@ impl Groups for Aws {
         let describe = self.autoscaling.describe_scaling_activities().auto_scaling_group_name(name.as_str());
         let answer = match describe.max_records(100).send().await {
             Ok(answer) => answer,
-            // A group that is not there yet has launched nothing.
+            // A group that does not exist yet has launched nothing.
             Err(error) if error.message().is_some_and(|message| message.contains("not found")) => return Ok(Vec::new()),
             Err(error) => return Err(self.failed(format!("read the scaling activities of `{name}`"), error)),
         };
@@ -109,7 +109,7 @@ impl Groups for Aws {
         let specification =
             LaunchTemplateSpecification::builder().launch_template_id(&to.id).version(&to.version).build();
         let desired = match group.mixed_instances_policy() {
-            // Overrides and distribution stay as they are.
+            // The overrides and the instances distribution do not change.
             Some(policy) => {
                 let template = LaunchTemplate::builder()
                     .launch_template_specification(specification)
@@ -157,7 +157,7 @@ impl Groups for Aws {
     }
 
     async fn cancel_refresh(&self, name: &GroupName) -> Result<()> {
-        // Not for what is on its way out: a job may take hours.
+        // Do not wait for terminating instances: a job may take hours.
         let cancel = self.autoscaling.cancel_instance_refresh().wait_for_transitioning_instances(false);
         match cancel.auto_scaling_group_name(name.as_str()).send().await {
             Ok(_) => Ok(()),
@@ -185,7 +185,7 @@ impl Groups for Aws {
         let delete = self.autoscaling.delete_auto_scaling_group().auto_scaling_group_name(name.as_str());
         match delete.force_delete(true).send().await {
             Ok(_) => Ok(()),
-            // Auto Scaling has no code of its own for it.
+            // Auto Scaling has no specific error code for this.
             Err(error) if error.message().is_some_and(|message| message.contains("not found")) => Ok(()),
             Err(error) => Err(self.failed(format!("delete Auto Scaling group `{name}`"), error)),
         }
@@ -198,8 +198,8 @@ impl Groups for Aws {
     }
 }
 
-/// The activity, if it is a launch: `Launching a new EC2 instance: i-…` while it goes on, with `Status Reason: …` behind it
-/// where it failed.
+/// Converts an activity, if it is a launch. Its description is `Launching a new EC2 instance: i-…`, followed by `Status Reason: …` if
+/// the launch failed.
 ///
 /// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/as-verify-scaling-activity.html>
 fn launch_of(activity: &Activity) -> Option<Launch> {
@@ -218,7 +218,7 @@ fn launch_of(activity: &Activity) -> Option<Launch> {
     Some(Launch { id: activity.activity_id()?.to_owned(), instance: word.parse().ok(), outcome })
 }
 
-/// The model names the error with the suffix, the service answers without.
+/// The service model names the error with the suffix `Fault`; the service sends it without.
 fn none_runs(code: &str) -> bool {
     matches!(code, "ActiveInstanceRefreshNotFound" | "ActiveInstanceRefreshNotFoundFault")
 }

@@ -1,4 +1,4 @@
-//! Image Builder, and what EC2 and SSM know of images.
+//! Images: Image Builder, AMIs in EC2, and parameters in SSM.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,34 +21,34 @@ use kiln_operations::wait::Pace;
 
 use crate::Aws;
 
-/// SSM validates an `aws:ec2:image` value behind the call; it takes seconds.
+/// How long SSM may take to validate an `aws:ec2:image` value after the call. It takes seconds.
 const RECORD_BOUND: Duration = Duration::from_secs(60);
 
-/// A new instance profile takes seconds to be visible to other services.
+/// How long a new instance profile may be invisible to other services. It takes seconds.
 ///
 /// source: <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>, "Changes that I make are not always
 /// immediately visible"
 const PROFILE_BOUND: Duration = Duration::from_secs(120);
 
-/// A build has two workflows of some ten steps, a recipe a handful of builds: more pages than this are no answer to trust.
+/// The maximum number of pages to read. A build has two workflows with about ten steps each, and a recipe has a few builds.
 const MOST_PAGES: usize = 40;
 
 /// The prefix of Image Builder's own logs in the bucket.
 const LOG_PREFIX: &str = "logs";
 
-/// Image Builder has named what is not there in each of these ways.
+/// Image Builder's error codes for a resource that does not exist.
 fn is_absent<E: ProvideErrorMetadata>(error: &E) -> bool {
     matches!(error.code(), Some("ResourceNotFoundException" | "NotFoundException"))
         || error.code() == Some("InvalidParameterValueException")
             && error.message().is_some_and(|message| message.contains("does not exist"))
 }
 
-/// It exists already, which was the aim.
+/// Whether the error says that the resource already exists, which is success for a creation.
 fn is_present<E: ProvideErrorMetadata>(error: &E) -> bool {
     matches!(error.code(), Some("ResourceAlreadyExistsException"))
 }
 
-/// The instance profile was made a moment ago.
+/// Whether the error says that the instance profile does not exist, because it was created a moment ago.
 ///
 /// source: rhythmictech/terraform-aws-imagebuilder-pipeline#16: "The provided instance profile does not exist"
 fn is_invisible_profile<E: ProvideErrorMetadata>(error: &E) -> bool {
@@ -57,7 +57,7 @@ fn is_invisible_profile<E: ProvideErrorMetadata>(error: &E) -> bool {
     })
 }
 
-/// A name as Image Builder writes it in an ARN: in lower case, with hyphens in place of spaces and underscores.
+/// Converts a name to the form that Image Builder uses in ARNs: lower case, with hyphens instead of spaces and underscores.
 ///
 /// source: `botocore`, `imagebuilder/2019-12-02/service-2.json`, `Filter$name`: "the name segment of the resource ARN, which
 /// Image Builder converts to lowercase with hyphens in place of spaces and underscores"
@@ -70,14 +70,14 @@ fn tag_map(tags: &BTreeMap<String, String>) -> Option<std::collections::HashMap<
 }
 
 impl Aws {
-    /// The ARN that Image Builder gives a resource of that name. What it answers at a creation is compared with this.
+    /// The ARN that Image Builder gives to a resource with that name. It is compared with the ARN in the response to a creation.
     async fn arn(&self, kind: &str, name: &str) -> Result<String> {
         let caller = self.caller().await?;
         let name = arn_segment(name);
         Ok(format!("arn:{}:imagebuilder:{}:{}:{kind}/{name}", caller.partition, self.region, caller.account))
     }
 
-    /// A resource that was made under another ARN would not be found again.
+    /// Fails if a resource was created with an unexpected ARN, because Kiln would not find it again.
     fn require_arn(&self, doing: &str, wanted: &str, made: Option<&str>) -> Result<()> {
         match made {
             Some(made) if made != wanted => {
@@ -95,7 +95,7 @@ impl Aws {
         Ok(format!("{}/{}", self.arn("image-recipe", &id.name).await?, id.version))
     }
 
-    /// A token for calls whose repetition is harmless by itself.
+    /// A random client token, for calls that are safe to repeat without one.
     fn token() -> String {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         format!("kiln-{}", since.as_nanos())
@@ -109,7 +109,7 @@ impl Aws {
         }
     }
 
-    /// EC2 and SSM of another region, by the same credentials. The other services stay those of this one.
+    /// Clients for EC2 and SSM in another region, with the same credentials. The other services stay in this region.
     fn in_region(&self, region: &Region) -> Self {
         let (name, mut there) = (region.to_string(), self.clone());
         let ec2 = self.ec2.config().to_builder().region(aws_config::Region::new(name.clone())).build();
@@ -120,7 +120,7 @@ impl Aws {
         there
     }
 
-    /// One for each region, this one first.
+    /// The distributions of all regions, this region first.
     fn distributions_of(&self, doing: &str, wanted: &Distribution) -> Result<Vec<SdkDistribution>> {
         let parsed: std::result::Result<Region, _> = self.region.parse();
         let here = parsed.map_err(|error| self.odd(doing, error.to_string()))?;
@@ -142,7 +142,8 @@ impl Aws {
         std::iter::once(&here).chain(&wanted.copy_to).map(distribution).collect()
     }
 
-    /// As it stands; a region's settings that differ from this one's make it differ from any that is wanted.
+    /// Reads the current configuration. If the settings of the regions differ from each other, the result never equals a desired
+    /// configuration, which forces an update.
     fn distribution_of(&self, name: &str, found: &[SdkDistribution]) -> Distribution {
         let ami = found
             .iter()
@@ -161,7 +162,7 @@ impl Aws {
         }
     }
 
-    /// A build's AMIs in other regions than this one.
+    /// The AMIs of a build in other regions.
     fn copies_of(&self, doing: &str, image: &Image) -> Result<BTreeMap<String, AmiId>> {
         let amis = image.output_resources().map(|output| output.amis()).unwrap_or_default();
         let others = amis.iter().filter_map(|ami| Some((ami.region()?, ami.image()?)));
@@ -203,7 +204,7 @@ impl Aws {
         Ok(steps)
     }
 
-    /// A list is complete or an error, never cut off.
+    /// Reads all pages. Fails instead of returning an incomplete list.
     fn require_few(&self, page: usize, doing: &str) -> Result<()> {
         if page < MOST_PAGES {
             return Ok(());
@@ -237,7 +238,7 @@ impl Aws {
     }
 }
 
-/// The same as a runner's own: no token without a session, none beyond the instance.
+/// The same metadata options as on runners: IMDSv2 only, and a hop limit of 1.
 fn metadata_options() -> InstanceMetadataOptions {
     InstanceMetadataOptions::builder().http_tokens("required").http_put_response_hop_limit(1).build()
 }
@@ -248,7 +249,7 @@ fn logging(wanted: &Infrastructure) -> Logging {
 }
 
 impl Aws {
-    /// An update sets everything; what it does not name is taken away.
+    /// An update replaces the whole configuration; it clears values that the request does not set.
     async fn update_infrastructure(&self, wanted: &Infrastructure) -> Result<()> {
         let doing = format!("put infrastructure configuration {}", wanted.name);
         let update = self
@@ -289,7 +290,7 @@ impl Aws {
         configuration.build().map_err(|error| self.odd(doing, error.to_string()))
     }
 
-    /// As it stands. What Kiln would not have written makes it differ from any recipe that is wanted.
+    /// Reads the current recipe. Settings that Kiln never writes make the result differ from every desired recipe.
     async fn recipe_of(&self, id: &Versioned, found: &ImageRecipe) -> Result<Recipe> {
         let doing = format!("read recipe {id}");
         let own = self.arn("component", "").await?;
@@ -321,7 +322,7 @@ impl Aws {
     }
 }
 
-/// A step of a workflow, with the instance that it launched or worked on.
+/// Converts a step of a workflow, with the instance that it launched or used.
 ///
 /// source: `botocore`, `imagebuilder/2019-12-02/service-2.json`, `WorkflowStepMetadata$outputs`: "a step that launches an
 /// instance outputs the instance ID"
@@ -340,7 +341,7 @@ fn step_of(kind: &str, step: &WorkflowStepMetadata) -> BuildStep {
     }
 }
 
-/// Everything that the service says of why a build ended.
+/// All reasons that the service gives for the end of a build.
 fn reason_of(reason: Option<&str>, context: Option<&ImageFailureContext>) -> String {
     let mut told = vec![reason.unwrap_or("Image Builder gives no reason").to_owned()];
     let Some(context) = context else { return told.remove(0) };
@@ -528,7 +529,7 @@ impl Images for Aws {
                 .client_token(Self::token());
             match Box::pin(create.send()).await {
                 Ok(made) => return self.require_arn(&doing, &arn, made.infrastructure_configuration_arn()),
-                // Somebody else made it since.
+                // Another caller has created it meanwhile.
                 Err(error) if is_present(&error) => return self.update_infrastructure(wanted).await,
                 Err(error) if is_invisible_profile(&error) && pace.pause().await.is_ok() => {}
                 Err(error) => return Err(self.failed(doing, error)),
@@ -600,7 +601,7 @@ impl Images for Aws {
     async fn start_build(&self, request: &BuildRequest) -> Result<Build> {
         let BuildRequest { recipe, infrastructure, distribution, log_group, tags, token } = request;
         let doing = format!("start a build of {recipe}");
-        // A limit in minutes can be given too; "this value is ignored", says the API's reference.
+        // The API also accepts a limit in minutes, but its reference says that "this value is ignored".
         let tests = ImageTestsConfiguration::builder().image_tests_enabled(true).build();
         let create = self
             .imagebuilder

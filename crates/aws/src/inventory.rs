@@ -1,4 +1,4 @@
-//! EC2's, SSM's and CloudFormation's lists, read by pages.
+//! Lists of EC2, SSM and CloudFormation, read page by page.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::SystemTime;
@@ -15,29 +15,29 @@ use kiln_operations::when;
 use crate::Aws;
 use crate::pages::pages;
 
-/// The tag on everything that is Kiln's, and its value.
+/// The tag, and its value, on all of Kiln's resources.
 const MANAGED: (&str, &str) = ("tag:kiln:managed", "true");
 
-/// EC2 takes two hundred values in a filter.
+/// EC2 accepts 200 values in a filter.
 ///
 /// Source: <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html>
 const MOST_VALUES: usize = 200;
 
-/// What EC2 allows in a page of images; snapshots, templates and instances are read in pages of the same length.
+/// The largest page size for images in EC2. Snapshots, launch templates and instances use the same page size.
 const PAGE: i32 = 1000;
 
-/// EC2 allows two hundred versions in a page.
+/// The largest page size for launch template versions in EC2.
 const VERSIONS_PAGE: i32 = 200;
 
-/// Systems Manager allows ten parameters in a page.
+/// The largest page size for parameters in Systems Manager.
 const PARAMETERS_PAGE: i32 = 10;
 
-/// Ten thousand parameters are as many as an account has in a region, unless it asks for more.
+/// The default quota is 10,000 parameters for each account and region.
 ///
 /// Source: <https://docs.aws.amazon.com/general/latest/gr/ssm.html>
 const MOST_PARAMETER_PAGES: usize = 1000;
 
-/// Every status but the one of a deleted stack.
+/// All stack statuses except `DELETE_COMPLETE`.
 fn existing_stacks() -> Vec<StackStatus> {
     let all = StackStatus::values().iter().map(|&status| StackStatus::from(status));
     all.filter(|status| *status != StackStatus::DeleteComplete).collect()
@@ -47,7 +47,7 @@ fn filter(name: &str, values: impl IntoIterator<Item = impl Into<String>>) -> Fi
     Filter::builder().name(name).set_values(Some(values.into_iter().map(Into::into).collect())).build()
 }
 
-/// The states of an instance that exists.
+/// The states of an instance that is not terminating or terminated.
 fn existing() -> Filter {
     filter("instance-state-name", ["pending", "running", "shutting-down", "stopping", "stopped"])
 }
@@ -82,7 +82,7 @@ fn machine_of(instance: &Instance) -> Option<Machine> {
     })
 }
 
-/// The version, if it names an AMI by id: one that names a parameter of SSM's is none of Kiln's.
+/// Converts a version that names an AMI by id. A version that names an SSM parameter is not Kiln's.
 fn version_of(version: &LaunchTemplateVersion, latest: bool) -> Option<TemplateVersion> {
     Some(TemplateVersion {
         template: version.launch_template_id()?.to_owned(),
@@ -93,20 +93,20 @@ fn version_of(version: &LaunchTemplateVersion, latest: bool) -> Option<TemplateV
     })
 }
 
-/// A console's line without what moves a terminal's cursor.
+/// Removes terminal control sequences from a line of console output.
 fn printable(line: &str) -> String {
     line.chars().filter(|letter| !letter.is_control()).collect::<String>().trim_end().to_owned()
 }
 
 impl Aws {
-    /// The account's own images, by another filter.
+    /// The account's own images that match one more filter.
     async fn listed_images(&self, doing: &str, by: &Filter) -> Result<Vec<OwnImage>> {
         let list = self.ec2.describe_images().owners("self").filters(by.clone()).max_results(PAGE);
         let pages = pages!(self, doing, list).await?;
         Ok(pages.iter().flat_map(|page| page.images()).filter_map(image_of).collect())
     }
 
-    /// Instances that exist, by another filter.
+    /// The existing instances that match one more filter.
     async fn listed_machines(&self, doing: &str, name: &str, values: Vec<String>) -> Result<Vec<Machine>> {
         let mut found = Vec::new();
         for values in values.chunks(MOST_VALUES) {
@@ -119,7 +119,7 @@ impl Aws {
         Ok(found)
     }
 
-    /// The ids of the templates whose names begin so.
+    /// The ids of the launch templates whose names begin with the prefix.
     async fn templates(&self, prefix: &str) -> Result<Vec<String>> {
         let list = self.ec2.describe_launch_templates().max_results(VERSIONS_PAGE);
         let pages = pages!(self, "list launch templates", list).await?;
@@ -128,7 +128,7 @@ impl Aws {
         Ok(own.filter_map(|template| template.launch_template_id().map(str::to_owned)).collect())
     }
 
-    /// Versions of a template, or of all templates (for which EC2 takes `$Latest` and `$Default` only).
+    /// Versions of one launch template, or of all (for which EC2 accepts only `$Latest` and `$Default`).
     async fn listed_versions(&self, template: Option<&str>, versions: &[&str]) -> Result<Vec<LaunchTemplateVersion>> {
         let doing = format!("list versions of launch template {}", template.unwrap_or("(all)"));
         let wanted: Vec<String> = versions.iter().map(|&version| version.to_owned()).collect();
@@ -143,7 +143,7 @@ impl Aws {
     }
 }
 
-/// Marks the newest version of each template, where all or the newest of its versions are listed.
+/// Marks the newest version of each launch template in the list. The list must contain it.
 fn marked(versions: &[LaunchTemplateVersion]) -> Vec<TemplateVersion> {
     let mut newest: HashMap<&str, i64> = HashMap::new();
     for version in versions {
@@ -225,7 +225,7 @@ impl Inventory for Aws {
         let instances = instances.map_err(|error| self.failed(format!("describe {id}"), error))?;
         let instance = instances.reservations().iter().flat_map(|one| one.instances()).next();
         let state = instance.and_then(|instance| instance.state_reason()).and_then(|reason| reason.message());
-        // Where the console can't be read, the reason is still worth showing.
+        // If the console output can't be read, the reason is still useful.
         let console = self.ec2.get_console_output().instance_id(id.as_str()).send().await.ok();
         let text = console.and_then(|answer| STANDARD.decode(answer.output?).ok()).unwrap_or_default();
         Ok(LastWords {
@@ -242,8 +242,8 @@ impl Inventory for Aws {
     }
 
     async fn stacks_named(&self, prefix: &str) -> Result<Vec<String>> {
-        // Summaries: what is in others' stacks is none of Kiln's business. Deleted stacks are listed for ninety days unless
-        // the statuses are named.
+        // Only summaries: Kiln need not read the contents of other stacks. Without a status filter, the list contains deleted stacks
+        // for 90 days.
         let list = self.cloudformation.list_stacks().set_stack_status_filter(Some(existing_stacks()));
         let pages = pages!(self, format!("list the stacks named {prefix}…"), list).await?;
         let there = pages.into_iter().flat_map(|page| page.stack_summaries.unwrap_or_default());

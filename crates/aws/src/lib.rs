@@ -1,4 +1,4 @@
-//! The release ports on the AWS SDK, one file a service.
+//! Implements the ports of `kiln-operations` with the AWS SDK, one file for each service.
 
 mod account;
 mod blobs;
@@ -27,17 +27,18 @@ use tokio::sync::OnceCell;
 use crate::calls::CallLog;
 use crate::reach::Reached;
 
-/// The SDK backs off between these for about a minute in all: describe calls share the account's quotas with others.
+/// The number of attempts for a call. The SDK's pauses between them add up to about a minute: other programs share the account's
+/// quotas for describe calls.
 const MOST_ATTEMPTS: u32 = 8;
 
-/// A handshake across continents takes a tenth of it. Where nothing answers it is all that a person waits for: see
+/// The timeout of a connection. A handshake across continents takes a tenth of it. If no server answers, the user waits this long: see
 /// [`reach`].
 const CONNECT_BOUND: Duration = Duration::from_secs(4);
 
-/// The slowest call is an upload of the payload, some megabytes.
+/// The timeout of an attempt. The slowest call uploads the payload, which has a few megabytes.
 const ATTEMPT_BOUND: Duration = Duration::from_secs(60);
 
-/// A client whose calls are told to whoever follows them.
+/// Makes a client that reports its calls.
 macro_rules! client {
     ($sdk:ident, $config:expr, $reached:expr) => {
         $sdk::Client::from_conf(
@@ -49,7 +50,7 @@ macro_rules! client {
     };
 }
 
-/// AWS in one region, by the default chain of credentials.
+/// AWS in one region, with the default credentials provider chain.
 #[derive(Debug, Clone)]
 pub struct Aws {
     region: String,
@@ -70,7 +71,7 @@ pub struct Aws {
 }
 
 impl Aws {
-    /// Finds credentials' providers; makes no call to AWS.
+    /// Loads the configuration and the credentials providers. Makes no call to AWS.
     pub async fn connect(region: &Region) -> Self {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .region(aws_config::Region::new(region.to_string()))
@@ -88,7 +89,7 @@ impl Aws {
         Self::new(region, &config)
     }
 
-    /// With a configuration that is already loaded, which names the same region.
+    /// Uses a configuration that is already loaded, for the same region.
     pub fn new(region: &Region, config: &SdkConfig) -> Self {
         let reached = Reached::default();
         // An endpoint that is given serves every bucket under one host name.
@@ -116,7 +117,7 @@ impl Aws {
         }
     }
 
-    /// Has CloudFormation change stacks by this role, not with the rights of these credentials.
+    /// Makes CloudFormation use this role to change stacks, instead of the caller's permissions.
     #[must_use]
     pub fn with_stack_role(mut self, role: Option<&str>) -> Self {
         self.stack_role = role.map(str::to_owned);

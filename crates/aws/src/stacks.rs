@@ -14,7 +14,7 @@ use kiln_operations::wait::Pace;
 use crate::Aws;
 use crate::pages::pages;
 
-/// A change set is computed in seconds; five minutes is beyond any that was computed at all.
+/// How long the creation of a change set may take. It takes seconds.
 const CHANGE_SET_BOUND: Duration = Duration::from_secs(300);
 
 fn is_absent(code: Option<&str>, message: Option<&str>) -> bool {
@@ -53,8 +53,8 @@ impl Stacks for Aws {
         let doing = format!("make a change set for stack `{name}`");
         let now = self.stack(name).await?.filter(|stack| stack.status != "REVIEW_IN_PROGRESS");
         let kind = if now.is_none() { ChangeSetType::Create } else { ChangeSetType::Update };
-        // Where a role is given, the rights to use it depend on the types that a template holds, and CloudFormation refuses
-        // what is not named: also what an earlier template held.
+        // With a role, IAM policies can limit the resource types of a change set, and CloudFormation refuses types that the request
+        // does not list, also those of the previous template.
         // source: https://docs.aws.amazon.com/AWSCloudFormation/latest/APIReference/API_CreateChangeSet.html
         let types = self.stack_role.is_some().then(|| {
             let mut types = stacks::resource_types(template);
@@ -108,7 +108,7 @@ impl Stacks for Aws {
             Err(error) if is_absent(error.code(), error.message()) => return Ok(Vec::new()),
             Err(error) => return Err(self.failed(format!("read events of stack `{stack}`"), error)),
         };
-        // The newest first, a hundred a page.
+        // Newest first, 100 on a page.
         let mut events: Vec<StackEvent> = answer
             .stack_events
             .unwrap_or_default()
@@ -142,8 +142,8 @@ impl Aws {
         Ok(answer.template_body.unwrap_or_default())
     }
 
-    /// What CloudFormation's validation found, or a hook of the account's: the change set itself says only that it was
-    /// refused. `None` where that can't be read, or there is nothing of it.
+    /// The findings of CloudFormation's validation or of one of the account's hooks. The change set itself says only that it was
+    /// refused. `None` if there are none, or they can't be read.
     ///
     /// Source: <https://docs.aws.amazon.com/AWSCloudFormation/latest/APIReference/API_DescribeEvents.html>
     async fn refused_by(&self, change_set: &str) -> Option<String> {

@@ -1,5 +1,5 @@
-//! KMS: one KMS key for each key of the App, imported, tagged with its fingerprint and its record. One alias says which is
-//! current, another which was before.
+//! The App's keys in KMS. Each is an imported KMS key with its fingerprint and record as tags. One alias points to the current key,
+//! another to the previous key.
 
 use std::collections::BTreeMap;
 
@@ -31,17 +31,18 @@ const ALIAS_TAG: &str = "kiln:alias";
 const FINGERPRINT_TAG: &str = "kiln:fingerprint";
 const RECORD_TAG: &str = "kiln:record";
 
-/// A thousand keys are a page. KMS's quota is a hundred thousand keys in a region.
+/// The maximum number of pages, of 1,000 keys each. KMS's quota is 100,000 keys in a region.
 ///
 /// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/resource-limits.html>
 const MOST_KEY_PAGES: usize = 110;
 
-/// `ListResourceTags` has a quota of ten requests a second, shared by the account and region; the SDK backs off from there.
+/// The number of concurrent `ListResourceTags` calls. The account's quota in a region is ten per second; the SDK retries beyond that.
 ///
 /// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/requests-per-second.html>
 const AT_ONCE: usize = 8;
 
-/// The shortest that KMS takes: a key that is due was kept for long enough already, and can still be saved meanwhile.
+/// The shortest waiting period that KMS allows. The key was already kept until its date; during this period its deletion can still be
+/// cancelled.
 ///
 /// Source: <https://docs.aws.amazon.com/kms/latest/APIReference/API_ScheduleKeyDeletion.html>
 const DELETION_WINDOW_DAYS: i32 = 7;
@@ -89,14 +90,14 @@ impl Aws {
             contents.previous = self.held(key, &tags, true).await?;
         }
         for (id, tags) in ours {
-            // One that is deleted meanwhile is none.
+            // Ignore a key that was deleted meanwhile.
             let Some(key) = self.described_key(&id).await? else { continue };
             contents.others.extend(self.held(key, &tags, false).await?);
         }
         Ok(contents)
     }
 
-    /// A key with all that is known of it. A tag is believed only where the key itself need not be asked, or can't be.
+    /// Reads a key with its state and record. Uses the fingerprint in the tag only if `ask` is false or the key is disabled.
     async fn held(&self, key: KeyMetadata, tags: &Tags, ask: bool) -> Result<Option<HeldKey>> {
         let state = state_of(&key);
         let fingerprint = match tags.get(FINGERPRINT_TAG).and_then(|text| text.parse().ok()) {
@@ -114,7 +115,7 @@ impl Aws {
         }))
     }
 
-    /// `None` where there is no such key or alias.
+    /// `None` if no such key or alias exists.
     pub(crate) async fn described_key(&self, key: &str) -> Result<Option<KeyMetadata>> {
         match self.kms.describe_key().key_id(key).send().await {
             Ok(answer) => Ok(answer.key_metadata),
@@ -132,8 +133,8 @@ impl Aws {
 
     /// The keys that Kiln imported for this alias, by id, with their tags.
     ///
-    /// KMS lists keys without their tags. The tags are asked for a few keys at a time: one after another takes minutes in an
-    /// account of thousands of keys, and all at once takes the throttle that others share.
+    /// KMS lists keys without their tags, so the tags are read for a few keys at a time. One after another takes minutes in an account
+    /// with thousands of keys; all at once uses up the account's quota.
     async fn our_keys(&self, alias: &str) -> Result<BTreeMap<String, Tags>> {
         let pages = pages!(self, "list KMS keys", self.kms.list_keys().limit(1000), MOST_KEY_PAGES).await?;
         let ids = pages.into_iter().flat_map(|page| page.keys.unwrap_or_default()).filter_map(|key| key.key_id);
@@ -152,7 +153,7 @@ impl Aws {
                 let tags = pages.into_iter().flat_map(|page| page.tags.unwrap_or_default());
                 Ok(tags.map(|tag| (tag.tag_key, tag.tag_value)).collect())
             }
-            // Other people's keys need not let us look; ours do.
+            // The caller may lack permission for other keys, but not for Kiln's.
             Err(error) if matches!(error.kind, CloudErrorKind::AccessDenied | CloudErrorKind::NotFound) => {
                 Ok(Tags::new())
             }
@@ -166,7 +167,7 @@ impl Aws {
         Ok(())
     }
 
-    /// Imports the key, into what an interrupted run left where there is such.
+    /// Imports the key, into the KMS key that an interrupted run created, if there is one.
     pub(super) async fn import(&self, names: &KeyNames, key: &AppKey, record: &KeyRecord) -> Result<String> {
         let alias = &names.alias;
         let fingerprint = key.fingerprint();
@@ -191,7 +192,7 @@ impl Aws {
         Ok(id)
     }
 
-    /// A policy may allow this by the tags that the key was just made with, and KMS takes up to five minutes to see them.
+    /// A policy may allow this call based on the tags of the new key, and KMS may take up to five minutes to apply them.
     ///
     /// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/tag-authorization.html>
     async fn import_parameters(&self, doing: &str, id: &str) -> Result<GetParametersForImportOutput> {
@@ -213,7 +214,7 @@ impl Aws {
         }
     }
 
-    /// A KMS key that was made for this key of the App and never got it.
+    /// A KMS key that was created for this key of the App, but has no key material yet.
     async fn half_made(&self, alias: &str, fingerprint: &Fingerprint) -> Result<Option<String>> {
         for (id, tags) in self.our_keys(alias).await? {
             if tags.get(FINGERPRINT_TAG).is_some_and(|value| value == fingerprint.as_str())
@@ -249,7 +250,7 @@ impl Aws {
         answer.key_metadata.map(|key| key.key_id).ok_or_else(|| self.odd(doing, "the answer names no key"))
     }
 
-    /// `RSA_AES_KEY_WRAP_SHA_256`: the key under a fresh AES key (RFC 5649), that one under KMS's RSA key (OAEP).
+    /// `RSA_AES_KEY_WRAP_SHA_256`: wraps the key with a new AES key (RFC 5649), and the AES key with KMS's RSA key (OAEP).
     ///
     /// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/importing-keys-encrypt-key-material.html>
     fn wrapped(&self, doing: &str, key: &AppKey, parameters: &GetParametersForImportOutput) -> Result<Vec<u8>> {
@@ -262,7 +263,7 @@ impl Aws {
         let material = key.pkcs8_der();
         let mut aes = Zeroizing::new([0; 32]);
         aws_lc_rs::rand::fill(aes.as_mut()).map_err(|_| failed("there are no random numbers"))?;
-        // The wrapped form is a multiple of eight bytes and eight longer.
+        // The wrapped key is padded to a multiple of eight bytes and is eight bytes longer.
         let mut inner = vec![0; material.len().next_multiple_of(8) + 8];
         let inner = AesKek::new(&AES_256, aes.as_ref())
             .and_then(|kek| kek.wrap_with_padding(&material, &mut inner).map(|inner| inner.to_vec()))
@@ -274,7 +275,7 @@ impl Aws {
         Ok([&*outer, &inner].concat())
     }
 
-    /// The previous alias first: whichever call is the last one made, an instance finds the key that served.
+    /// Moves the previous alias first. Wherever an interruption stops this, an instance finds the former key.
     pub(super) async fn promote_kms_key(&self, alias: &str, id: &str, former: Option<&HeldKey>) -> Result<()> {
         if let Some(former) = former {
             if former.managed {
@@ -285,9 +286,10 @@ impl Aws {
         self.point_alias(alias, id).await
     }
 
-    /// One call, once it is written down what it is: both aliases then name the former key, and none is previous.
+    /// Writes the record, then moves the current alias in one call. Both aliases then point to the former key, and there is no previous
+    /// key.
     pub(super) async fn roll_back_kms_key(&self, alias: &str, to: &str, from: &HeldKey) -> Result<()> {
-        // A key on its way out takes no tag.
+        // A key that is scheduled for deletion can't be tagged.
         if from.managed && !matches!(from.state, KeyState::Leaving(_)) {
             self.record_kms_key(&from.key.id, &from.record).await?;
         }
@@ -300,7 +302,7 @@ impl Aws {
         Ok(())
     }
 
-    /// The aliases go with the keys.
+    /// KMS deletes the aliases together with the keys.
     pub(super) async fn empty_kms(&self, alias: &str) -> Result<()> {
         let contents = self.kms_contents(alias).await?;
         for held in contents.all().filter(|held| held.managed && !matches!(held.state, KeyState::Leaving(_))) {
@@ -341,7 +343,7 @@ impl AppSigner for KmsSigner {
                 .message(Blob::new(signing_input))
                 .message_type(MessageType::Raw)
                 .signing_algorithm(SigningAlgorithmSpec::RsassaPkcs1V15Sha256);
-            // The SDK has tried again what is worth it, but that a key or an alias that was just made may not be seen yet.
+            // The SDK has retried transient errors. A key or alias that was just created may not be visible yet.
             let answer = sign.send().await.map_err(|error| {
                 let unseen = matches!(error.code(), Some("NotFoundException" | "KMSInvalidStateException"));
                 failed(unseen, Some(Box::new(self.aws.failed(format!("sign with {}", self.key), error)) as _))

@@ -1,6 +1,6 @@
-//! Secrets Manager: one secret; a version's id is the key's fingerprint in hexadecimal, so that a version is found and
-//! told without reading it; stages say which is current and which was before. Versions have no tags: their records are
-//! tags of the secret, each beginning with the fingerprint it is about.
+//! The App's keys in Secrets Manager, as versions of one secret. A version's id is the key's fingerprint in hexadecimal, so that Kiln
+//! can identify a version without reading it. Staging labels mark the current and the previous version. Versions have no tags, so
+//! their records are tags of the secret; each record begins with the fingerprint of its key.
 
 use std::collections::BTreeMap;
 
@@ -19,23 +19,23 @@ const CURRENT: &str = "AWSCURRENT";
 const PREVIOUS: &str = "AWSPREVIOUS";
 const PENDING: &str = "AWSPENDING";
 
-/// A tag for each stage; a promotion moves the stages, so that a record is found in any of them.
+/// One tag for each staging label. A promotion moves the labels, so a record may be in any of the tags.
 const CURRENT_RECORD: &str = "kiln:record-current";
 const PREVIOUS_RECORD: &str = "kiln:record-previous";
 const PENDING_RECORD: &str = "kiln:record-pending";
 const MANAGED: &str = "kiln:managed";
 
-/// The shortest that Secrets Manager takes.
+/// The shortest recovery window that Secrets Manager allows.
 ///
 /// Source: <https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_DeleteSecret.html>
 const RECOVERY_WINDOW_DAYS: i64 = 7;
 
-/// What a new secret holds until a key is promoted.
+/// The value of a new secret until a key is promoted.
 ///
 /// Source: <https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_PutSecretValue.html>, `VersionStages`.
 const NO_KEY: &str = "no key of the App has been promoted yet";
 
-/// A version's id for a key: 64 characters, Secrets Manager's most.
+/// The version id for a key: 64 characters, the maximum of Secrets Manager.
 fn version_id(fingerprint: &Fingerprint) -> String {
     fingerprint.digest().iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -54,13 +54,13 @@ fn record_tag(key: &str, fingerprint: &Fingerprint, record: &KeyRecord) -> Tag {
     tag(key, format!("{fingerprint} {record}"))
 }
 
-/// The secret as it stands.
+/// The current state of the secret.
 #[derive(Debug, Default)]
 struct Described {
-    /// Its versions that have a stage, with these.
+    /// The versions that have staging labels, with the labels.
     versions: BTreeMap<String, Vec<String>>,
     tags: BTreeMap<String, String>,
-    /// It is on its way out.
+    /// Whether it is scheduled for deletion.
     deleted: Option<Timestamp>,
 }
 
@@ -70,7 +70,7 @@ impl Described {
         self.versions.iter().find(|(_, stages)| holds(stages)).map(|(id, _)| id.as_str())
     }
 
-    /// A version's record is in the tag of its own stage, or still in that of the stage it came from.
+    /// The record of a version. It is in the tag of its staging label, or still in the tag of its previous label.
     fn record(&self, fingerprint: &Fingerprint, stages: &[String]) -> KeyRecord {
         let has = |stage: &str| stages.iter().any(|held| held == stage);
         let places = match (has(CURRENT), has(PREVIOUS)) {
@@ -85,7 +85,7 @@ impl Described {
 }
 
 impl Aws {
-    /// `None` where there is no such secret.
+    /// `None` if the secret does not exist.
     async fn described_secret(&self, name: &str) -> Result<Option<Described>> {
         let answer = match self.secrets.describe_secret().secret_id(name).send().await {
             Ok(answer) => answer,
@@ -103,7 +103,7 @@ impl Aws {
         }))
     }
 
-    /// The current version's key, if there is one that can be read.
+    /// The key in the current version, if it can be read.
     pub(super) async fn secret_key(&self, name: &str) -> Result<Option<StoredKey>> {
         let Some(secret) = self.described_secret(name).await? else { return Ok(None) };
         match secret.holder(CURRENT) {
@@ -118,7 +118,7 @@ impl Aws {
         let mut contents = StoreContents::default();
         for (id, stages) in &secret.versions {
             let known = fingerprint_of(id).is_some();
-            // One that a person put there can be told from others only by reading it.
+            // A version that a person added can be identified only by reading it.
             if secret.deleted.is_some() && !known {
                 continue;
             }
@@ -140,7 +140,7 @@ impl Aws {
         Ok(contents)
     }
 
-    /// When each version came into the secret.
+    /// When each version was created.
     async fn versions_made(&self, name: &str) -> Result<BTreeMap<String, Timestamp>> {
         let list = self.secrets.list_secret_version_ids().secret_id(name);
         let pages = pages!(self, format!("list the versions of secret {name}"), list).await?;
@@ -154,7 +154,7 @@ impl Aws {
     async fn version(&self, name: &str, id: &str) -> Result<Option<StoredKey>> {
         let fingerprint = match fingerprint_of(id) {
             Some(fingerprint) => fingerprint,
-            // Put there by hand. What holds no key, such as nothing at all, is none.
+            // Added by a person. A version without a key, for example an empty one, is ignored.
             None => match self.read_version(name, id).await? {
                 Some(key) => key.fingerprint(),
                 None => return Ok(None),
@@ -163,7 +163,7 @@ impl Aws {
         Ok(Some(StoredKey { store: KeyStore::SecretsManager, id: id.to_owned(), fingerprint }))
     }
 
-    /// The key that a version holds, if it holds one.
+    /// The key in a version, if there is one.
     async fn read_version(&self, name: &str, id: &str) -> Result<Option<AppKey>> {
         match self.secrets.get_secret_value().secret_id(name).version_id(id).send().await {
             Ok(answer) => {
@@ -177,7 +177,7 @@ impl Aws {
         }
     }
 
-    /// Puts the key into the secret, which is made, or kept from being deleted, where it has to be.
+    /// Stores the key in the secret. Creates the secret, or cancels its deletion, if necessary.
     pub(super) async fn put_pending(&self, names: &KeyNames, key: &AppKey, record: &KeyRecord) -> Result<String> {
         let name = &names.secret;
         let fingerprint = key.fingerprint();
@@ -185,8 +185,8 @@ impl Aws {
         let secret = match self.described_secret(name).await? {
             Some(secret) => secret,
             None => {
-                // With a first value that is no key: Secrets Manager makes the first one current, whatever stage it is
-                // given, and a key is current only once it was proved.
+                // The first value is not a key: Secrets Manager makes the first version current whatever its label, but a key must
+                // be checked before it becomes current.
                 let create =
                     self.secrets.create_secret().name(name).description("GitHub App private key, kept by Kiln");
                 let create = create.secret_string(NO_KEY).tags(tag(MANAGED, "true".to_owned()));
@@ -214,7 +214,7 @@ impl Aws {
                 .version_stages(PENDING);
             put.send().await.map_err(|error| self.failed(&doing, error))?;
         }
-        // A version that was there before, with or without a stage, is not put again, and gets none by that.
+        // A version that already exists, with or without a label, is not written again, and gets no label from this call.
         let holder = self.described_secret(name).await?.unwrap_or_default().holder(PENDING).map(str::to_owned);
         if holder.as_ref() != Some(&id) {
             let update = self.secrets.update_secret_version_stage().secret_id(name).version_stage(PENDING);
@@ -234,7 +234,7 @@ impl Aws {
         self.tag_secret(name, [record_tag(CURRENT_RECORD, &key.fingerprint, record)]).await
     }
 
-    /// The stage moves in one call, and Secrets Manager itself makes what it was taken from the previous one.
+    /// Moves `AWSCURRENT` in one call. Secrets Manager itself moves `AWSPREVIOUS` to the former version.
     pub(super) async fn promote_version(&self, name: &str, id: &str, former: Option<&HeldKey>) -> Result<()> {
         if let Some(former) = former.filter(|former| former.managed) {
             self.tag_secret(name, [record_tag(PREVIOUS_RECORD, former.fingerprint(), &former.record)]).await?;
@@ -272,7 +272,7 @@ impl Aws {
         Ok(())
     }
 
-    /// Takes a version's stages away; Secrets Manager deletes versions without one by itself, some time later.
+    /// Removes a version's staging labels. Secrets Manager later deletes versions without a label.
     pub(super) async fn drop_version(&self, name: &str, id: &str) -> Result<()> {
         let secret = self.described_secret(name).await?.unwrap_or_default();
         for stage in [PREVIOUS, PENDING] {
@@ -292,7 +292,7 @@ impl Aws {
     }
 }
 
-/// Reads a version, or the current one where none is named, and signs with it.
+/// Reads a version (the current one if `None`) and signs with its key.
 #[derive(Debug)]
 pub(super) struct SecretSigner {
     pub(super) client: aws_sdk_secretsmanager::Client,
