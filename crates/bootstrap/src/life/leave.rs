@@ -64,8 +64,10 @@ struct Drain {
     /// GitHub has let the runner go, and since when no job was seen after that.
     gone: bool,
     quiet: Option<Instant>,
-    /// The listener has ended, with its job; by itself, once it had reported that.
+    /// The listener has ended, with its job.
     exited: bool,
+    /// It ended by itself, and was heard to report its job's end: only then is it sure that GitHub knows of it. It also ends with
+    /// 0 when its token is revoked, or its job was taken back.
     reported: bool,
     /// When GitHub is asked next, and the pause after that.
     ask: Instant,
@@ -179,7 +181,8 @@ impl<O: Outside> Life<'_, O> {
                 // Its job has ended with it.
                 code = listener.exit(), if !drain.exited => {
                     (drain.exited, drain.ask, drain.pause) = (true, Instant::now(), PAUSES.0);
-                    drain.reported = code == Some(0) && listener.heard().borrow().jobs > 0;
+                    let Heard { jobs, busy, .. } = *listener.heard().borrow();
+                    drain.reported = code == Some(0) && jobs > 0 && !busy;
                 }
             }
             // A spot instance that was draining already has two minutes left from now on.

@@ -109,6 +109,30 @@ async fn a_runner_that_github_does_not_list_yet_is_not_taken_for_gone() {
     assert_eq!((end, sim.registered.get()), (End::Left, false));
 }
 
+/// Its listener ends with 0 in the second in which its job's end would have been heard. It has not reported that end, so that
+/// GitHub has not removed the runner for it: that GitHub does not list it just now proves nothing.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_reports_no_job_is_no_proof_that_github_has_removed_the_runner() {
+    for in_group in [false, true] {
+        let starts = vec![(Some(0), Some((692, Some(0))))];
+        let mut fate = Fate { jobs: vec![(31, 657)], flight: 4, starts, stale: vec![(690, 735)], ..quiet() };
+        (fate.terms.ephemeral, fate.terms.in_group) = (true, in_group);
+        let (sim, end, took) = lived(fate).await;
+        assert_eq!((end, sim.registered.get()), (End::Left, false), "{in_group}");
+        assert!(took < secs(900), "{took:?}");
+    }
+}
+
+/// It has reported the end of its one job, upon which GitHub removes the runner itself: nothing is left to wait for.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_reports_its_job_is_waited_for_no_longer() {
+    let mut fate = Fate { jobs: vec![(31, 657)], ..quiet() };
+    (fate.terms.ephemeral, fate.terms.in_group) = (true, false);
+    let (sim, end, took) = lived(fate).await;
+    assert_eq!((end, sim.registered.get()), (End::Left, false));
+    assert!(took < secs(690 + 15), "{took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_hours_replaces_nobody_and_counts_nothing() {
     for ephemeral in [false, true] {
