@@ -8,8 +8,11 @@ use aws_sdk_cloudformation::types::StackStatus;
 use aws_sdk_ec2::types::{Filter, Image, Instance, LaunchTemplateVersion, Tag};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_config::model::{AmiId, InstanceId, SnapshotId};
-use kiln_operations::ports::{Inventory, LastWords, Machine, OwnImage, OwnSnapshot, Result, TemplateVersion};
+use kiln_config::boot::STATE_TAG;
+use kiln_config::model::{AmiId, GroupName, InstanceId, SnapshotId};
+use kiln_operations::ports::{
+    Inventory, LastWords, Machine, OwnImage, OwnSnapshot, Result, ShownState, TemplateVersion,
+};
 use kiln_operations::when;
 
 use crate::Aws;
@@ -17,6 +20,12 @@ use crate::pages::pages;
 
 /// The tag, and its value, on all of Kiln's resources.
 const MANAGED: (&str, &str) = ("tag:kiln:managed", "true");
+
+/// The tag by which Auto Scaling names an instance's group, and its filter.
+///
+/// Source: <https://docs.aws.amazon.com/autoscaling/ec2/userguide/ec2-auto-scaling-tagging.html>
+const GROUP_TAG: &str = "aws:autoscaling:groupName";
+const GROUP_FILTER: &str = "tag:aws:autoscaling:groupName";
 
 /// EC2 accepts 200 values in a filter.
 ///
@@ -91,6 +100,12 @@ fn version_of(version: &LaunchTemplateVersion, latest: bool) -> Option<TemplateV
         ami: version.launch_template_data()?.image_id()?.parse().ok()?,
         latest,
     })
+}
+
+fn shown_state(instance: &Instance) -> Option<ShownState> {
+    let mut tags = tags_of(instance.tags());
+    let (group, state) = (tags.remove(GROUP_TAG)?.parse().ok()?, tags.remove(STATE_TAG)?);
+    Some(ShownState { instance: instance.instance_id()?.parse().ok()?, group, state: printable(&state) })
 }
 
 /// Removes terminal control sequences from a line of console output.
@@ -218,6 +233,19 @@ impl Inventory for Aws {
     async fn machines_of(&self, amis: &[AmiId]) -> Result<Vec<Machine>> {
         let amis = amis.iter().map(ToString::to_string).collect();
         self.listed_machines("look for instances of images", "image-id", amis).await
+    }
+
+    async fn shown_states(&self, groups: &[GroupName]) -> Result<Vec<ShownState>> {
+        let mut found = Vec::new();
+        for groups in groups.chunks(MOST_VALUES) {
+            let of_groups = filter(GROUP_FILTER, groups.iter().map(GroupName::as_str));
+            let list = self.ec2.describe_instances().filters(of_groups).filters(filter("tag-key", [STATE_TAG]));
+            let list = list.filters(existing()).max_results(PAGE);
+            let pages = pages!(self, "look for what instances show of themselves", list).await?;
+            let instances = pages.iter().flat_map(|page| page.reservations()).flat_map(|one| one.instances());
+            found.extend(instances.filter_map(shown_state));
+        }
+        Ok(found)
     }
 
     async fn last_words(&self, id: &InstanceId) -> Result<LastWords> {

@@ -111,6 +111,7 @@ fn fleet(fleet: &FleetStatus) -> Value {
         "runners": fleet.runners.as_ref().map(|runners| runners.iter().map(runner).collect::<Vec<_>>()),
         "counts": counts,
         "silent_instances": fleet.silent(),
+        "shown_states": fleet.shown.iter().map(|shown| (shown.instance.to_string(), json!(shown.state))).collect::<Map<_, _>>(),
     })
 }
 

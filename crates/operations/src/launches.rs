@@ -38,6 +38,8 @@ pub(crate) struct LaunchWatch<'a> {
     /// The ids of launches that had ended when the watch began.
     before: BTreeSet<String>,
     shown: Option<String>,
+    /// What instances were seen to say of themselves.
+    said: BTreeSet<String>,
     next: Instant,
     /// The role has no permission to read scaling activities: it is from an older version of Kiln.
     blind: bool,
@@ -61,7 +63,15 @@ impl<'a> LaunchWatch<'a> {
 
     /// Counts all launches that the group ever made.
     pub(crate) fn of_all(group: &'a GroupName, github: Option<&'a OrgClient>) -> Self {
-        Self { group, github, before: BTreeSet::new(), shown: None, next: Instant::now(), blind: false }
+        Self {
+            group,
+            github,
+            before: BTreeSet::new(),
+            shown: None,
+            said: BTreeSet::new(),
+            next: Instant::now(),
+            blind: false,
+        }
     }
 
     async fn launches(&mut self, cloud: &impl Groups) -> Result<Vec<Launch>> {
@@ -100,6 +110,14 @@ impl<'a> LaunchWatch<'a> {
         {
             progress.say(&format!("a launch of {} failed: {reason}", self.group));
             self.shown = Some(launch.id.clone());
+        }
+        // A wait whose instances say what they wait for. Where that can't be read, as with an older role, the wait is none the worse.
+        if let Ok(states) = cloud.shown_states(std::slice::from_ref(self.group)).await {
+            for trouble in crate::status::troubles(&states) {
+                if self.said.insert(trouble.clone()) {
+                    progress.warn(&format!("instances of {} say {trouble}", self.group));
+                }
+            }
         }
         let (Some((newest, reason)), true) = (failed.first(), failed.len() >= MOST_FAILURES) else { return Ok(None) };
         let words = last_words(newest, cloud).await;

@@ -13,7 +13,7 @@ use kiln_github::{AppKey, AppSigner};
 
 pub use crate::keys::{HeldKey, KeyRecord, StoreContents, StoredKey};
 
-pub use inventory::{Inventory, LastWords, Machine, OwnImage, OwnSnapshot, TemplateVersion};
+pub use inventory::{Inventory, LastWords, Machine, OwnImage, OwnSnapshot, ShownState, TemplateVersion};
 
 use crate::plan::Plan;
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use kiln_config::config::{Config, Fleet, ImageVariant};
-use kiln_config::model::{AmiId, FleetName, InstanceId, KeyStore, RunnerVersion};
+use kiln_config::model::{AmiId, FleetName, GroupName, InstanceId, KeyStore, RunnerVersion};
 use kiln_github::{Fingerprint, OrgClient, Runner};
 
 use crate::deploy::{self, Held, Record, key_names};
@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::freshness::{self, Lifetime, Releases, Urgency};
 use crate::orphans::{self, Orphan, is_of, runner_groups_of};
 use crate::pin::RUNNER_VERSION_TAG;
-use crate::ports::{Cloud, Group, GroupInstance, OwnImage, Refresh};
+use crate::ports::{Cloud, Group, GroupInstance, OwnImage, Refresh, ShownState};
 
 /// A list in a note is for people; `--json` has all of it.
 const MOST_NAMED: usize = 5;
@@ -55,6 +55,8 @@ pub struct FleetStatus {
     pub refresh: Option<Refresh>,
     /// The current holder of the fleet's lock.
     pub lock: Option<Held>,
+    /// What its instances say of themselves.
+    pub shown: Vec<ShownState>,
     /// Its runners; `None` if GitHub did not answer.
     pub runners: Option<Vec<RunnerStatus>>,
 }
@@ -170,9 +172,13 @@ pub async fn observe(
         }
         None => (None, Some("no key of the App is installed".to_owned())),
     };
+    let names: Vec<GroupName> = fleets.iter().map(|fleet| config.group(&fleet.name)).collect();
+    let shown = cloud.shown_states(&names).await?;
     let mut statuses = Vec::new();
     for fleet in fleets {
-        statuses.push(fleet_status(config, fleet, runners.as_deref(), cloud).await?);
+        let shown: Vec<ShownState> =
+            shown.iter().filter(|shown| shown.group == config.group(&fleet.name)).cloned().collect();
+        statuses.push(FleetStatus { shown, ..fleet_status(config, fleet, runners.as_deref(), cloud).await? });
     }
     let stacks: Vec<String> = config.fleets.keys().map(|name| config.fleet_stack(name)).collect();
     let mut strangers = cloud.stacks_named(&config.fleet_stack_prefix()).await?;
@@ -213,6 +219,7 @@ async fn fleet_status(
         runners: runners.map(|runners| runners_of(&fleet.name, runners, group.as_ref())),
         group,
         refresh,
+        shown: Vec::new(),
     })
 }
 
@@ -316,16 +323,35 @@ impl Report {
     }
 }
 
+/// The first few by name.
+fn named(instances: &[&InstanceId]) -> String {
+    let more = instances.len().saturating_sub(MOST_NAMED);
+    let named: Vec<&str> = instances.iter().take(MOST_NAMED).map(|id| id.as_str()).collect();
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!("{}{more}", named.join(", "))
+}
+
+/// What instances say is wrong with them, a line for each state.
+pub(crate) fn troubles(shown: &[ShownState]) -> impl Iterator<Item = String> {
+    let mut by_state: BTreeMap<&str, (&str, Vec<&InstanceId>)> = BTreeMap::new();
+    for one in shown {
+        if let Some(trouble) = one.trouble() {
+            by_state.entry(&one.state).or_insert((trouble, Vec::new())).1.push(&one.instance);
+        }
+    }
+    let lines =
+        by_state.into_iter().map(|(state, (trouble, instances))| format!("{state}: {}; {trouble}", named(&instances)));
+    lines.collect::<Vec<_>>().into_iter()
+}
+
 fn fleet_notes(fleet: &FleetStatus) -> Vec<String> {
     let name = &fleet.name;
     let mut notes = Vec::new();
     let silent = fleet.silent();
     if !silent.is_empty() {
-        let more = silent.len().saturating_sub(MOST_NAMED);
-        let named: Vec<&str> = silent.iter().take(MOST_NAMED).map(|id| id.as_str()).collect();
-        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
-        notes.push(format!("fleet {name}: in service without a runner online: {}{more}", named.join(", ")));
+        notes.push(format!("fleet {name}: in service without a runner online: {}", named(&silent)));
     }
+    notes.extend(troubles(&fleet.shown).map(|trouble| format!("fleet {name}: {trouble}")));
     if let Some(group) = fleet.group.as_ref().filter(|group| !group.suspended.is_empty()) {
         let suspended: Vec<String> =
             group.suspended.iter().map(|one| format!("{} ({})", one.process, one.reason)).collect();

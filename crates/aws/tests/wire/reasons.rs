@@ -88,6 +88,26 @@ async fn an_instance_that_ended_is_asked_for_its_reason_and_its_console() {
 }
 
 #[tokio::test]
+async fn instances_are_asked_how_they_say_they_are() {
+    let (cloud, _) = wire(|asked| {
+        assert_eq!(asked.field("Filter.1.Name"), "tag:aws:autoscaling:groupName");
+        assert_eq!((asked.field("Filter.1.Value.1"), asked.field("Filter.2.Value.1")), ("kiln-acme-fleet-linux", "kiln:state"));
+        let tag = |key: &str, value: &str| format!("<item><key>{key}</key><value>{value}</value></item>");
+        let of = |id: &str, tags: &str| {
+            format!("<item><instancesSet><item><instanceId>{id}</instanceId><tagSet>{tags}</tagSet></item></instancesSet></item>")
+        };
+        let own = tag("aws:autoscaling:groupName", "kiln-acme-fleet-linux") + &tag("kiln:state", "runner-deprecated");
+        let set = of("i-00000004", &own) + &of("i-00000005", &tag("Name", "a stranger"));
+        Answer::of(200, format!("<DescribeInstancesResponse><reservationSet>{set}</reservationSet></DescribeInstancesResponse>"))
+    })
+    .await;
+    let shown = cloud.shown_states(&["kiln-acme-fleet-linux".parse().unwrap()]).await.unwrap();
+    let shown: Vec<_> =
+        shown.iter().map(|one| (one.instance.as_str(), one.state.as_str(), one.trouble().is_some())).collect();
+    assert_eq!(shown, [("i-00000004", "runner-deprecated", true)]);
+}
+
+#[tokio::test]
 async fn a_change_set_that_validation_refused_says_what_it_found() {
     let (cloud, _) = wire(|asked| match asked.operation.as_str() {
         "DescribeStacks" => {

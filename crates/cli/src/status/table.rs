@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use comfy_table::{ContentArrangement, Table, presets};
+use kiln_operations::ports::GroupInstance;
 use kiln_operations::status::{FleetStatus, ImageStatus, Report, RunnerState};
 use kiln_operations::when;
 
@@ -91,6 +92,13 @@ fn image_row(image: &ImageStatus, at: SystemTime) -> Vec<String> {
     ]
 }
 
+/// Auto Scaling's word, its health, and what it says of itself.
+fn state_shown(fleet: &FleetStatus, instance: &GroupInstance) -> String {
+    let unhealthy = (!instance.healthy).then_some("unhealthy");
+    let shown = fleet.shown.iter().find(|shown| shown.instance == instance.id).map(|shown| shown.state.as_str());
+    [Some(instance.state.as_str()), unhealthy, shown].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 fn instance_rows(fleet: &FleetStatus) -> Vec<Vec<String>> {
     let group = fleet.group.iter().flat_map(|group| &group.instances);
     let rows = group.map(|instance| {
@@ -104,7 +112,7 @@ fn instance_rows(fleet: &FleetStatus) -> Vec<Vec<String>> {
         vec![
             instance.id.to_string(),
             fleet.name.to_string(),
-            if instance.healthy { instance.state.clone() } else { format!("{}, unhealthy", instance.state) },
+            state_shown(fleet, instance),
             or_none(instance.launch_template.as_ref().map(|template| template.version.clone())),
             state.to_owned(),
             or_none(runner.and_then(|runner| runner.version.clone())),

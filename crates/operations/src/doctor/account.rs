@@ -27,7 +27,24 @@ pub(super) async fn examine(config: &Config, caller: &Caller, cloud: &(impl Clou
     for variant in config.images() {
         findings.push(image(config, variant, cloud).await);
     }
+    findings.extend(instances(config, cloud).await);
     findings
+}
+
+/// What instances say is wrong with them.
+async fn instances(config: &Config, cloud: &impl Cloud) -> Vec<Finding> {
+    let check = "instances";
+    let groups: Vec<_> = config.fleets.keys().map(|name| config.group(name)).collect();
+    match cloud.shown_states(&groups).await {
+        Ok(shown) => {
+            let finding = |trouble: String| {
+                let (what, hint) = trouble.split_once("; ").unwrap_or((&trouble, ""));
+                Finding::wrong(check, what, hint)
+            };
+            crate::status::troubles(&shown).map(finding).collect()
+        }
+        Err(error) => vec![Finding::failed(check, Verdict::Unknown, &error.into())],
+    }
 }
 
 async fn permissions(config: &Config, caller: &Caller, cloud: &impl Account) -> Finding {

@@ -15,6 +15,8 @@ const ANYWHERE: &[&str] = &[
     "ec2:CreateTags",
     "ec2:DescribeImages",
     "ec2:DescribeInstanceTypeOfferings",
+    // What instances say of themselves, while they are waited for.
+    "ec2:DescribeInstances",
     "ec2:DescribeRouteTables",
     "ec2:DescribeSubnets",
     "sts:GetCallerIdentity",

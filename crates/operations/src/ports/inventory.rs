@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use kiln_config::model::{AmiId, InstanceId, SnapshotId};
+use kiln_config::model::{AmiId, GroupName, InstanceId, SnapshotId};
+
+use kiln_config::boot::{GITHUB_UNREACHABLE, RUNNER_DEPRECATED, SERVING};
 
 use super::Result;
 
@@ -56,6 +58,34 @@ pub struct Machine {
     pub tags: BTreeMap<String, String>,
 }
 
+/// The state that an instance shows its operator by its tag `kiln:state`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownState {
+    /// Its id.
+    pub instance: InstanceId,
+    /// Its group.
+    pub group: GroupName,
+    /// `runner-deprecated`, `github-unreachable`, `serving`.
+    pub state: String,
+}
+
+impl ShownState {
+    /// What that means and what to do about it; none for an instance that serves.
+    pub fn trouble(&self) -> Option<&'static str> {
+        match self.state.as_str() {
+            SERVING => None,
+            RUNNER_DEPRECATED => Some(
+                "GitHub serves its runner's version no more: pin a newer runner (`cargo xtask pin`), then `cargo xtask ami` and \
+                 `cargo xtask deploy`",
+            ),
+            GITHUB_UNREACHABLE => Some(
+                "it does not reach GitHub: where GitHub is not down, look at the fleet's network, `egress_ports` and proxy",
+            ),
+            _ => Some("a newer version of Kiln may know this state"),
+        }
+    }
+}
+
 /// What EC2 still shows of an instance that has terminated or will terminate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LastWords {
@@ -94,6 +124,8 @@ pub trait Inventory: Send + Sync {
     ) -> impl Future<Output = Result<BTreeSet<String>>> + Send;
     /// The existing instances that were launched from one of these images.
     fn machines_of(&self, amis: &[AmiId]) -> impl Future<Output = Result<Vec<Machine>>> + Send;
+    /// The states that existing instances of these groups show; an instance without the tag is left out.
+    fn shown_states(&self, groups: &[GroupName]) -> impl Future<Output = Result<Vec<ShownState>>> + Send;
     /// The reason of an instance's termination, and its console output.
     fn last_words(&self, id: &InstanceId) -> impl Future<Output = Result<LastWords>> + Send;
     /// The parameters below a path, with their values.

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use kiln_operations::deploy::Record;
-use kiln_operations::ports::{Group, GroupInstance};
+use kiln_operations::ports::{Group, GroupInstance, ShownState};
 use kiln_operations::status::{self, FleetStatus, Report, RunnerState};
 
 fn runner(id: u64, name: &str, status: &str, busy: bool) -> kiln_github::Runner {
@@ -60,7 +60,38 @@ fn fleet() -> FleetStatus {
         group: Some(group()),
         refresh: None,
         lock: None,
+        shown: Vec::new(),
     }
+}
+
+/// Instances tag themselves by what keeps them from serving.
+#[test]
+fn what_instances_say_of_themselves_is_noted_once_for_each_state() {
+    let shown = |number: u32, state: &str| ShownState {
+        instance: format!("i-{number:08}").parse().unwrap(),
+        group: "kiln-acme-fleet-linux".parse().unwrap(),
+        state: state.to_owned(),
+    };
+    let mut fleet = fleet();
+    fleet.shown = (1..=7).map(|number| shown(number, "runner-deprecated")).collect();
+    fleet.shown.extend([shown(8, "serving"), shown(9, "github-unreachable")]);
+    let report = Report {
+        at: SystemTime::now(),
+        fleets: vec![fleet],
+        strangers: Vec::new(),
+        images: Vec::new(),
+        keys: Vec::new(),
+        github: None,
+    };
+    let notes: Vec<String> = report
+        .notes()
+        .into_iter()
+        .filter(|note| note.contains("-deprecated: ") || note.contains("-unreachable: "))
+        .collect();
+    assert!(notes[0].starts_with("fleet linux: github-unreachable: i-00000009; it does not reach GitHub"), "{notes:?}");
+    assert!(notes[1].starts_with("fleet linux: runner-deprecated: i-00000001, "), "{notes:?}");
+    assert!(notes[1].contains(" and 2 more; GitHub serves its runner's version no more: pin"), "{notes:?}");
+    assert_eq!(notes.len(), 2);
 }
 
 #[test]

@@ -122,6 +122,10 @@ impl State {
         lock(&self.tags).insert(key, value);
     }
 
+    pub(super) fn tags(&self) -> BTreeMap<String, String> {
+        lock(&self.tags).clone()
+    }
+
     /// Is it the token of credentials that are valid now?
     pub(super) fn issued(&self, session: &str) -> bool {
         let now = SystemTime::now();
@@ -183,7 +187,7 @@ impl Imds {
 
     /// The tags that the instance has been given since its launch.
     pub fn tags(&self) -> BTreeMap<String, String> {
-        lock(&self.state.tags).clone()
+        self.state.tags()
     }
 
     /// EC2 takes the spot instance back in two minutes.

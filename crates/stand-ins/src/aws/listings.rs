@@ -16,6 +16,9 @@ use super::{InstanceView, REGION, Shared, lock};
 /// EC2's bounds of a page of instances.
 const PAGES: std::ops::RangeInclusive<usize> = 5..=1000;
 
+/// source: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html
+const GROUP_FILTER: &str = "tag:aws:autoscaling:groupName";
+
 /// Answers a call of EC2's: by itself, or by the emulator.
 pub(super) async fn handle(shared: &Shared, call: &Call) -> Response {
     let answered = match call.operation.as_str() {
@@ -56,7 +59,7 @@ fn describe_instances(shared: &Shared, call: &Call) -> Answered {
     let invalid = |message: String| ("InvalidParameterValue", message);
     let filters = filters(call);
     for (name, values) in &filters {
-        if !matches!(name.as_str(), "instance-id" | "image-id" | "instance-state-name") {
+        if !matches!(name.as_str(), "instance-id" | "image-id" | "instance-state-name" | "tag-key" | GROUP_FILTER) {
             return Err(invalid(format!("The filter '{name}' is invalid")));
         }
         if values.len() > 200 {
@@ -78,21 +81,31 @@ fn describe_instances(shared: &Shared, call: &Call) -> Answered {
         has("instance-id", &instance.id)
             && has("image-id", &instance.ami)
             && has("instance-state-name", state(instance))
+            && has(GROUP_FILTER, &instance.group)
+            && tags_of(shared, instance).keys().any(|key| has("tag-key", key))
     });
+    let described = |instance: &InstanceView| described(instance, &tags_of(shared, instance));
     let items: String = found.iter().skip(from).take(length).map(described).collect();
     let next = from + length;
     let token = if next < found.len() { format!("<nextToken>{next}</nextToken>") } else { String::new() };
     Ok(format!("<reservationSet>{items}</reservationSet>{token}"))
 }
 
-fn described(instance: &InstanceView) -> String {
-    let InstanceView { id, group, ami, .. } = instance;
+/// Auto Scaling's own, and those that it has given itself.
+fn tags_of(shared: &Shared, instance: &InstanceView) -> BTreeMap<String, String> {
+    let own = lock(&shared.groups).metadata_of(&instance.id).map(|metadata| metadata.tags()).unwrap_or_default();
+    own.into_iter().chain([("aws:autoscaling:groupName".to_owned(), instance.group.clone())]).collect()
+}
+
+fn described(instance: &InstanceView, tags: &BTreeMap<String, String>) -> String {
+    let InstanceView { id, ami, .. } = instance;
+    let tags: String =
+        tags.iter().map(|(key, value)| format!("<item><key>{key}</key><value>{value}</value></item>")).collect();
     let state = state(instance);
     format!(
         "<item><reservationId>r-{id}</reservationId><instancesSet><item><instanceId>{id}</instanceId>\
          <imageId>{ami}</imageId><instanceState><name>{state}</name></instanceState>\
-         <launchTime>2026-01-01T00:00:00.000Z</launchTime><tagSet><item><key>aws:autoscaling:groupName</key>\
-         <value>{group}</value></item></tagSet></item></instancesSet></item>"
+         <launchTime>2026-01-01T00:00:00.000Z</launchTime><tagSet>{tags}</tagSet></item></instancesSet></item>"
     )
 }
 
