@@ -72,21 +72,38 @@ impl Drop for Watching {
 /// instance leaves.
 pub(crate) fn watch(machine: Machine, user: User) -> Watching {
     let watching = async move {
-        loop {
-            tokio::time::sleep(WATCH_EVERY).await;
-            let Err(error) = check(&machine, &user).await else { continue };
-            tracing::error!(phase = "serve", error = %format!("{error:#}"), "the guard does not hold: laying its rules down again");
-            if machine.is_whole() {
+        let look = || {
+            let (machine, user) = (machine.clone(), user.clone());
+            async move { check(&machine, &user).await }
+        };
+        let whole = machine.is_whole();
+        let restart = || async move {
+            if whole {
                 let restart = ["restart", UNIT];
                 let _ = tokio::process::Command::new("/usr/bin/systemctl").args(restart).status().await;
             }
-            if let Err(error) = check(&machine, &user).await {
-                leave_service(&format!("{error:#}"));
-                return;
-            }
-        }
+        };
+        let error = fails(look, restart).await;
+        leave_service(&format!("{error:#}"));
     };
     Watching(tokio::spawn(watching.in_current_span()))
+}
+
+/// Looks each minute; resolves with why the rules do not hold, once laying them down again has not helped.
+async fn fails<L, D>(look: impl Fn() -> L, lay_down: impl Fn() -> D) -> anyhow::Error
+where
+    L: Future<Output = anyhow::Result<()>>,
+    D: Future<Output = ()>,
+{
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        let Err(error) = look().await else { continue };
+        tracing::error!(phase = "serve", error = %format!("{error:#}"), "the guard does not hold: laying its rules down again");
+        lay_down().await;
+        if let Err(error) = look().await {
+            return error;
+        }
+    }
 }
 
 /// Takes the rules back, for a fleet whose jobs use the instance's role.
@@ -161,4 +178,32 @@ fn reach(address: SocketAddr, forwarded: bool) -> u8 {
     let silent = forwarded && error.kind() == std::io::ErrorKind::TimedOut;
     let refused = error.raw_os_error().is_some_and(|code| refused.contains(&Errno::from_raw(code)));
     if refused || silent { OUT_OF_REACH } else { NO_ANSWER }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// A job with docker can take the rules back at any time.
+    #[tokio::test(start_paused = true)]
+    async fn the_rules_are_looked_at_each_minute_and_laid_down_again_once() {
+        let (begin, looks, laid_down) = (Instant::now(), Cell::new(0), Cell::new(0));
+        // They hold twice; then not, until they are laid down again; then, after two more looks, not even so.
+        let look = || {
+            looks.set(looks.get() + 1);
+            let holds = !matches!(looks.get(), 3 | 7 | 8);
+            std::future::ready(if holds { Ok(()) } else { Err(anyhow::anyhow!("look {}", looks.get())) })
+        };
+        let lay_down = || {
+            laid_down.set(laid_down.get() + 1);
+            std::future::ready(())
+        };
+        let error = fails(look, lay_down).await;
+        assert_eq!((error.to_string().as_str(), laid_down.get()), ("look 8", 2));
+        assert_eq!(begin.elapsed(), WATCH_EVERY * 6);
+    }
 }

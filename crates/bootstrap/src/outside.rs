@@ -1,9 +1,10 @@
 //! The real outside of a life: GitHub, the group, the metadata service, the listener, systemd.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::aws::{DateTime, DateTimeFormat};
 use anyhow::Context as _;
+use kiln_config::model::RunnerVersion;
 use kiln_github::{Deleted, OrgClient, Runner};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -86,7 +87,7 @@ impl Real<'_> {
 pub(crate) async fn served(github: &OrgClient, version: &str, registering: bool) -> Served {
     let deprecation = match github.runner_deprecation(version).await {
         Ok(Some(deprecation)) => deprecation,
-        Ok(None) => return Served::Unknown,
+        Ok(None) => return served_by_age(github, version).await,
         Err(error) => {
             tracing::warn!(%error, "GitHub's list of versions can't be had");
             return Served::Unknown;
@@ -95,11 +96,52 @@ pub(crate) async fn served(github: &OrgClient, version: &str, registering: bool)
     let end = deprecation.runtime_deprecates_at;
     let end = if registering { deprecation.registration_deprecates_at.or(end) } else { end };
     let Some(end) = end else { return Served::Yes };
-    match DateTime::from_str(&end, DateTimeFormat::DateTimeWithOffset).map(SystemTime::try_from) {
-        Ok(Ok(end)) if end > SystemTime::now() => Served::Yes,
-        Ok(Ok(_)) => Served::No,
-        _ => Served::Unknown,
+    match point(&end) {
+        Some(end) if end > SystemTime::now() => Served::Yes,
+        Some(_) => Served::No,
+        None => Served::Unknown,
     }
+}
+
+/// What GitHub serves a runner that does not update itself, after a newer release.
+///
+/// Source: <https://docs.github.com/en/actions/reference/runners/self-hosted-runners>
+const SERVED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The same where GitHub has no word on the version: by its age.
+async fn served_by_age(github: &OrgClient, version: &str) -> Served {
+    let Ok(version) = version.parse::<RunnerVersion>() else { return Served::Unknown };
+    let downloads = match github.runner_downloads().await {
+        Ok(downloads) => downloads,
+        Err(error) => {
+            tracing::warn!(%error, "GitHub's newest version can't be had");
+            return Served::Unknown;
+        }
+    };
+    let offered = downloads.iter().filter_map(|download| version_in(&download.filename)).max();
+    let Some(offered) = offered else { return Served::Unknown };
+    if offered <= version {
+        return Served::Yes;
+    }
+    let releases = github.runner_releases().await.unwrap_or_default();
+    let newer = releases.iter().filter(|release| !release.prerelease).filter_map(|release| {
+        let newer: RunnerVersion = release.tag_name.trim_start_matches('v').parse().ok()?;
+        (newer > version).then(|| point(release.published_at.as_deref()?)).flatten()
+    });
+    match newer.min() {
+        Some(newer) if newer + SERVED_FOR > SystemTime::now() => Served::Yes,
+        Some(_) => Served::No,
+        None => Served::Unknown,
+    }
+}
+
+/// The version in an asset's name: `actions-runner-linux-x64-2.338.0.tar.gz`.
+fn version_in(filename: &str) -> Option<RunnerVersion> {
+    filename.strip_suffix(".tar.gz")?.rsplit('-').next()?.parse().ok()
+}
+
+fn point(text: &str) -> Option<SystemTime> {
+    DateTime::from_str(text, DateTimeFormat::DateTimeWithOffset).ok()?.try_into().ok()
 }
 
 impl Outside for Real<'_> {

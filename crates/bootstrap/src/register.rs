@@ -63,6 +63,11 @@ pub(crate) fn environment(machine: &Machine, own: &BTreeMap<String, String>) -> 
 #[error("GitHub registers this runner version no more: {0}")]
 pub(crate) struct Deprecated(String);
 
+/// `config.sh` has not reached GitHub, or what of GitHub registers runners.
+#[derive(Debug, thiserror::Error)]
+#[error("config.sh does not reach GitHub: {0}")]
+pub(crate) struct Unreachable(String);
+
 /// Registers with GitHub.
 ///
 /// # Errors
@@ -122,7 +127,10 @@ async fn persistent(
         command = command.env(&format!("ACTIONS_RUNNER_INPUT_{input}"), value);
     }
     let begin = Instant::now();
-    configure(&command).await?;
+    if let Err(error) = configure(&command).await {
+        let is_known = error.is::<Deprecated>() || error.is::<Unreachable>();
+        return Err(if is_known { error } else { explained(error, github, &name).await });
+    }
     directory.seal()?;
     Ok((name, u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX)))
 }
@@ -140,7 +148,44 @@ async fn configure(command: &RunAs) -> anyhow::Result<()> {
     if is_too_old(&said) || is_too_old(&complained) {
         return Err(Deprecated(complained.join(" ")).into());
     }
-    bail!("config.sh ended with {status}: {} {}", said.join(" "), complained.join(" "));
+    let words = format!("{} {}", said.join(" "), complained.join(" "));
+    if is_unreachable(&words) {
+        return Err(Unreachable(words).into());
+    }
+    bail!("config.sh ended with {status}: {words}");
+}
+
+/// Whatever `config.sh` says of it: where GitHub does not answer this binary either, that is why.
+async fn explained(error: anyhow::Error, github: &OrgClient, name: &str) -> anyhow::Error {
+    match github.runners(Some(name)).await {
+        Err(unheard) => anyhow::Error::new(unheard).context(format!("{error:#}")),
+        Ok(_) => error,
+    }
+}
+
+/// Does it say that GitHub fails, by the name of an answer's status or of a connection's error?
+///
+/// Source: `GetTenantCredential` in `Runner.Listener/Configuration/ConfigurationManager.cs` of actions/runner, which prints
+/// .NET's `HttpStatusCode`; the rest are the words of .NET's `HttpRequestException` for a connection that fails.
+fn is_unreachable(said: &str) -> bool {
+    const STATUSES: [&str; 6] = [
+        "InternalServerError",
+        "BadGateway",
+        "ServiceUnavailable",
+        "GatewayTimeout",
+        "RequestTimeout",
+        "TooManyRequests",
+    ];
+    const CONNECTIONS: [&str; 6] = [
+        "Connection refused (",
+        "Connection reset by peer",
+        "Name or service not known (",
+        "Resource temporarily unavailable (",
+        "The response ended prematurely",
+        "An error occurred while sending the request",
+    ];
+    STATUSES.iter().any(|status| said.contains(&format!("Http response code: {status} from ")))
+        || CONNECTIONS.iter().any(|words| said.contains(words))
 }
 
 /// What was said last, to the end: who is not listened to any more would wait.
@@ -241,7 +286,8 @@ async fn group_id(github: &OrgClient, name: &str) -> anyhow::Result<u64> {
 
 /// Deletes a half-made registration.
 async fn forget(github: &OrgClient, name: &str) -> anyhow::Result<()> {
-    for runner in github.runners(Some(name)).await? {
+    // Some servers pass over the name that they are asked for.
+    for runner in github.runners(Some(name)).await?.into_iter().filter(|runner| runner.name == name) {
         if github.delete_runner(runner.id).await? == Deleted::Busy {
             bail!("runner {name} runs a job, though nobody has its configuration");
         }
@@ -260,6 +306,27 @@ fn suffix() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_registration_that_did_not_reach_github_is_known_by_its_words() {
+        let from = "from 'POST https://api.github.com/actions/runner-registration' (Request Id: 0)";
+        for said in [
+            format!("Http response code: ServiceUnavailable {from}"),
+            format!("√ Connected Http response code: TooManyRequests {from}"),
+            "Connection refused (api.github.com:443)".to_owned(),
+            "Name or service not known (api.github.com:443)".to_owned(),
+        ] {
+            assert!(is_unreachable(&said), "{said}");
+        }
+        for said in [
+            format!("Http response code: NotFound {from}"),
+            format!("Http response code: Forbidden {from}"),
+            "The SSL connection could not be established, see inner exception.".to_owned(),
+            "Failed: ServiceUnavailable is the name of a label".to_owned(),
+        ] {
+            assert!(!is_unreachable(&said), "{said}");
+        }
+    }
 
     #[test]
     fn a_version_that_is_too_old_is_known_by_githubs_words() {

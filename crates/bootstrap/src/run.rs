@@ -22,7 +22,7 @@ use crate::memory::Memory;
 use crate::on_demand::OnDemand;
 use crate::outside::{Real, Signals, served};
 use crate::phase::{phase, spent};
-use crate::register::{Deprecated, Registered, register};
+use crate::register::{Deprecated, Registered, Unreachable, register};
 use crate::settings;
 
 const USER_AGENT: &str = concat!("kiln-bootstrap/", env!("CARGO_PKG_VERSION"));
@@ -456,18 +456,19 @@ fn own_id(registered: &Registered) -> Option<u64> {
 
 /// Is it GitHub, or the way to it, that fails, rather than what this instance asks?
 fn is_outage(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<kiln_github::Error>().is_some_and(|error| {
-            matches!(
-                error.kind,
-                ErrorKind::Connect
-                    | ErrorKind::Timeout
-                    | ErrorKind::Server(_)
-                    | ErrorKind::Body
-                    | ErrorKind::RateLimited { .. }
-            )
+    error.is::<Unreachable>()
+        || error.chain().any(|cause| {
+            cause.downcast_ref::<kiln_github::Error>().is_some_and(|error| {
+                matches!(
+                    error.kind,
+                    ErrorKind::Connect
+                        | ErrorKind::Timeout
+                        | ErrorKind::Server(_)
+                        | ErrorKind::Body
+                        | ErrorKind::RateLimited { .. }
+                )
+            })
         })
-    })
 }
 
 /// What a refusal asks of a person.

@@ -243,6 +243,16 @@ impl GitHub {
         version.clone_into(&mut self.shared.state().oldest);
     }
 
+    /// From now on there is no list of deprecated versions.
+    pub fn list_no_deprecations(&self) {
+        self.shared.state().lists_no_deprecations = true;
+    }
+
+    /// From now on lists of runners pass over the name that was asked for.
+    pub fn ignore_names(&self) {
+        self.shared.state().ignores_names = true;
+    }
+
     /// Whether a runner that runs a job is deleted as well, with a 204, as GitHub has done. Its job goes on to its end.
     pub fn delete_busy_runners(&self, deletes: bool) {
         self.shared.state().deletes_busy = deletes;

@@ -81,3 +81,18 @@ async fn an_instance_with_a_full_disk_fails_one_job_and_leaves() {
     booted.end().await;
     assert_eq!(there.runner(), None);
 }
+
+/// It has not asked to be replaced for lack of use: the group puts another one in its place.
+#[tokio::test]
+async fn a_group_replaces_an_instance_with_a_full_disk() {
+    let there = with_hooks().await;
+    there.write("etc/kiln/least-free-mib", "99999999999\n", 0o644);
+    let imds = there.imds(Some(There::in_group(there.config(), 300).to_string())).await;
+    let (mut booted, aws) = there.boot_in_group(imds).await;
+    booted.said("in service").await;
+    let (conclusion, _) = ended(&there, there.github.queue_job(script("true"))).await;
+    assert_eq!(conclusion, Conclusion::Failure);
+    assert_eq!(booted.end().await, Some(0), "{:#?}", booted.log);
+    assert_eq!((aws.count("TerminateInstanceInAutoScalingGroup"), aws.state()), (1, "Terminating:Proceed".to_owned()));
+    assert_eq!(there.runner(), None);
+}

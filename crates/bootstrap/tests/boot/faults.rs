@@ -90,6 +90,53 @@ async fn a_name_that_is_taken_or_an_answer_that_is_lost_costs_a_name_and_leaves_
     }
 }
 
+/// Whatever a list holds, a runner of another name is nobody's to delete, nor to take for one's own.
+#[tokio::test]
+async fn a_server_that_ignores_the_name_loses_no_other_runner() {
+    let jit = "/generate-jitconfig";
+    for answer in [Answer::status(409, &[], "Already exists"), Answer::Truncated] {
+        let there = there().await;
+        there.github.ignore_names();
+        there.github.simulate_runner("linux-i-0abc0000000000009", &[], "2.338.0", true);
+        inject(&there, jit, 1, answer.clone());
+        let mut booted = there.boot(&there.ephemeral()).await;
+        booted.online().await;
+        assert_eq!(there.github.runners().len(), 2, "{answer:?}: {:?}", there.github.runners());
+        assert_eq!(booted.stop().await, Some(0));
+        let left = there.github.runners();
+        assert!(left.len() == 1 && left[0].name == "linux-i-0abc0000000000009", "{answer:?}: {left:?}");
+    }
+    // A persistent one finds itself by its name.
+    let there = there().await;
+    there.github.ignore_names();
+    there.github.simulate_runner("linux-i-0abc0000000000009", &[], "2.338.0", true);
+    let mut booted = there.boot(&there.config()).await;
+    booted.online().await;
+    assert_eq!(booted.stop().await, Some(0));
+    assert_eq!((there.runner(), there.github.runners().len()), (None, 1));
+}
+
+/// GitHub's API answers, and what `config.sh` asks does not: the launch waits as long as for any other outage.
+#[tokio::test]
+async fn a_registration_that_fails_for_want_of_github_is_an_outage() {
+    let there = there().await;
+    let many = Fault {
+        method: "POST",
+        path_contains: "/actions/runner-registration".to_owned(),
+        times: 100,
+        answer: Answer::status(503, &[], "Service Unavailable"),
+    };
+    there.github.inject(many);
+    // Without patience for faults of its own.
+    let imds = there.imds(Some(There::in_group(there.config(), 0).to_string())).await;
+    let (mut booted, aws) = there.boot_in_group(imds).await;
+    let said = booted.said("not registered").await;
+    assert!(said["error"].as_str().unwrap().contains("ServiceUnavailable"), "{said}");
+    booted.said("keeping the launch waiting: this is no fault of this instance").await;
+    assert_eq!(booted.stop().await, Some(1), "{:#?}", booted.log);
+    assert_eq!(aws.state(), "Terminating:Proceed");
+}
+
 #[tokio::test]
 async fn what_does_not_pass_is_told_at_once_with_what_to_do() {
     let there = there().await;

@@ -114,6 +114,19 @@ async fn a_version_that_github_registers_no_more_is_marked_and_tried_once() {
     assert_eq!((there.github.count("POST", "/registration-token"), aws.state()), (1, "Terminating:Proceed".to_owned()));
 }
 
+/// There is no such list, but GitHub offers no newer version than the one that it refuses.
+#[tokio::test]
+async fn a_refusal_of_the_newest_version_is_waited_out() {
+    let there = there_with("2.300.0").await;
+    there.github.list_no_deprecations();
+    let imds = there.imds(Some(There::in_group(there.config(), 0).to_string())).await;
+    let (mut booted, aws) = there.boot_in_group(imds).await;
+    booted.said("keeping the launch waiting: this is no fault of this instance").await;
+    assert!(!booted.imds.tags().contains_key("kiln:state"));
+    assert_eq!(booted.stop().await, Some(1), "{:#?}", booted.log);
+    assert_eq!(aws.state(), "Terminating:Proceed");
+}
+
 /// GitHub refuses the version, and its own list says that it serves it: it has been wrong before.
 #[tokio::test]
 async fn a_refusal_that_githubs_own_list_contradicts_is_waited_out() {

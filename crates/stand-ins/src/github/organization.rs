@@ -48,7 +48,9 @@ pub(super) fn handle(
             // list at once. By its id it is found.
             let newest = state.listed_up_to.unwrap_or(u64::MAX);
             let fits = |runner: &&Runner| {
-                !runner.deleted && runner.id <= newest && name.as_ref().is_none_or(|name| runner.name == *name)
+                // assumption: an Enterprise Server that does not know the parameter passes over it, as it does over any other
+                let named = state.ignores_names || name.as_ref().is_none_or(|name| runner.name == *name);
+                !runner.deleted && runner.id <= newest && named
             };
             let all: Vec<&Runner> = state.runners.values().filter(fits).collect();
             Ok(page(call, "runners", &all, |runner| described(runner)))
@@ -168,6 +170,10 @@ fn downloads(state: &State) -> Response {
 /// A version without a date has none of the two; one that was never released is unknown.
 fn deprecation(state: &State, version: &str) -> Answered {
     let ends = state.deprecated.get(version);
+    // source: generated/ghec.json of @octokit/openapi has the path, and no description of an Enterprise Server
+    if state.lists_no_deprecations {
+        return no(404, "Not Found");
+    }
     if ends.is_none() && !state.releases.contains_key(version) && !state.published.contains_key(version) {
         return no(404, "Not Found");
     }

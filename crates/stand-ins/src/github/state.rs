@@ -303,6 +303,10 @@ pub(super) struct State {
     pub(super) oldest: String,
     /// A runner that runs a job is deleted as well.
     pub(super) deletes_busy: bool,
+    /// It is an Enterprise Server, which has no list of deprecated versions.
+    pub(super) lists_no_deprecations: bool,
+    /// Lists of runners pass over the name that was asked for.
+    pub(super) ignores_names: bool,
     /// Lists leave out the runners with more than this id: they are behind.
     pub(super) listed_up_to: Option<u64>,
     /// Calls left, and when there are [`HOURLY_LIMIT`] again.
@@ -353,6 +357,8 @@ impl State {
             deprecated: BTreeMap::new(),
             oldest: OLDEST.to_owned(),
             deletes_busy: false,
+            lists_no_deprecations: false,
+            ignores_names: false,
             listed_up_to: None,
             limit: (HOURLY_LIMIT, 0),
             posts_per_minute,
