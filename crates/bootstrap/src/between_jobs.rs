@@ -22,6 +22,7 @@ use tokio::process::Command;
 use tokio::task::JoinHandle;
 use tracing::Instrument as _;
 
+use crate::job_groups::JobGroups;
 use crate::machine::Machine;
 use crate::processes::{self, Process};
 
@@ -34,6 +35,13 @@ const CLEAN_LIMIT: Duration = Duration::from_secs(240);
 /// How often what the job has left is killed, and how long it then has to end.
 const ROUNDS: u32 = 20;
 const ROUND: Duration = Duration::from_millis(50);
+
+/// How often what is started while the others are being stopped is looked for. What is left then can start nothing: those that are
+/// stopped hold the job's limit.
+const STOPS: u32 = 5;
+
+/// Between two looks whether a worker has come or gone.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// What must be free for a job to begin: room for a checkout and an image or two.
 const LEAST_MIB: u64 = 2048;
@@ -84,6 +92,8 @@ pub(crate) struct Cleaner {
     pub(crate) directory: PathBuf,
     pub(crate) uid: u32,
     pub(crate) listener: Option<Pid>,
+    /// The control groups of jobs, where the machine has them.
+    pub(crate) groups: Option<JobGroups>,
 }
 
 /// Answers for as long as what is returned is kept.
@@ -112,22 +122,39 @@ impl Cleaner {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
         let cleaner = Arc::new(self);
         let answering = async move {
+            let mut looks = tokio::time::interval(LOOK_EVERY);
+            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut seen = Vec::new();
             loop {
                 // One after the other: a job has one hook at a time.
-                match socket.accept().await {
-                    Ok((stream, _)) => {
-                        if let Err(error) = cleaner.serve(stream).await {
-                            tracing::warn!(phase = "serve", error = %format!("{error:#}"), "a hook was not answered");
+                tokio::select! {
+                    accepted = socket.accept() => cleaner.answer_one(accepted.map(|(stream, _)| stream)).await,
+                    _ = looks.tick() => {
+                        let workers = processes::workers(cleaner.listener).unwrap_or_default();
+                        if workers != seen {
+                            seen.clone_from(&workers);
+                            let cleaner = Arc::clone(&cleaner);
+                            let _ = tokio::task::spawn_blocking(move || cleaner.look_after(&workers)).await;
                         }
-                    }
-                    Err(error) => {
-                        tracing::warn!(phase = "serve", %error, "hooks can't be heard");
-                        tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                 }
             }
         };
         Ok(Answering(tokio::spawn(answering.in_current_span())))
+    }
+
+    async fn answer_one(self: &Arc<Self>, accepted: std::io::Result<UnixStream>) {
+        match accepted {
+            Ok(stream) => {
+                if let Err(error) = self.serve(stream).await {
+                    tracing::warn!(phase = "serve", error = %format!("{error:#}"), "a hook was not answered");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(phase = "serve", %error, "hooks can't be heard");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
     }
 
     async fn serve(self: &Arc<Self>, mut stream: UnixStream) -> anyhow::Result<()> {
@@ -164,6 +191,7 @@ impl Cleaner {
 
     /// Ends and removes what is there of other jobs, and gives what could not be.
     fn clean(&self, moment: Moment, asker: Option<i32>) -> Vec<String> {
+        self.keep_apart(&processes::workers(self.listener).unwrap_or_default());
         let mut problems = self.end_processes(asker);
         problems.extend(files::clean_work(&self.directory, self.uid, moment));
         if self.machine.is_whole() {
@@ -174,19 +202,54 @@ impl Cleaner {
         problems
     }
 
+    /// A worker has come or gone. What it has started is not to outlive it, whether or not it came to its last hook: a job that
+    /// takes every process there is starts no hook any more.
+    fn look_after(&self, workers: &[i32]) {
+        self.keep_apart(workers);
+        if workers.is_empty() && self.machine.is_whole() {
+            for problem in self.end_processes(None) {
+                tracing::warn!(phase = "serve", problem, "what a job has left running stays");
+            }
+        }
+    }
+
+    /// Ends the control groups of jobs that are over, and gives each other one its own.
+    fn keep_apart(&self, workers: &[i32]) {
+        let Some(groups) = &self.groups else { return };
+        let ended = groups.end_all_but(workers);
+        if ended > 0 {
+            tracing::info!(phase = "serve", processes = ended, "ended what a job has left running");
+        }
+        workers.iter().for_each(|worker| groups.admit(*worker, || processes::below(*worker)));
+    }
+
+    /// Ends what a job has left running. `asker`: the hook on whose word; without one, nothing is ended while there is a worker.
     fn end_processes(&self, asker: Option<i32>) -> Vec<String> {
         let mut left = Vec::new();
         for _ in 0..ROUNDS {
-            left = leftovers(&processes::all(), self, asker);
+            left = self.stopped(asker);
             if left.is_empty() {
                 break;
             }
-            for process in &left {
-                let _ = kill(Pid::from_raw(process.id), Signal::SIGKILL);
-            }
+            signal(&left, Signal::SIGKILL);
             std::thread::sleep(ROUND);
         }
         left.iter().map(|process| format!("process {} ({}) does not end", process.id, process.name)).collect()
+    }
+
+    /// What a job has left running, stopped first: what starts processes faster than they are found would outrun its end.
+    fn stopped(&self, asker: Option<i32>) -> Vec<Process> {
+        let mut left: Vec<Process> = Vec::new();
+        for _ in 0..STOPS {
+            let now = leftovers(&processes::all(), self, asker);
+            let new = now.iter().any(|process| left.iter().all(|known| known.id != process.id));
+            left = now;
+            if !new {
+                break;
+            }
+            signal(&left, Signal::SIGSTOP);
+        }
+        left
     }
 
     /// Removes every container, volume and network of earlier jobs.
@@ -244,6 +307,12 @@ fn least_mib(machine: &Machine) -> u64 {
     said.and_then(|said| said.trim().parse().ok()).unwrap_or(LEAST_MIB)
 }
 
+fn signal(processes: &[Process], signal: Signal) {
+    for process in processes {
+        let _ = kill(Pid::from_raw(process.id), signal);
+    }
+}
+
 /// What a job has left running: the user's processes, but for the listener, its worker, and who asks with all above it. In a
 /// folder that stands for a machine the user has others: there only those below this process.
 fn leftovers(all: &[Process], cleaner: &Cleaner, asker: Option<i32>) -> Vec<Process> {
@@ -262,6 +331,10 @@ fn leftovers(all: &[Process], cleaner: &Cleaner, asker: Option<i32>) -> Vec<Proc
     let mut kept: Vec<i32> = asker.map(above).unwrap_or_default();
     kept.extend(listener);
     let worker = |process: &Process| Some(process.parent) == listener && processes::is_worker(process);
+    // Then all of them may be its own.
+    if asker.is_none() && all.iter().any(|process| worker(process) && !process.zombie) {
+        return Vec::new();
+    }
     let own = Pid::this().as_raw();
     let here = |process: &Process| cleaner.machine.is_whole() || above(process.id).contains(&own);
     let left = all.iter().filter(|process| {
@@ -308,6 +381,7 @@ mod tests {
             directory: "/opt/actions-runner".into(),
             uid: 1001,
             listener: Some(Pid::from_raw(100)),
+            groups: None,
         };
         let all = [
             process(1, 0, "systemd", 0),
@@ -327,8 +401,46 @@ mod tests {
         // Who asks from outside is spared itself, and nothing else for it.
         let left = leftovers(&all, &cleaner, Some(130));
         assert_eq!(left.iter().map(|process| process.id).collect::<Vec<_>>(), [120, 121, 131, 132, 133]);
+        // Without a hook, nothing is ended while there is a worker.
+        assert_eq!(leftovers(&all, &cleaner, None), []);
+        let idle: Vec<Process> = all.iter().filter(|process| process.id != 110).cloned().collect();
+        let left = leftovers(&idle, &cleaner, None);
+        assert!(!left.is_empty() && left.iter().all(|process| process.id != 100), "{left:?}");
         let folder = Cleaner { machine: Machine::new("/tmp/folder".into()), ..cleaner };
         assert_eq!(leftovers(&all, &folder, Some(121)), []);
+    }
+
+    /// What starts processes without end outruns whoever ends them one by one.
+    #[test]
+    fn what_starts_processes_without_end_is_ended() {
+        // Nobody else's on the machine.
+        const UID: u32 = 61_234;
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: only root can be another user");
+            return;
+        }
+        let cleaner = Cleaner {
+            machine: Machine::new("/".into()),
+            directory: "/nowhere".into(),
+            uid: UID,
+            listener: None,
+            groups: None,
+        };
+        let of_user = || processes::all().into_iter().filter(|process| process.uid == UID && !process.zombie).count();
+        let user = UID.to_string();
+        let bomb = "bomb() { bomb | bomb & }; bomb";
+        let mut child = std::process::Command::new("setpriv")
+            .args(["--reuid", &user, "--regid", &user, "--clear-groups", "prlimit", "--nproc=300", "bash", "-c", bomb])
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let begin = std::time::Instant::now();
+        while of_user() < 100 {
+            assert!(begin.elapsed() < Duration::from_secs(60), "the bomb does not go off");
+        }
+        assert_eq!(cleaner.end_processes(None), Vec::<String>::new());
+        assert_eq!(of_user(), 0);
+        child.wait().unwrap();
     }
 
     #[test]

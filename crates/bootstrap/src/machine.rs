@@ -206,10 +206,10 @@ impl RunAs {
         self
     }
 
-    /// Puts it among the jobs: into their control group, where the machine has one, and behind this binary for the OOM
+    /// Puts it among the jobs: into a control group of theirs, where the machine has one, and behind this binary for the OOM
     /// killer.
-    pub(crate) fn among_jobs(mut self, machine: &Machine) -> Self {
-        self.0.group = machine.jobs_group();
+    pub(crate) fn among_jobs(mut self, group: Option<PathBuf>) -> Self {
+        self.0.group = group;
         self.0.oom_score = self.0.group.is_some().then_some(LISTENER_OOM_SCORE);
         self
     }

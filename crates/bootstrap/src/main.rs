@@ -10,6 +10,7 @@ mod directory;
 mod enter;
 mod guard;
 mod identify;
+mod job_groups;
 mod life;
 mod machine;
 mod memory;

@@ -53,11 +53,31 @@ pub(crate) fn is_worker(process: &Process) -> bool {
 
 /// Does a worker run below the listener? `None` where that can't be seen.
 pub(crate) fn has_worker(listener: Option<Pid>) -> Option<bool> {
-    let children = children(listener?)?;
-    Some(children.iter().any(|child| {
+    Some(!workers(listener)?.is_empty())
+}
+
+/// The workers below the listener. `None` where they can't be seen.
+pub(crate) fn workers(listener: Option<Pid>) -> Option<Vec<i32>> {
+    let mut children = children(listener?)?;
+    children.retain(|child| {
         let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
         parse(&stat, 0).is_some_and(|child| is_worker(&child) && !child.zombie)
-    }))
+    });
+    Some(children)
+}
+
+/// All that a process has started, and what those have.
+pub(crate) fn below(top: i32) -> Vec<i32> {
+    let all = all();
+    let mut found = vec![top];
+    loop {
+        let next = |process: &&Process| found.contains(&process.parent) && !found.contains(&process.id);
+        let next: Vec<i32> = all.iter().filter(next).map(|process| process.id).collect();
+        if next.is_empty() {
+            return found.split_off(1);
+        }
+        found.extend(next);
+    }
 }
 
 /// The children of all of its threads, from which .NET starts programs as it likes.

@@ -2,6 +2,7 @@
 
 mod ear;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tracing::Instrument as _;
 
 use crate::between_jobs::{Answering, Cleaner};
 use crate::guard::{self, Watching};
+use crate::job_groups::JobGroups;
 use crate::life::{Heard, Process};
 use crate::machine::{Machine, User};
 use crate::processes;
@@ -39,6 +41,7 @@ pub(crate) struct Listener {
     child: Child,
     group: Option<Pid>,
     user: User,
+    groups: Option<JobGroups>,
     heard: watch::Receiver<Heard>,
     readers: Vec<JoinHandle<()>>,
     _hooks: Answering,
@@ -52,13 +55,14 @@ impl Listener {
     /// It can't be started.
     pub(crate) fn start(machine: &Machine, registered: &Registered) -> anyhow::Result<Self> {
         registered.directory.prepare(&registered.environment)?;
+        let (groups, group) = job_groups(machine);
         let program = registered.directory.path().join("bin/Runner.Listener");
         let mut command = machine
             .command_as(&registered.user, &program, registered.directory.path())?
             .arg("run")
             .envs(&registered.environment)
             .env("ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE", "1")
-            .among_jobs(machine);
+            .among_jobs(group);
         if let Some(jit) = &registered.jit {
             // The listener removes it from its environment when it has read it.
             command = command.env("ACTIONS_RUNNER_INPUT_JITCONFIG", jit.expose_secret());
@@ -80,10 +84,11 @@ impl Listener {
             directory: registered.directory.path().to_owned(),
             uid: user.uid(),
             listener: group,
+            groups: groups.clone(),
         };
         let hooks = cleaner.answer()?;
         let guard = registered.guarded.then(|| guard::watch(machine.clone(), user.clone()));
-        Ok(Self { child, group, user, heard, readers, _hooks: hooks, _guard: guard })
+        Ok(Self { child, group, user, groups, heard, readers, _hooks: hooks, _guard: guard })
     }
 }
 
@@ -121,6 +126,22 @@ impl Process for Listener {
         // What a job left running goes too: one by one, since a group's number is another's once the group is empty.
         if let Some(group) = self.group {
             processes::end_group(group, self.user.uid());
+        }
+        if let Some(groups) = &self.groups {
+            groups.end_all_but(&[]);
+        }
+    }
+}
+
+/// The control groups for jobs, and the one for the listener, as far as the machine has them.
+fn job_groups(machine: &Machine) -> (Option<JobGroups>, Option<PathBuf>) {
+    let Some(unit) = machine.jobs_group() else { return (None, None) };
+    let Some(groups) = JobGroups::below(&unit) else { return (None, Some(unit)) };
+    match groups.prepare() {
+        Ok(runner) => (Some(groups), Some(runner)),
+        Err(error) => {
+            tracing::error!(phase = "serve", error = %format!("{error:#}"), "jobs share the listener's control group");
+            (None, Some(unit))
         }
     }
 }

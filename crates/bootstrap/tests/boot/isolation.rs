@@ -96,8 +96,9 @@ container=$!
 hierarchy=/sys/fs/cgroup
 [[ -e $hierarchy/cgroup.procs ]] || hierarchy=/sys/fs/cgroup/unified
 jobs=$hierarchy/kiln.slice/kiln-jobs.slice
-mkdir -p "$jobs"
-trap 'kill $(jobs -p) || true; rmdir "$jobs" "$hierarchy/kiln.slice" || true' EXIT
+job=$jobs/kiln-jobs.service/job-1
+mkdir -p "$job"
+trap 'kill $(jobs -p) || true; rmdir -p "$job" 2>/dev/null || true' EXIT
 within() { nsenter --target "$1" --net -- "${@:2}"; }
 link() { # the other namespace, this end, that end
   # Until the process has a namespace of its own, the other end would come into this one.
@@ -117,7 +118,9 @@ echo 1 >/proc/sys/net/ipv4/ip_forward
 within $outside python3 -m http.server 80 --bind 169.254.169.254 >/dev/null 2>&1 &
 within $outside python3 -m http.server 80 --bind fd00:ec2::254 >/dev/null 2>&1 &
 # Root in a container of the host's network: nothing but its control group sets it apart.
-among_jobs() { bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$jobs" "$@"; }
+in_group() { bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$@"; }
+among_jobs() { in_group "$jobs" "$@"; }
+in_a_job() { in_group "$job" "$@"; }
 
 see() {
   local expected=$1 who=$2 code=0
@@ -131,6 +134,7 @@ other=(setpriv --reuid=1234 --regid=1234 --clear-groups)
 until [[ $("$BINARY" probe-metadata; echo $?) == 10 ]]; do sleep 0.1; done
 until (exec 3<>/dev/tcp/fd00:ec2::254/80) 2>/dev/null; do sleep 0.1; done
 see 10 'the runner, unguarded' "${runner[@]}"
+until [[ $(inside "$BINARY" probe-metadata; echo $?) == 10 ]]; do sleep 0.1; done
 see 10 'a container, unguarded' inside
 see 10 'root among the jobs, unguarded' among_jobs
 eval "$START"
@@ -141,6 +145,7 @@ see 0 'a container' inside
 see 10 'root among the jobs, where only users are told apart' among_jobs
 eval "$START_OF_JOBS"
 see 0 'root among the jobs' among_jobs
+see 0 'root in the control group of a job' in_a_job
 see 10 'the binary itself' env
 eval "$STOP_OF_JOBS"
 eval "$STOP"

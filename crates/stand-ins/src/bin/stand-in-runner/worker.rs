@@ -31,6 +31,11 @@ const LEAST_LIFE: Duration = Duration::from_millis(300);
 /// source: Runner.Sdk/ProcessInvoker.cs:570-590
 const OOM_SCORE: &str = "500";
 
+/// A step ends with its own process: who else holds its output open is waited for no longer.
+///
+/// source: Runner.Sdk/ProcessInvoker.cs, `ProcessExitedHandler`
+const HELD_OPEN: Duration = Duration::from_secs(5);
+
 /// The variable by which the runner knows what a job has left running.
 ///
 /// source: Runner.Common/Constants.cs:42, Runner.Worker/JobExtension.cs:587-600
@@ -244,7 +249,7 @@ impl<'a> JobInWork<'a> {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(Inputs::PREFIX)) {
             command.env_remove(name);
         }
-        let child = command
+        let mut child = command
             .args(arguments)
             .current_dir(&self.workspace)
             .envs([("CI", "true"), ("GITHUB_ACTIONS", "true"), ("RUNNER_OS", "Linux")])
@@ -262,10 +267,24 @@ impl<'a> JobInWork<'a> {
         if let Some(id) = child.id() {
             let _ = std::fs::write(format!("/proc/{id}/oom_score_adj"), OOM_SCORE);
         }
-        let run = child.wait_with_output().await.context("run bash")?;
-        output.push_str(&String::from_utf8_lossy(&run.stdout));
-        output.push_str(&String::from_utf8_lossy(&run.stderr));
-        Ok(if run.status.success() { Conclusion::Success } else { Conclusion::Failure })
+        let (mut said, mut complained) = (Vec::new(), Vec::new());
+        let (mut stdout, mut stderr) = (child.stdout.take().context("piped")?, child.stderr.take().context("piped")?);
+        let mut streams =
+            Box::pin(async { tokio::join!(stdout.read_to_end(&mut said), stderr.read_to_end(&mut complained)) });
+        let mut closed = false;
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status.context("run bash")?,
+                _ = &mut streams, if !closed => closed = true,
+            }
+        };
+        if !closed {
+            let _ = tokio::time::timeout(HELD_OPEN, &mut streams).await;
+        }
+        drop(streams);
+        output.push_str(&String::from_utf8_lossy(&said));
+        output.push_str(&String::from_utf8_lossy(&complained));
+        Ok(if status.success() { Conclusion::Success } else { Conclusion::Failure })
     }
 }
 
