@@ -30,12 +30,20 @@ fn table(page: &mut String, path: &str, schema: &Value, notes: &[String]) {
         let _ = writeln!(page, "* {note}");
     }
     let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let conditional = schema["else"]["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let conditional: Vec<&str> = conditional.collect();
+    let condition = schema["if"]["properties"].as_object().and_then(|keys| keys.iter().next());
+    let unless = condition.map(|(name, wanted)| format!("required, unless `{name} = {}`", wanted["const"]));
+    let must = |name: &str| match &unless {
+        Some(unless) if conditional.contains(&name) => unless.clone(),
+        _ => must(&required, name).to_owned(),
+    };
     let keys = schema["properties"].as_object();
     let mut inner = Vec::new();
     for (name, key) in keys.into_iter().flatten() {
         match below(path, name, key) {
-            Some((path, schema)) => inner.push((path, schema, key, must(&required, name))),
-            None => one(page, name, key, must(&required, name)),
+            Some((path, schema)) => inner.push((path, schema, key, must(name))),
+            None => one(page, name, key, &must(name)),
         }
     }
     for (path, schema, key, must) in inner {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kiln_config::config::{Config, Fleet};
 use kiln_config::model::FleetName;
 use kiln_operations::deploy::{self, Canary, Goal, Holder, Operator, Request};
-use kiln_operations::doctor;
+use kiln_operations::{Code, Error, doctor, on_demand};
 
 use crate::cloud;
 use crate::operator::{Person, holder};
@@ -108,8 +108,23 @@ async fn roll_out(
     }
     let person = Person { yes: args.yes };
     let operator = Operator { progress: ui, consent: &person, check: &person, holder };
+    if fleet.on_demand.is_some() {
+        require_no_canary_check(args, fleet)?;
+        Box::pin(on_demand::run(&request, args.dry_run, aws, &github, operator)).await?;
+        return Ok(());
+    }
     Box::pin(deploy::run(&request, args.dry_run, aws, &github, operator)).await?;
     Ok(())
+}
+
+/// A flag that would do nothing is refused.
+fn require_no_canary_check(args: &Args, fleet: &Fleet) -> Result<(), Error> {
+    if args.canary_check.is_none() {
+        return Ok(());
+    }
+    let message = format!("fleet {} is on demand, which has no canary to check yet", fleet.name);
+    Err(Error::new(Code::PreconditionsUnmet, message)
+        .hint("leave out `--canary-check`, or name other fleets by `--fleet`"))
 }
 
 fn request<'a>(args: &Args, config: &'a Config, fleet: &'a Fleet) -> Request<'a> {

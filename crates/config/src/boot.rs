@@ -100,6 +100,38 @@ pub struct OnDemandConfig {
     pub environment: BTreeMap<String, String>,
 }
 
+/// What a fleet's jobs may do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct JobSettings {
+    /// May a job reach the metadata service?
+    pub metadata_access: MetadataAccess,
+    /// May a job use docker?
+    pub docker_access: DockerAccess,
+    /// Is a job taken only once docker answers?
+    pub wait_for_docker: bool,
+    /// Variables for the runner and its jobs.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl OnDemandConfig {
+    /// With the usual limits.
+    pub fn new(fleet: FleetName, bucket: String, region: Region, runner: Runner, jobs: JobSettings) -> Self {
+        Self {
+            fleet,
+            bucket,
+            region,
+            hand_over_limit_secs: hand_over_limit_secs(),
+            boot_limit_secs: boot_limit_secs(),
+            job_limit_secs: job_limit_secs(),
+            runner,
+            job_metadata_access: jobs.metadata_access,
+            job_docker_access: jobs.docker_access,
+            wait_for_docker: jobs.wait_for_docker,
+            environment: jobs.environment,
+        }
+    }
+}
+
 /// Ten minutes: a controller whose host is lost is replaced within five.
 fn hand_over_limit_secs() -> u32 {
     600

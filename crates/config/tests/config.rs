@@ -143,7 +143,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     16 | lables = ["a"]
        | ^^^^^^ did you mean `labels`?
        |
-       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
     insta::assert_snapshot!(error(&with([("instance_types", "instance-types")])), @r#"
     error: unknown key `instance-types` in [fleet.linux]
@@ -152,7 +152,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     12 | instance-types = ["m6i.large"]
        | ^^^^^^^^^^^^^^ did you mean `instance_types`?
        |
-       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
 }
 
@@ -165,7 +165,7 @@ fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
     16 | subnets = ["subnet-01234567"]
        | ^^^^^^^ `subnets` is a key of [fleet.NAME.network]
        |
-       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
     insta::assert_snapshot!(error(&with([("organization = \"acme\"\n", ""), ("[app]", "[app]\norganization = \"acme\"")])), @r#"
     error: `organization` is missing
@@ -203,7 +203,7 @@ fn a_value_given_as_a_key_is_understood() {
     15 | create_vpc = true
        | ^^^^^^^^^^ did you mean `network = "create-vpc"`?
        |
-       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, max, max_age_secs, min, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
 }
 
@@ -302,7 +302,7 @@ fn a_word_that_is_none_of_the_choices_is_told_them() {
       --> kiln.toml:16:16
        |
     16 | registration = "ephemera"
-       |                ^^^^^^^^^^ expected "persistent" or "ephemeral"
+       |                ^^^^^^^^^^ expected "persistent" or "ephemeral" or "on-demand"
        |
        = help: did you mean "ephemeral"?
     "#);

@@ -48,7 +48,7 @@ fn the_example_is_valid_for_us_and_for_editors() {
 fn what_the_example_suggests_in_comments_is_valid_too() {
     let text = uncommented();
     assert!(text.lines().count() == EXAMPLE.lines().count() && text != EXAMPLE);
-    let config = Config::from_toml("kiln.toml", &text).unwrap_or_else(|error| panic!("{error}"));
+    let config = Config::from_toml_with_on_demand("kiln.toml", &text).unwrap_or_else(|error| panic!("{error}"));
     assert!(config.fleets.len() > 1);
     assert_eq!(problems(&text), Vec::<String>::new());
 }

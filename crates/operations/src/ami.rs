@@ -89,10 +89,15 @@ const DIGEST_CHARACTERS: usize = 8;
 /// A bucket's name has at most 63 characters. Of a prefix that leaves no room for account and region the end is replaced by
 /// a digest, or two organizations with long logins would share a bucket.
 pub(crate) fn bucket_name(config: &Config, caller: &Caller) -> String {
-    let (prefix, place) = (config.prefix(), format!("-{}-{}", caller.account, config.region));
+    bucket_named(&config.prefix(), config, caller)
+}
+
+/// A bucket of the account and region, whose name begins so.
+pub(crate) fn bucket_named(prefix: &str, config: &Config, caller: &Caller) -> String {
+    let place = format!("-{}-{}", caller.account, config.region);
     let room = MOST_BUCKET_NAME.saturating_sub(place.len());
     if prefix.len() <= room {
-        return prefix + &place;
+        return format!("{prefix}{place}");
     }
     let digest = inputs::sha256(prefix.as_bytes());
     let cut = prefix[..room.saturating_sub(DIGEST_CHARACTERS + 1)].trim_end_matches('-');

@@ -233,6 +233,15 @@ codes! {
     GroupMissing "group-missing" Precondition
         "The fleet's stack exists, but its Auto Scaling group was deleted outside the stack."
         "Run `cargo xtask destroy --fleet NAME`, then `cargo xtask deploy`. The fleet has no runners left, so no job is lost."
+    FleetKindChanged "fleet-kind-changed" Precondition
+        "The fleet has a group and kiln.toml makes it on-demand, or the other way round. One kind can't become the other."
+        "`cargo xtask destroy --fleet NAME` waits for its jobs. Then run `cargo xtask deploy`. Or give the new fleet another name."
+    ScaleSetFixed "scale-set-fixed" Precondition
+        "kiln.toml has other labels or another runner group than the on-demand fleet's scale set at GitHub, and these can't be changed."
+        "Add a fleet with another name and the new labels, and destroy the old fleet when its jobs have moved."
+    ControlUnreadable "control-unreadable" Precondition
+        "A newer version of Kiln wrote the documents of the controller of on-demand fleets."
+        "Run the command with the version that deployed last, or a newer one."
     NetworkInUse "network-in-use" Precondition
         "The network can't be deleted: fleets that are not in kiln.toml use it."
         "Destroy those fleets first, with `--fleet NAME`."
@@ -287,6 +296,9 @@ codes! {
     RefreshSlow "refresh-slow" Timeout
         "The instance refresh made no progress for the longest drain plus one hour."
         "Run the same command again: it waits for the same refresh. The usual cause is a job that does not end."
+    ControllerSilent "controller-silent" Timeout
+        "The controller of on-demand fleets did not report that it serves the fleet. The stacks and the control document are as wanted."
+        "Read the journal of the controller's instance, or its system log in the EC2 console. Then run the same command again."
     DrainSlow "drain-slow" Timeout
         "Instances still existed after the longest drain plus a margin."
         "Run the same command again: it keeps waiting. `--now` does not wait, and jobs fail. An instance with scale-in protection does not terminate by itself."

@@ -10,7 +10,7 @@ mod apply;
 mod lock;
 mod observe;
 mod plan;
-mod record;
+pub(crate) mod record;
 mod roll;
 
 use std::fmt;
@@ -29,6 +29,7 @@ pub use apply::{apply, run};
 pub use lock::{Held, Holder, held};
 pub(crate) use lock::{Lock, bucket};
 pub use observe::{Observed, observe, require_key};
+pub(crate) use observe::{available, found, recorded_image, version_in};
 pub use plan::{plan, resume_command};
 pub(crate) use record::forget;
 pub use record::{Aim, Record};

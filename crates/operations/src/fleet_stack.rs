@@ -29,7 +29,7 @@ pub const SHORT_NAME: &str = "ShortName";
 ///
 /// Source: <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>,
 /// <https://docs.aws.amazon.com/eventbridge/latest/APIReference/API_PutRule.html>
-const SHORTEST_LIMIT: usize = 64;
+pub(crate) const SHORTEST_LIMIT: usize = 64;
 
 /// Parameters that end up in the launch template. A change to one of them, or to the template, may make a new version.
 #[rustfmt::skip]
@@ -116,12 +116,12 @@ pub fn keep_names(request: &mut StackRequest, stack: &Stack) {
     request.parameters.insert(SHORT_NAME.to_owned(), name);
 }
 
-fn named<const N: usize>(values: [(&str, String); N]) -> [(String, String); N] {
+pub(crate) fn named<const N: usize>(values: [(&str, String); N]) -> [(String, String); N] {
     values.map(|(name, value)| (name.to_owned(), value))
 }
 
 /// `NAME1`, `NAME2`…, empty where there are fewer values than parameters.
-fn numbered<T: ToString>(
+pub(crate) fn numbered<T: ToString>(
     name: &str,
     count: usize,
     values: impl IntoIterator<Item = T>,
@@ -175,6 +175,11 @@ pub(crate) fn output(config: &Config, network: Option<&Stack>, key: &str) -> Str
 /// A reference to an output that is known once its stack exists.
 pub(crate) fn output_reference(stack: &str, key: &str) -> String {
     format!("{OUTPUT}{stack}:{key}")
+}
+
+/// Is it a reference to an output that is not known yet?
+pub(crate) fn is_reference(value: &str) -> bool {
+    value.starts_with(OUTPUT)
 }
 
 /// What a reference to an output of this stack stands for.

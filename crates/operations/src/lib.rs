@@ -15,6 +15,7 @@ pub mod init;
 mod json_diff;
 pub mod keys;
 mod launches;
+pub mod on_demand;
 pub mod orphans;
 pub mod pin;
 pub mod plan;

@@ -129,6 +129,9 @@ function environment(variables: Readonly<Record<string, string>>): void {
 
 function labels(props: RunnerGroupProps): void {
   const { labels: list = [], registration = 'persistent', instanceTypes } = props;
+  if (registration !== 'persistent' && registration !== 'ephemeral') {
+    refuse(`registration is ${JSON.stringify(registration)}: the construct makes a group, with persistent or ephemeral runners`);
+  }
   const place = at(...FLEET, 'labels');
   if (list.length > (place.maxItems ?? 0)) {
     refuse(`labels has ${list.length} entries: at most ${place.maxItems} were expected`);

@@ -7,10 +7,10 @@ use std::str::FromStr;
 use toml::Spanned;
 
 use super::diagnostic::{Diagnostic, Findings, cut};
-use super::raw::{RawFleet, RawNetwork, RawSha256};
+use super::raw::{RawFleet, RawNetwork, RawRegistration, RawSha256};
 use super::{
     Config, DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_REPLACE_PAUSE_SECS, DEFAULT_RUNNER_GROUP, Fleet,
-    Network, infrastructure,
+    Network, infrastructure, on_demand,
 };
 use crate::boot::{self, DockerAccess, MetadataAccess, Retirement};
 use crate::environment::{self, Refused};
@@ -33,9 +33,13 @@ pub(super) fn validate(
     let fleet_name: Option<FleetName> = found.parse("the fleet's name", name);
     let architecture = architecture(raw);
     let base_image = get(raw.base_image.as_ref(), BaseImage::AmazonLinux2023);
-    let registration = get(raw.registration.as_ref(), Registration::Persistent);
+    let on_demand = on_demand::validate(raw, found);
+    let registration = match get(raw.registration.as_ref(), RawRegistration::Persistent) {
+        RawRegistration::Persistent => Registration::Persistent,
+        RawRegistration::Ephemeral | RawRegistration::OnDemand => Registration::Ephemeral,
+    };
     runs_actions(name, raw, base_image, architecture, found);
-    let labels = labels(name, raw, registration, found);
+    let labels = labels(name, raw, found);
     let runner_group = runner_group(raw, found);
     let instance_types = raw.instance_types.as_ref().map(|types| instance_types(types, raw, architecture, found));
     let capacity = capacity(raw, found);
@@ -51,6 +55,7 @@ pub(super) fn validate(
         labels,
         runner_group: runner_group?,
         registration,
+        on_demand,
         base_image,
         architecture,
         instance_types: instance_types?,
@@ -226,9 +231,18 @@ pub(super) fn distinct<T: FromStr<Err = Malformed>>(
     parsed
 }
 
-fn labels(name: &Spanned<String>, raw: &RawFleet, registration: Registration, found: &mut Findings) -> Vec<Label> {
+fn labels(name: &Spanned<String>, raw: &RawFleet, found: &mut Findings) -> Vec<Label> {
     let entries = raw.labels.as_ref().map_or(&[][..], |labels| labels.get_ref().as_slice());
-    if entries.is_empty() && registration == Registration::Ephemeral {
+    let registration = get(raw.registration.as_ref(), RawRegistration::Persistent);
+    if entries.is_empty() && registration == RawRegistration::OnDemand {
+        let span = raw.labels.as_ref().map_or_else(|| name.span(), Spanned::span);
+        found.push(
+            Diagnostic::new(span, "an on-demand fleet has no label")
+                .expected("expected `labels` with at least one")
+                .hint("jobs come to it by these alone, GitHub adds none; `labels = [\"linux-x64\"]`, for one"),
+        );
+    }
+    if entries.is_empty() && registration == RawRegistration::Ephemeral {
         let span = raw.labels.as_ref().map_or_else(|| name.span(), Spanned::span);
         found.push(
             Diagnostic::new(span, "an ephemeral fleet has no label")
@@ -241,7 +255,12 @@ fn labels(name: &Spanned<String>, raw: &RawFleet, registration: Registration, fo
     let own = given_labels(architecture(raw));
     for (span, label) in &labels {
         let lower = label.as_str().to_lowercase();
-        if own.iter().any(|own| own.to_lowercase() == lower) {
+        let is_own = own.iter().any(|own| own.to_lowercase() == lower);
+        // GitHub gives a scale set's runners no label by itself, so that these may be asked for.
+        if is_own && registration == RawRegistration::OnDemand {
+            continue;
+        }
+        if is_own {
             found.push(
                 Diagnostic::new(span.clone(), format!("every runner of the fleet has the label `{label}` already"))
                     .expected("expected a label of your own")
@@ -313,6 +332,9 @@ fn instance_types(
 }
 
 fn capacity(raw: &RawFleet, found: &mut Findings) -> Option<(u32, u32)> {
+    if get(raw.registration.as_ref(), RawRegistration::Persistent) == RawRegistration::OnDemand {
+        return raw.max.as_ref().map(|max| (0, *max.get_ref()));
+    }
     let (min, max) = (raw.min.as_ref()?, raw.max.as_ref()?);
     if min > max {
         found.push(
@@ -359,11 +381,18 @@ fn times(name: &Spanned<String>, raw: &RawFleet, found: &mut Findings) -> (u32, 
     (heartbeat, drain)
 }
 
+/// The controller's bucket is not known here; the name of none is longer.
+const LONGEST_BUCKET: &str = "kiln-000000000000000000000000000000000000000000000000000000000";
+
 /// What an instance is told must fit into a parameter of the stack.
 pub(super) fn boot_config(config: &Config, name: &Spanned<String>, raw: &RawFleet, found: &mut Findings) {
     let parsed: Result<FleetName, _> = name.get_ref().parse();
     let Some(fleet) = parsed.ok().and_then(|name| config.fleets.get(&name)) else { return };
-    if let Err(error) = config.boot_config(fleet).to_json() {
+    let written = match fleet.on_demand {
+        Some(_) => boot::UserData::OnDemand(Box::new(config.on_demand_config(fleet, LONGEST_BUCKET))).to_json(),
+        None => config.boot_config(fleet).to_json(),
+    };
+    if let Err(error) = written {
         let span = raw.labels.as_ref().map_or_else(|| name.span(), Spanned::span);
         found.push(
             Diagnostic::new(span, error.to_string())

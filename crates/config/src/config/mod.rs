@@ -5,6 +5,7 @@ mod fleet;
 mod image;
 mod infrastructure;
 mod notice;
+mod on_demand;
 mod partition;
 mod raw;
 mod secret;
@@ -29,6 +30,7 @@ use diagnostic::{Diagnostic, Findings};
 pub use image::{BakeNetwork, ImageDefaults, NodeMajor, NodePin};
 pub use infrastructure::{IMAGE_VOLUME_GIB, MOST_EGRESS_PORTS, MOST_TAGS, Spot, Volume};
 pub use notice::Notice;
+pub use on_demand::OnDemand;
 pub use partition::{is_known as is_known_region, nearest as nearest_region, partition};
 pub use text::{MOST_BYTES, NotText, decode};
 
@@ -112,15 +114,17 @@ pub struct Fleet {
     pub labels: Vec<Label>,
     /// The runner group's name; `Default` is the one every organization has.
     pub runner_group: String,
-    /// Persistent or ephemeral.
+    /// Persistent, or for one job.
     pub registration: Registration,
+    /// What an on-demand fleet has beyond the others, and in place of a group.
+    pub on_demand: Option<OnDemand>,
     /// The image's operating system.
     pub base_image: BaseImage,
     /// The image's architecture.
     pub architecture: Architecture,
     /// In order of preference; never empty.
     pub instance_types: Vec<InstanceType>,
-    /// The least number of instances.
+    /// The least number of instances; none of an on-demand fleet.
     pub min: u32,
     /// The largest number of instances.
     pub max: u32,
@@ -210,6 +214,9 @@ const DEFAULT_HEARTBEAT_SECS: u32 = 300;
 /// What GitHub gives a job by default, 6 hours, and within the hundred heartbeats that Auto Scaling gives an instance.
 const DEFAULT_DRAIN_LIMIT_SECS: u32 = 6 * 3600;
 
+/// Two minutes: jobs come in bursts, and EC2 bills a minute at least.
+const DEFAULT_LINGER_SECS: u32 = 120;
+
 /// Five minutes: a fault that passes by itself has passed, and a broken fleet boots its instances twelve times an hour.
 const DEFAULT_REPLACE_PAUSE_SECS: u32 = 300;
 
@@ -229,6 +236,19 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it, each with line, column, what was expected and a hint.
     pub fn from_toml(file: &str, text: &str) -> Result<Self, ConfigError> {
+        Self::read(file, text, on_demand::IS_DEPLOYED)
+    }
+
+    /// The same, with on-demand fleets taken whether this version deploys them or not.
+    ///
+    /// # Errors
+    /// As [`Config::from_toml`].
+    #[doc(hidden)]
+    pub fn from_toml_with_on_demand(file: &str, text: &str) -> Result<Self, ConfigError> {
+        Self::read(file, text, true)
+    }
+
+    fn read(file: &str, text: &str, on_demand: bool) -> Result<Self, ConfigError> {
         let mut found = Findings::default();
         let refused = |found| Err(ConfigError::new(file, text, found));
         if text.len() > MOST_BYTES {
@@ -260,7 +280,12 @@ impl Config {
         }
         shape::check(document.get_mut(), &raw::schema(), &mut found);
         let config = match raw::RawConfig::deserialize(toml::Deserializer::from(document)) {
-            Ok(raw) => validate::validate(&raw, text, &mut found),
+            Ok(raw) => {
+                if !on_demand {
+                    on_demand::refuse(&raw, &mut found);
+                }
+                validate::validate(&raw, text, &mut found)
+            }
             Err(error) => {
                 found.push_toml(&error);
                 None
@@ -285,6 +310,46 @@ impl Config {
     /// The role of Image Builder's instances, and the profile that hands it to them. They are an account's, not a region's.
     pub fn bake_role(&self) -> String {
         format!("{}-{}", self.bake_stack(), self.region)
+    }
+
+    /// The stack with the controller of the on-demand fleets, and its group's name; one for the organization.
+    pub fn controller_stack(&self) -> String {
+        format!("{}-controller", self.prefix())
+    }
+
+    /// The on-demand fleets, by name.
+    pub fn on_demand_fleets(&self) -> impl Iterator<Item = &Fleet> {
+        self.fleets.values().filter(|fleet| fleet.on_demand.is_some())
+    }
+
+    /// The name of an on-demand fleet's scale set at GitHub. A name is taken once in a runner group, and two regions may have
+    /// fleets of one name.
+    pub fn scale_set(&self, fleet: &FleetName) -> String {
+        format!("kiln-{fleet}-{}", self.region)
+    }
+
+    /// What an instance of an on-demand fleet finds in its user data.
+    pub fn on_demand_config(&self, fleet: &Fleet, bucket: &str) -> boot::OnDemandConfig {
+        boot::OnDemandConfig::new(
+            fleet.name.clone(),
+            bucket.to_owned(),
+            self.region.clone(),
+            self.runner_in_image(),
+            boot::JobSettings {
+                metadata_access: fleet.job_metadata_access,
+                docker_access: fleet.job_docker_access,
+                wait_for_docker: fleet.wait_for_docker,
+                environment: fleet.environment.clone(),
+            },
+        )
+    }
+
+    fn runner_in_image(&self) -> boot::Runner {
+        boot::Runner {
+            version: self.runner.version.clone(),
+            user: RUNNER_USER.to_owned(),
+            directory: RUNNER_DIRECTORY.to_owned(),
+        }
     }
 
     /// The stack with the VPC, for fleets that have no network of their own; one for the organization.
@@ -367,11 +432,7 @@ impl Config {
             registration: fleet.registration,
             labels: fleet.labels.clone(),
             runner_group: fleet.runner_group.clone(),
-            runner: boot::Runner {
-                version: self.runner.version.clone(),
-                user: RUNNER_USER.to_owned(),
-                directory: RUNNER_DIRECTORY.to_owned(),
-            },
+            runner: self.runner_in_image(),
             job_metadata_access: fleet.job_metadata_access,
             job_docker_access: fleet.job_docker_access,
             wait_for_docker: fleet.wait_for_docker,

@@ -9,17 +9,17 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
-use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::infrastructure::{DEFAULT_IOPS, DEFAULT_THROUGHPUT_MIBPS, IMAGE_VOLUME_GIB};
 use super::{
-    DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL,
+    DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_LINGER_SECS, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL,
     DEFAULT_REPLACE_PAUSE_SECS, DEFAULT_RUNNER_GROUP,
 };
 use crate::boot::{DockerAccess, MetadataAccess};
-use crate::model::{Architecture, BaseImage, KeyStore, Registration, SpotStrategy};
+use crate::model::{Architecture, BaseImage, KeyStore, SpotStrategy};
 
 type Field<T> = Option<Spanned<T>>;
 
@@ -233,8 +233,25 @@ pub(super) struct RawSha256 {
     pub(super) aarch64: Field<String>,
 }
 
+/// How a runner registers at GitHub, and what decides how many there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum RawRegistration {
+    /// A registration token and `config.sh`; the runner takes job after job.
+    Persistent,
+    /// A just-in-time configuration; the runner takes one job, then the instance is replaced.
+    Ephemeral,
+    /// An instance for each job that waits at GitHub, launched by the organization's controller; it takes one job and ends.
+    /// This version checks such a fleet, but can't deploy it yet.
+    OnDemand,
+}
+
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend(
+    "if" = { "properties": { "registration": { "const": "on-demand" } }, "required": ["registration"] },
+    "else" = { "required": ["min"] },
+))]
 pub(super) struct RawFleet {
     // GitHub takes a hundred of a runner, its own three included.
     /// Labels in addition to those that every self-hosted runner has: self-hosted, Linux, and X64 or ARM64. A label has no
@@ -247,10 +264,10 @@ pub(super) struct RawFleet {
     #[serde(default)]
     #[schemars(with = "String", length(min = 1), extend("default" = DEFAULT_RUNNER_GROUP))]
     pub(super) runner_group: Field<String>,
-    /// How long a runner lives.
+    /// How long a runner lives, and how many there are.
     #[serde(default)]
-    #[schemars(with = "Registration", extend("default" = Registration::Persistent))]
-    pub(super) registration: Field<Registration>,
+    #[schemars(with = "RawRegistration", extend("default" = RawRegistration::Persistent))]
+    pub(super) registration: Field<RawRegistration>,
     /// The image's operating system.
     #[serde(default)]
     #[schemars(with = "BaseImage", extend("default" = BaseImage::AmazonLinux2023))]
@@ -264,12 +281,23 @@ pub(super) struct RawFleet {
     #[schemars(with = "Vec<String>", length(min = 1, max = 5), inner(regex(pattern = INSTANCE_TYPE)))]
     #[schemars(extend("examples" = [["m6i.large", "m5.large"]], "uniqueItems" = true))]
     pub(super) instance_types: Field<Vec<Spanned<String>>>,
+    // Required by the table's own condition, of fleets that are not on-demand.
     /// The minimum number of instances. Auto Scaling replaces failed ones.
+    #[serde(default)]
     #[schemars(with = "u32", range(max = MOST_INSTANCES), example = &1)]
     pub(super) min: Field<u32>,
     /// The maximum number of instances.
     #[schemars(with = "u32", range(min = 1, max = MOST_INSTANCES), example = &4)]
     pub(super) max: Field<u32>,
+    /// Of an on-demand fleet: how many runners wait for jobs while nothing is queued.
+    #[serde(default)]
+    #[schemars(with = "u32", range(max = MOST_INSTANCES), extend("default" = 0))]
+    pub(super) min_idle: Field<u32>,
+    /// Of an on-demand fleet: how long a runner that has no job is kept, in seconds. Jobs come in bursts, and EC2 bills at
+    /// least a minute.
+    #[serde(default)]
+    #[schemars(with = "u32", range(max = 86_400), extend("default" = DEFAULT_LINGER_SECS))]
+    pub(super) linger_secs: Field<u32>,
     /// Spot capacity in addition to On-Demand capacity. Without it, all instances are On-Demand.
     #[serde(default)]
     #[schemars(with = "RawSpot")]

@@ -45,10 +45,11 @@ impl Shape<'_> {
                 refused.push(name.to_owned());
             }
         }
+        let conditional = conditionally_required(schema, table, &refused);
         for key in refused {
             table.remove(key.as_str());
         }
-        let required = schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+        let required = required(schema).chain(conditional);
         let missing: Vec<&str> = required.filter(|key| !meant.iter().any(|meant| meant == key)).collect();
         if !missing.is_empty() {
             self.missing(&missing, span, schema, path);
@@ -257,6 +258,25 @@ fn with_about(diagnostic: Diagnostic, keys: &[(&str, &Value)]) -> Diagnostic {
         })
         .collect();
     if lines.is_empty() { diagnostic } else { diagnostic.hint(lines.join("\n")) }
+}
+
+fn required(schema: &Value) -> impl Iterator<Item = &str> {
+    schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// What is required only where other keys have certain values, or do not have them. Where such a key was refused nobody
+/// knows what was meant, and nothing is.
+fn conditionally_required<'a>(schema: &'a Value, table: &DeTable<'_>, refused: &[String]) -> Vec<&'a str> {
+    let Some(condition) = schema.get("if") else { return Vec::new() };
+    let mut wanted = properties(condition).into_iter().flatten();
+    if wanted.clone().any(|(key, _)| refused.contains(key)) {
+        return Vec::new();
+    }
+    let holds = wanted.all(|(key, wanted)| {
+        let value = table.get(key.as_str()).and_then(|value| value.get_ref().as_str());
+        value.is_some() && value == wanted.get("const").and_then(Value::as_str)
+    });
+    schema.get(if holds { "then" } else { "else" }).map(|branch| required(branch).collect()).unwrap_or_default()
 }
 
 fn properties(schema: &Value) -> Option<&Map<String, Value>> {

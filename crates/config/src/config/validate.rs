@@ -10,7 +10,7 @@ use super::diagnostic::{Diagnostic, Findings};
 use super::raw::{RawApp, RawConfig, RawGitHub, RawRunner};
 use super::{
     App, AppId, Config, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL, Fleet, RunnerPin, fleet, image, infrastructure, notice,
-    partition,
+    on_demand, partition,
 };
 use crate::boot;
 use crate::model::{Architecture, FleetName, KeyStore, OLDEST_RUNNER, Organization, Region, RunnerVersion, Sha256};
@@ -46,6 +46,7 @@ pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Opt
         fleets,
         notices: Vec::new(),
     };
+    on_demand::one_key_store(&config, raw, found);
     for (name, table) in raw.fleet.iter().flatten() {
         fleet::boot_config(&config, name, table, found);
     }

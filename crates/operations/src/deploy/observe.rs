@@ -15,10 +15,10 @@ use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::freshness::{self, Lifetime, Urgency};
 use crate::launches::{BeyondStack, LaunchWatch};
-use crate::orphans;
 use crate::pin::RUNNER_VERSION_TAG;
 use crate::ports::{Ami, Cloud, Group, Images, Inventory, LaunchTemplateVersion, Progress, Refresh, Stack};
 use crate::stacks::{self, DeadStack, Found};
+use crate::{on_demand, orphans};
 
 /// The world as `deploy` found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +91,7 @@ pub async fn observe(
     let stack = stacks::find_beyond(cloud, &config.fleet_stack(&fleet.name), &mut beyond, progress).await?;
     let stack = found(stack, &mut dead);
     let stack = stack.filter(|stack| stack.status != "REVIEW_IN_PROGRESS");
+    on_demand::require_kind(fleet, stack.as_ref())?;
     let record = Record::read(config, &fleet.name, cloud).await?;
     let asked_for = stack.as_ref().and_then(|stack| stack.parameters.get("AmiId")?.parse::<AmiId>().ok());
     let aim = record.aim(request.goal, &baked.id, asked_for.as_ref())?;
@@ -118,7 +119,7 @@ pub async fn observe(
     Ok(Observed { aim, tags, tags_now, record, network, stack, dead, group, refresh, runners, lifetime, at })
 }
 
-fn version_in(tags: &BTreeMap<String, String>) -> Option<RunnerVersion> {
+pub(crate) fn version_in(tags: &BTreeMap<String, String>) -> Option<RunnerVersion> {
     tags.get(RUNNER_VERSION_TAG).and_then(|version| version.parse().ok())
 }
 
@@ -135,7 +136,7 @@ async fn lifetime(version: Option<RunnerVersion>, github: &OrgClient, progress: 
     }
 }
 
-fn found(found: Found, dead: &mut Vec<DeadStack>) -> Option<Stack> {
+pub(crate) fn found(found: Found, dead: &mut Vec<DeadStack>) -> Option<Stack> {
     match found {
         Found::Absent => None,
         Found::Usable(stack) => Some(stack),
@@ -162,7 +163,7 @@ pub async fn require_key(config: &Config, fleet: &Fleet, cloud: &impl Cloud) -> 
     Ok(())
 }
 
-async fn recorded_image(request: &Request<'_>, cloud: &impl Cloud) -> Result<Ami> {
+pub(crate) async fn recorded_image(request: &Request<'_>, cloud: &impl Cloud) -> Result<Ami> {
     let Request { config, fleet, .. } = request;
     let parameter = config.image_parameter(fleet.image());
     let Some(id) = cloud.recorded(&parameter).await? else {
@@ -176,7 +177,7 @@ async fn recorded_image(request: &Request<'_>, cloud: &impl Cloud) -> Result<Ami
 }
 
 /// An image that instances can be launched from.
-async fn available(id: &AmiId, cloud: &impl Images) -> Result<Ami> {
+pub(crate) async fn available(id: &AmiId, cloud: &impl Images) -> Result<Ami> {
     match cloud.ami(id).await? {
         Some(ami) if ami.state == "available" => Ok(ami),
         found => {

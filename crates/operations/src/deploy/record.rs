@@ -83,7 +83,7 @@ fn nothing_before(ami: &AmiId) -> Error {
 }
 
 /// Records an image as the current one after its runners were online. Writes nothing if it is already recorded.
-pub(super) async fn mark(config: &Config, fleet: &Fleet, ami: &AmiId, cloud: &impl Images) -> Result<()> {
+pub(crate) async fn mark(config: &Config, fleet: &Fleet, ami: &AmiId, cloud: &impl Images) -> Result<()> {
     let name = |which| config.fleet_parameter(&fleet.name, which);
     let record = Record::read(config, &fleet.name, cloud).await?;
     match &record.current {
@@ -95,7 +95,7 @@ pub(super) async fn mark(config: &Config, fleet: &Fleet, ami: &AmiId, cloud: &im
     Ok(())
 }
 
-pub(super) async fn reject(config: &Config, fleet: &Fleet, ami: &AmiId, cloud: &impl Images) -> Result<()> {
+pub(crate) async fn reject(config: &Config, fleet: &Fleet, ami: &AmiId, cloud: &impl Images) -> Result<()> {
     Ok(cloud.record(&config.fleet_parameter(&fleet.name, "rejected"), ami).await?)
 }
 
@@ -108,7 +108,7 @@ pub(crate) async fn forget(config: &Config, fleet: &FleetName, cloud: &impl Imag
 }
 
 /// Deletes the rejection.
-pub(super) async fn accept(config: &Config, fleet: &Fleet, cloud: &impl Images) -> Result<()> {
+pub(crate) async fn accept(config: &Config, fleet: &Fleet, cloud: &impl Images) -> Result<()> {
     Ok(cloud.forget(&config.fleet_parameter(&fleet.name, "rejected")).await?)
 }
 

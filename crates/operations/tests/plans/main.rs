@@ -7,6 +7,7 @@ mod cdk;
 mod codes;
 mod deploy;
 mod destroy;
+mod on_demand;
 mod pin;
 mod prune;
 mod rotate_key;

@@ -8,6 +8,7 @@ use kiln_operations::ami::BAKE_TEMPLATE;
 use kiln_operations::fleet_stack::{
     FLEET_TEMPLATE, LAUNCH_PARAMETERS, NETWORK_TEMPLATE, SHORT_NAME, network_request, stack_request,
 };
+use kiln_operations::on_demand::{CONTROLLER_TEMPLATE, ON_DEMAND_TEMPLATE};
 use kiln_operations::ports::StackRequest;
 use kiln_operations::stacks::resource_types;
 use serde_yaml_ng::Value;
@@ -20,7 +21,7 @@ fn fleet_request(config: &Config, fleet: &str) -> StackRequest {
 }
 
 /// What CloudFormation would refuse of the values supplied.
-fn problems(request: &StackRequest) -> Vec<String> {
+pub(crate) fn problems(request: &StackRequest) -> Vec<String> {
     let template: Value = serde_yaml_ng::from_str(&request.template).unwrap();
     let declared = template.get("Parameters").and_then(Value::as_mapping).cloned().unwrap_or_default();
     let declared: BTreeMap<&str, &Value> = declared.iter().map(|(name, what)| (name.as_str().unwrap(), what)).collect();
@@ -97,7 +98,7 @@ fn what_the_launch_template_is_made_of_is_known_to_be() {
 }
 
 /// What a part of the template refers to, its conditions followed.
-fn collect(part: &Value, template: &Value, used: &mut BTreeSet<String>) {
+pub(crate) fn collect(part: &Value, template: &Value, used: &mut BTreeSet<String>) {
     match part {
         Value::Tagged(tagged) => {
             match (tagged.tag.to_string().as_str(), &tagged.value) {
@@ -158,7 +159,7 @@ fn no_tag_keeps_an_instance_from_being_launched() {
 /// CloudFormation refuses what a template holds beyond the types that are named for it.
 #[test]
 fn the_types_of_a_template_are_found_as_a_reader_of_yaml_finds_them() {
-    for template in [FLEET_TEMPLATE, NETWORK_TEMPLATE, BAKE_TEMPLATE] {
+    for template in [FLEET_TEMPLATE, NETWORK_TEMPLATE, BAKE_TEMPLATE, ON_DEMAND_TEMPLATE, CONTROLLER_TEMPLATE] {
         let value: Value = serde_yaml_ng::from_str(template).unwrap();
         let resources = value["Resources"].as_mapping().unwrap();
         let types: BTreeSet<String> =

@@ -11,7 +11,7 @@ use crate::{call, check, python, template};
 const BUCKET: &str = "kiln-acme--control-000000000000-eu-central-1";
 const ROLE_ID: &str = "AROAEXAMPLE0000000000";
 const INSTANCE: &str = "i-0123456789abcdef0";
-const FLEETS_ROLE: &str = "arn:aws:iam::000000000000:role/kiln-acme-fleet-linux-eu-central-1--on-demand";
+const FLEETS_ROLE: &str = "arn:aws:iam::000000000000:role/kiln-acme-fleet-linux-eu-central-1--od";
 const CONTROLLERS_ROLE: &str = "arn:aws:iam::000000000000:role/kiln-acme-ctl-eu-central-1";
 
 /// An on-demand fleet's template, with the least and what is given.
@@ -23,7 +23,7 @@ pub(crate) fn fleet(more: &[(&str, &str)]) -> Template {
         ("Fleet", "linux"),
         ("ControlBucket", BUCKET),
         ("VpcId", "vpc-00000001"),
-        ("ShortName", "kiln-acme-fleet-linux-eu-central-1--on-demand"),
+        ("ShortName", "kiln-acme-fleet-linux-eu-central-1--od"),
     ];
     template("on-demand.yaml", "kiln-acme-fleet-linux", &[&parameters[..], more].concat())
 }
@@ -223,7 +223,7 @@ fn controllers_calls() -> Vec<Call> {
     let mut calls = launch();
     calls.extend([
         terminate("kiln-acme"),
-        pass("kiln-acme-fleet-linux-eu-central-1--on-demand", "ec2.amazonaws.com"),
+        pass("kiln-acme-fleet-linux-eu-central-1--od", "ec2.amazonaws.com"),
         Call::new("ec2:DescribeInstances", "*"),
         own_role("ec2fleet"),
         own_role("spot"),
@@ -254,9 +254,9 @@ fn attacks_of_a_controller() -> Vec<Call> {
         // Another role, among them those of the fleets that can sign and lead their own groups, and its own.
         pass("admin", "ec2.amazonaws.com"),
         pass("kiln-acme-fleet-linux-eu-central-1", "ec2.amazonaws.com"),
-        pass("kiln-acme-corp-fleet-linux-eu-central-1--on-demand", "ec2.amazonaws.com"),
+        pass("kiln-acme-corp-fleet-linux-eu-central-1--od", "ec2.amazonaws.com"),
         pass("kiln-acme-ctl-eu-central-1", "ec2.amazonaws.com"),
-        pass("kiln-acme-fleet-linux-eu-central-1--on-demand", "lambda.amazonaws.com"),
+        pass("kiln-acme-fleet-linux-eu-central-1--od", "lambda.amazonaws.com"),
         // Templates and groups of others, and what has no tag.
         call("ec2:RunInstances", "ec2", "launch-template/lt-of-an-administrator"),
         call("ec2:CreateFleet", "ec2", "launch-template/lt-1")
