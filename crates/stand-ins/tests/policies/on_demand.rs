@@ -162,7 +162,7 @@ fn the_launch_template_is_of_instances_that_end_by_themselves() {
         .collect();
     // What the controller may launch has the organization's tag, whatever kind of thing it is.
     let kinds: Vec<&str> = tagged.iter().map(|(kind, _)| *kind).collect();
-    assert_eq!(kinds, ["instance", "volume", "network-interface", "spot-instances-request"]);
+    assert_eq!(kinds, ["instance", "volume", "network-interface"]);
     for (kind, tags) in tagged {
         for (key, value) in [("kiln:organization", "kiln-acme"), ("kiln:fleet", "linux"), ("team", "ci")] {
             let tag = serde_json::json!({ "Key": key, "Value": value });
@@ -175,8 +175,9 @@ fn the_launch_template_is_of_instances_that_end_by_themselves() {
 fn launch() -> Vec<Call> {
     let tagged =
         |kind: &str| call("", "ec2", &format!("{kind}/x-1")).with("aws:RequestTag/kiln:organization", "kiln-acme");
-    let mut parts = ["fleet", "instance", "volume", "network-interface", "spot-instances-request"].map(tagged).to_vec();
+    let mut parts = ["fleet", "instance", "volume", "network-interface"].map(tagged).to_vec();
     parts.extend([
+        call("", "ec2", "spot-instances-request/sir-1"),
         call("", "ec2", "launch-template/lt-1").with("aws:ResourceTag/kiln:stack", "kiln-acme-fleet-linux"),
         call("", "ec2", "security-group/sg-1")
             .with("aws:ResourceTag/aws:cloudformation:stack-name", "kiln-acme-fleet-linux"),
@@ -189,7 +190,7 @@ fn launch() -> Vec<Call> {
         .iter()
         .flat_map(|part| actions.map(|action| Call { action: action.to_owned(), ..part.clone() }))
         .collect();
-    for kind in ["fleet", "instance", "volume", "network-interface", "spot-instances-request"] {
+    for kind in ["fleet", "instance", "volume", "network-interface"] {
         calls.push(
             call("ec2:CreateTags", "ec2", &format!("{kind}/x-1"))
                 .with("aws:RequestTag/kiln:organization", "kiln-acme")
