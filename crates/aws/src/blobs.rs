@@ -7,9 +7,10 @@ use aws_sdk_s3::primitives::ByteStream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_config::model::Sha256;
-use kiln_operations::ports::{Blobs, Document, Result};
+use kiln_operations::ports::{Blobs, CloudErrorKind, Document, Result};
 
 use crate::Aws;
+use crate::pages::pages;
 
 /// A document of Kiln's, such as a lock, takes some hundred bytes. Whoever can write to the bucket may put more there.
 const MOST_DOCUMENT_BYTES: usize = 1 << 20;
@@ -74,5 +75,21 @@ impl Blobs for Aws {
             }
             Err(error) => Err(self.failed(doing(), error)),
         }
+    }
+
+    async fn empty_bucket(&self, bucket: &str) -> Result<()> {
+        let doing = || format!("empty s3://{bucket}");
+        let list = self.s3.list_objects_v2().bucket(bucket);
+        let pages = match pages!(self, doing(), list).await {
+            Ok(pages) => pages,
+            Err(error) if error.kind == CloudErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // One by one: what is left in such a bucket is two documents, and what instances were handed within a day.
+        for key in pages.iter().flat_map(|page| page.contents()).filter_map(|object| object.key()) {
+            let delete = self.s3.delete_object().bucket(bucket).key(key).send().await;
+            delete.map_err(|error| self.failed(doing(), error))?;
+        }
+        Ok(())
     }
 }

@@ -248,6 +248,11 @@ impl Inventory for Aws {
         Ok(found)
     }
 
+    async fn machines_tagged(&self, key: &str, value: &str) -> Result<Vec<Machine>> {
+        let doing = format!("look for instances with the tag {key}={value}");
+        self.listed_machines(&doing, &format!("tag:{key}"), vec![value.to_owned()]).await
+    }
+
     async fn last_words(&self, id: &InstanceId) -> Result<LastWords> {
         let instances = self.ec2.describe_instances().filters(filter("instance-id", [id.as_str()])).send().await;
         let instances = instances.map_err(|error| self.failed(format!("describe {id}"), error))?;

@@ -9,6 +9,7 @@ use kiln_aws::Aws;
 use kiln_config::config::Config;
 use kiln_config::model::FleetName;
 use kiln_github::OrgClient;
+use kiln_operations::on_demand::Health;
 use kiln_operations::orphans;
 use kiln_operations::ports::{Group, GroupInstance, Refresh, RefreshStatus};
 use kiln_operations::status::{self, FleetStatus, ImageStatus, Report, RunnerState, RunnerStatus};
@@ -112,6 +113,14 @@ fn fleet(fleet: &FleetStatus) -> Value {
         "counts": counts,
         "silent_instances": fleet.silent(),
         "shown_states": fleet.shown.iter().map(|shown| (shown.instance.to_string(), json!(shown.state))).collect::<Map<_, _>>(),
+        "on_demand": fleet.on_demand.as_ref().map(on_demand),
+    })
+}
+
+fn on_demand(health: &Health) -> Value {
+    json!({
+        "wanted": health.settings, "said": health.said, "jobs_waiting": health.waiting(),
+        "silent_secs": health.silent_for().map(|silent| silent.as_secs()),
     })
 }
 

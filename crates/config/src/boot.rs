@@ -120,6 +120,8 @@ impl OnDemandConfig {
             fleet,
             bucket,
             region,
+            // Known once the stack has made the role, after this document.
+            role_id: None,
             hand_over_limit_secs: hand_over_limit_secs(),
             boot_limit_secs: boot_limit_secs(),
             job_limit_secs: job_limit_secs(),

@@ -13,16 +13,19 @@ use std::time::Duration;
 
 use kiln_config::config::Config;
 use kiln_config::model::{FleetName, GroupName};
+use kiln_controller::ports::ScaleSetSpec;
 use kiln_github::{OrgClient, Runner};
 
 use crate::deploy::{Holder, Record, bucket};
 use crate::error::Result;
+use crate::on_demand::{self, Ending};
 use crate::orphans::runner_groups_of;
 use crate::ports::{Cloud, Group, Progress};
 use crate::wait::human;
 
 pub use apply::{apply, run};
-pub use plan::{plan, require_alone};
+pub(crate) use plan::delete;
+pub use plan::{plan, require_alone, require_time};
 
 /// What to destroy.
 #[derive(Debug)]
@@ -84,6 +87,8 @@ pub struct Observed {
     pub others: Vec<String>,
     /// The organization's bucket, which is not deleted.
     pub bucket: String,
+    /// What there is of on-demand fleets.
+    pub ending: Option<Ending>,
 }
 
 /// A step of the plan.
@@ -113,6 +118,40 @@ pub enum Step {
     },
     /// Delete the remaining runners of a fleet at GitHub.
     RemoveRunners { fleet: FleetName },
+    /// Have the controller launch no more for an on-demand fleet, and remove what is idle.
+    Pause {
+        /// The fleet.
+        fleet: FleetName,
+        /// Its scale set.
+        set: String,
+        /// How many instances it has.
+        instances: usize,
+    },
+    /// Wait until an on-demand fleet has no instance.
+    AwaitEnded {
+        /// The fleet.
+        fleet: FleetName,
+    },
+    /// Delete a scale set at GitHub.
+    RemoveScaleSet {
+        /// The scale set.
+        set: ScaleSetSpec,
+    },
+    /// Take a fleet out of the control document.
+    Leave {
+        /// The fleet.
+        fleet: FleetName,
+    },
+    /// End the controller, which has no fleet left.
+    StopController {
+        /// Its group.
+        group: GroupName,
+    },
+    /// Delete what is in the controller's bucket.
+    EmptyBucket {
+        /// The bucket.
+        bucket: String,
+    },
     /// Delete a stack, and wait until it is gone.
     DeleteStack {
         name: String,
@@ -143,6 +182,17 @@ impl fmt::Display for Step {
                 write!(f, "delete {group} with {instances} instance(s) at once\nrunning jobs fail: {busy}")
             }
             Self::RemoveRunners { fleet } => write!(f, "delete the remaining runners of fleet {fleet} at GitHub"),
+            Self::Pause { fleet, set, instances } => {
+                write!(
+                    f,
+                    "pause fleet {fleet}: scale set {set} gets no more jobs\n{instances} instance(s) end with their jobs"
+                )
+            }
+            Self::AwaitEnded { fleet } => write!(f, "wait until fleet {fleet} has no instance"),
+            Self::RemoveScaleSet { set } => write!(f, "delete scale set {} at GitHub", set.name),
+            Self::Leave { fleet } => write!(f, "take fleet {fleet} out of the control document"),
+            Self::StopController { group } => write!(f, "end the instance of {group}, which has no fleet left"),
+            Self::EmptyBucket { bucket } => write!(f, "delete the documents in {bucket}"),
             Self::DeleteStack { name, begun: false } => write!(f, "delete stack {name}"),
             Self::DeleteStack { name, begun: true } => write!(f, "wait until stack {name} is deleted"),
             Self::Forget { fleet } => write!(f, "delete the record of the images of fleet {fleet}"),
@@ -179,7 +229,9 @@ pub async fn observe(
         others = cloud.stacks_named(&config.fleet_stack_prefix()).await?;
         others.retain(|name| !asked.contains(name));
     }
-    Ok(Observed { fleets, runners, network, others, bucket })
+    let controller = stack_of(&config.controller_stack(), cloud).await?;
+    let ending = on_demand::destroy::observe(config, &request.fleets, controller, cloud).await?;
+    Ok(Observed { fleets, runners, network, others, bucket, ending })
 }
 
 async fn runners(

@@ -8,9 +8,11 @@
 
 mod apply;
 mod control;
+pub(crate) mod destroy;
 mod observe;
 mod plan;
 mod requests;
+mod status;
 
 use std::fmt;
 
@@ -23,11 +25,14 @@ use crate::stacks::{DeadStack, StackStep};
 
 pub use apply::run;
 pub use control::{Read, read_control, read_status};
+pub use destroy::Ending;
+pub use kiln_controller::ports::Statistics;
 pub use observe::{Observed, observe};
 pub use plan::{CONTROLLERS_LAUNCH_PARAMETERS, plan};
 pub use requests::{
     CONTROLLER_TEMPLATE, ON_DEMAND_TEMPLATE, control_bucket, controller_request, fleet_request, require_kind,
 };
+pub use status::{Health, health};
 
 /// What the control document is to say of a fleet. What a stack has yet to make is a reference to its output.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -365,6 +365,8 @@ pub trait Blobs: Send + Sync {
         text: &str,
         version: Option<&str>,
     ) -> impl Future<Output = Result<Option<String>>> + Send;
+    /// Deletes every object of a bucket that keeps no versions; a bucket that is not there is no error.
+    fn empty_bucket(&self, bucket: &str) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// CloudWatch Logs.

@@ -13,6 +13,7 @@ use kiln_github::{Fingerprint, OrgClient, Runner};
 use crate::deploy::{self, Held, Record, key_names};
 use crate::error::Result;
 use crate::freshness::{self, Lifetime, Releases, Urgency};
+use crate::on_demand::{self, Health};
 use crate::orphans::{self, Orphan, is_of, runner_groups_of};
 use crate::pin::RUNNER_VERSION_TAG;
 use crate::ports::{Cloud, Group, GroupInstance, OwnImage, Refresh, ShownState};
@@ -59,6 +60,8 @@ pub struct FleetStatus {
     pub shown: Vec<ShownState>,
     /// Its runners; `None` if GitHub did not answer.
     pub runners: Option<Vec<RunnerStatus>>,
+    /// What its controller says, where it is an on-demand fleet.
+    pub on_demand: Option<Health>,
 }
 
 /// A runner.
@@ -202,6 +205,7 @@ async fn fleet_status(
     cloud: &impl Cloud,
 ) -> Result<FleetStatus> {
     let name = config.group(&fleet.name);
+    let on_demand = on_demand::health(config, fleet, cloud).await?;
     let stack = cloud.stack(&config.fleet_stack(&fleet.name)).await?;
     let group = cloud.group(&name).await?;
     let refresh = if group.is_some() { cloud.newest_refresh(&name).await? } else { None };
@@ -216,11 +220,25 @@ async fn fleet_status(
         baked: cloud.recorded(&config.image_parameter(fleet.image())).await?,
         record: Record::read(config, &fleet.name, cloud).await?,
         lock: deploy::held(config, &fleet.name, cloud).await?,
-        runners: runners.map(|runners| runners_of(&fleet.name, runners, group.as_ref())),
+        runners: runners.map(|runners| match on_demand {
+            Some(_) => runners_on_demand(&fleet.name, runners),
+            None => runners_of(&fleet.name, runners, group.as_ref()),
+        }),
         group,
         refresh,
         shown: Vec::new(),
+        on_demand,
     })
+}
+
+/// The runners of an on-demand fleet; pure. None of them is orphaned: it is registered before it comes online, and its
+/// controller removes it when its instance is gone.
+pub fn runners_on_demand(fleet: &FleetName, runners: &[Runner]) -> Vec<RunnerStatus> {
+    let mut all = runners_of(fleet, runners, None);
+    for runner in all.iter_mut().filter(|runner| runner.state == RunnerState::Orphaned) {
+        runner.state = RunnerState::Offline;
+    }
+    all
 }
 
 /// A fleet's runners with their states; pure. The caller must read the runners before the group.
@@ -346,7 +364,7 @@ pub(crate) fn troubles(shown: &[ShownState]) -> impl Iterator<Item = String> {
 
 fn fleet_notes(fleet: &FleetStatus) -> Vec<String> {
     let name = &fleet.name;
-    let mut notes = Vec::new();
+    let mut notes: Vec<String> = fleet.on_demand.iter().flat_map(|health| health.notes(name.as_str())).collect();
     let silent = fleet.silent();
     if !silent.is_empty() {
         notes.push(format!("fleet {name}: in service without a runner online: {}", named(&silent)));

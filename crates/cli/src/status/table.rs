@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use comfy_table::{ContentArrangement, Table, presets};
+use kiln_operations::on_demand::Statistics;
 use kiln_operations::ports::GroupInstance;
 use kiln_operations::status::{FleetStatus, ImageStatus, Report, RunnerState};
 use kiln_operations::when;
@@ -27,6 +28,7 @@ pub(super) fn of(report: &Report, instances: bool) -> String {
             }),
         ),
     ];
+    parts.insert(1, table(ON_DEMAND, report.fleets.iter().filter_map(on_demand_row)));
     if instances {
         let rows = report.fleets.iter().flat_map(instance_rows);
         parts.push(table(&["INSTANCE", "FLEET", "STATE", "VERSION", "RUNNER", "RUNNER'S VERSION"], rows));
@@ -75,6 +77,30 @@ fn under_way(fleet: &FleetStatus) -> String {
     };
     let holder = fleet.lock.as_ref().map(|lock| format!("by {}", lock.holder));
     or_none(refresh.into_iter().chain(holder).reduce(|all, one| format!("{all} {one}")))
+}
+
+/// By what the controller of on-demand fleets says.
+const ON_DEMAND: &[&str] = &["ON DEMAND", "WAITING", "RUNNING", "IDLE", "RUNNERS", "MAX", "VERSION", "CONTROLLER"];
+
+fn on_demand_row(fleet: &FleetStatus) -> Option<Vec<String>> {
+    let health = fleet.on_demand.as_ref()?;
+    let (settings, said) = (health.settings.as_ref(), health.said.as_ref());
+    let counted = |count: fn(&Statistics) -> u32| or_none(said.map(|said| count(&said.statistics)));
+    let controller = match (said, health.silent_for()) {
+        (None, _) => "-".to_owned(),
+        (Some(_), Some(silent)) => format!("silent for {} min", silent.as_secs() / 60),
+        (Some(said), None) => said.controller.as_str().to_owned(),
+    };
+    Some(vec![
+        fleet.name.to_string(),
+        or_none(health.waiting()),
+        counted(|counts| counts.running),
+        counted(|counts| counts.idle),
+        counted(|counts| counts.registered),
+        or_none(settings.map(|settings| settings.max)),
+        or_none(settings.map(|settings| settings.version)),
+        controller,
+    ])
 }
 
 fn image_row(image: &ImageStatus, at: SystemTime) -> Vec<String> {

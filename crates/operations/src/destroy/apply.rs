@@ -6,10 +6,11 @@ use std::time::Duration;
 use kiln_config::model::{FleetName, GroupName};
 use kiln_github::{Deleted, OrgClient, Runner};
 
-use super::{Observed, Operator, Request, Step, observe, plan, require_alone};
+use super::{Observed, Operator, Request, Step, observe, plan, require_alone, require_time};
 use crate::code::Code;
 use crate::deploy::{Lock, bucket, forget};
 use crate::error::{Error, Result};
+use crate::on_demand;
 use crate::orphans::{is_of, name_prefix, runner_groups_of};
 use crate::plan::{Plan, Tally, first_line};
 use crate::ports::{Cloud, CloudErrorKind, Group};
@@ -32,6 +33,7 @@ pub async fn run(
 ) -> Result<Plan<Step>> {
     let observed: Observed = observe(request, cloud, github, operator.progress).await?;
     require_alone(&observed)?;
+    require_time(request, &observed)?;
     let planned = plan(request, &observed);
     operator.progress.plan(&planned.texts());
     Ok(planned)
@@ -81,6 +83,7 @@ async fn steps<C: Cloud>(
 ) -> Result<()> {
     let observed = observe(request, cloud, github, operator.progress).await?;
     require_alone(&observed)?;
+    require_time(request, &observed)?;
     let plan = plan(request, &observed);
     let mut tally = Tally::new(&plan, operator.progress);
     for step in &plan.steps {
@@ -111,6 +114,14 @@ async fn apply_step<C: Cloud>(
         },
         Step::DeleteStack { name, .. } => stacks::delete(cloud, name, operator.progress).await,
         Step::Forget { fleet } => forget(request.config, fleet, cloud).await,
+        Step::Pause { .. }
+        | Step::AwaitEnded { .. }
+        | Step::RemoveScaleSet { .. }
+        | Step::Leave { .. }
+        | Step::StopController { .. }
+        | Step::EmptyBucket { .. } => {
+            on_demand::destroy::apply(request.config, step, cloud, github, operator.progress).await
+        }
     }
 }
 

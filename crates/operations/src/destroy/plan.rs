@@ -19,8 +19,12 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Plan<Step> {
     let fleets = &observed.fleets;
     // All fleets start to drain before the command waits for the first.
     let mut steps: Vec<Step> = fleets.iter().filter_map(|fleet| empty(request, observed, fleet)).collect();
+    let ending = observed.ending.iter();
+    steps.extend(fleets.iter().flat_map(|fleet| ending.clone().filter_map(|ending| ending.pause(&fleet.name))));
     steps.extend(fleets.iter().filter_map(|fleet| await_empty(request, fleet)));
+    steps.extend(fleets.iter().flat_map(|fleet| ending.clone().filter_map(|ending| ending.await_ended(&fleet.name))));
     for fleet in fleets {
+        steps.extend(ending.clone().flat_map(|ending| ending.leave(&fleet.name)));
         if leaves_runners(observed, fleet) {
             steps.push(Step::RemoveRunners { fleet: fleet.name.clone() });
         }
@@ -29,6 +33,7 @@ pub fn plan(request: &Request<'_>, observed: &Observed) -> Plan<Step> {
             steps.push(Step::Forget { fleet: fleet.name.clone() });
         }
     }
+    steps.extend(ending.flat_map(|ending| ending.end(&request.fleets)));
     steps.extend(observed.network.as_ref().map(delete));
     let names: Vec<&str> = request.fleets.iter().map(FleetName::as_str).collect();
     let settled = format!(
@@ -49,6 +54,17 @@ pub fn require_alone(observed: &Observed) -> Result<()> {
     }
     let message = format!("fleets that are not in kiln.toml use the network: {}", observed.others.join(", "));
     Err(Error::new(Code::NetworkInUse, message).hint("destroy them first, with `--fleet NAME`"))
+}
+
+/// Refuses to end at once what it can't.
+///
+/// # Errors
+/// [`crate::Kind::Precondition`] with the first on-demand fleet of the request.
+pub fn require_time(request: &Request<'_>, observed: &Observed) -> Result<()> {
+    match &observed.ending {
+        Some(ending) if request.now => ending.require_time(&request.fleets),
+        _ => Ok(()),
+    }
 }
 
 fn empty(request: &Request<'_>, observed: &Observed, fleet: &ObservedFleet) -> Option<Step> {
@@ -75,11 +91,15 @@ fn busy(observed: &Observed, group: &Group) -> Option<usize> {
 
 /// Whether the fleet may have runners at GitHub that no instance deletes.
 fn leaves_runners(observed: &Observed, fleet: &ObservedFleet) -> bool {
+    // A runner of a scale set that has not come online yet is no leftover: the controller removes those that are.
+    if observed.ending.as_ref().is_some_and(|ending| ending.has(&fleet.name)) {
+        return false;
+    }
     let Some(runners) = &observed.runners else { return false };
     let instances = fleet.group.as_ref().is_some_and(|group| !group.instances.is_empty());
     instances || !orphans::among(&fleet.name, runners, fleet.group.as_ref()).is_empty()
 }
 
-fn delete(stack: &ObservedStack) -> Step {
+pub(crate) fn delete(stack: &ObservedStack) -> Step {
     Step::DeleteStack { name: stack.name.clone(), begun: stack.status == "DELETE_IN_PROGRESS" }
 }

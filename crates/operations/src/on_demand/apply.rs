@@ -203,6 +203,9 @@ mod tests {
     struct Said(Option<String>);
 
     impl Blobs for Said {
+        async fn empty_bucket(&self, _: &str) -> ports::Result<()> {
+            panic!("nothing is deleted here")
+        }
         async fn has_blob(&self, _: &str, _: &str) -> ports::Result<bool> {
             Ok(true)
         }

@@ -117,6 +117,9 @@ mod tests {
     }
 
     impl Blobs for Bucket {
+        async fn empty_bucket(&self, _: &str) -> Result<()> {
+            panic!("nothing is deleted here")
+        }
         async fn has_blob(&self, _: &str, _: &str) -> Result<bool> {
             Ok(true)
         }

@@ -126,6 +126,8 @@ pub trait Inventory: Send + Sync {
     fn machines_of(&self, amis: &[AmiId]) -> impl Future<Output = Result<Vec<Machine>>> + Send;
     /// The states that existing instances of these groups show; an instance without the tag is left out.
     fn shown_states(&self, groups: &[GroupName]) -> impl Future<Output = Result<Vec<ShownState>>> + Send;
+    /// The existing instances that have this tag.
+    fn machines_tagged(&self, key: &str, value: &str) -> impl Future<Output = Result<Vec<Machine>>> + Send;
     /// The reason of an instance's termination, and its console output.
     fn last_words(&self, id: &InstanceId) -> impl Future<Output = Result<LastWords>> + Send;
     /// The parameters below a path, with their values.

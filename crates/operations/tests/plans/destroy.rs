@@ -38,7 +38,14 @@ fn fleet(name: &str, status: Option<&str>, group: Option<Group>) -> ObservedFlee
 }
 
 fn observed(fleets: Vec<ObservedFleet>) -> Observed {
-    Observed { fleets, runners: Some(Vec::new()), network: None, others: Vec::new(), bucket: "kiln-acme-0".to_owned() }
+    Observed {
+        fleets,
+        runners: Some(Vec::new()),
+        network: None,
+        others: Vec::new(),
+        bucket: "kiln-acme-0".to_owned(),
+        ending: None,
+    }
 }
 
 fn request<'a>(config: &'a Config, fleets: &[&str]) -> Request<'a> {

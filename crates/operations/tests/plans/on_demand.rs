@@ -1,6 +1,7 @@
 //! What `deploy` would do of an on-demand fleet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use kiln_config::boot::UserData;
 use kiln_config::config::{Config, Fleet};
@@ -10,12 +11,14 @@ use kiln_controller::documents::{Control, FORMAT, FleetStatus, Settings};
 use kiln_controller::ids::FleetName;
 use kiln_operations::Code;
 use kiln_operations::deploy::{Aim, Goal, Record, Request};
+use kiln_operations::destroy::{self, ObservedFleet, ObservedStack};
 use kiln_operations::on_demand::{
-    CONTROLLER_TEMPLATE, CONTROLLERS_LAUNCH_PARAMETERS, Observed, Step, control_bucket, controller_request,
-    fleet_request, plan, require_kind,
+    CONTROLLER_TEMPLATE, CONTROLLERS_LAUNCH_PARAMETERS, Ending, Health, Observed, Step, control_bucket,
+    controller_request, fleet_request, plan, require_kind,
 };
 use kiln_operations::plan::Plan;
 use kiln_operations::ports::{Caller, Group, GroupInstance, LaunchTemplateVersion, Stack, StackRequest};
+use kiln_operations::status::{RunnerState, runners_on_demand};
 use serde_json::json;
 use serde_yaml_ng::Value;
 
@@ -408,4 +411,153 @@ fn what_the_controllers_launch_template_is_made_of_is_known_to_be() {
     for parameter in parameters {
         assert!(CONTROLLERS_LAUNCH_PARAMETERS.contains(&parameter.as_str()), "{parameter}");
     }
+}
+
+/// Fleet `ci` with two instances, and the controller; `release` is in the document too.
+fn ending(paused: bool) -> destroy::Observed {
+    let there = There::serving();
+    let mut control = there.observed.control;
+    control.fleets.get_mut(&FleetName::new("ci")).unwrap().paused = paused;
+    control.fleets.insert(FleetName::new("release"), settings());
+    let stack = |name: &str| ObservedStack { name: name.to_owned(), status: "UPDATE_COMPLETE".to_owned() };
+    let fleets = ["ci", "release"].map(|name| ObservedFleet {
+        name: name.parse().unwrap(),
+        stack: Some(stack(&format!("kiln-acme-fleet-{name}"))),
+        group: None,
+        record: Record { current: Some(ami(AMI)), ..Record::default() },
+    });
+    let ending = Ending {
+        control,
+        instances: BTreeMap::from([("ci".parse().unwrap(), 2)]),
+        controller: stack("kiln-acme-controller"),
+        group: there.observed.group,
+        bucket: BUCKET.to_owned(),
+    };
+    destroy::Observed {
+        fleets: fleets.to_vec(),
+        runners: Some(Vec::new()),
+        network: None,
+        others: Vec::new(),
+        bucket: "kiln-acme-0".to_owned(),
+        ending: Some(ending),
+    }
+}
+
+fn destroy_request<'a>(config: &'a Config, fleets: &[&str], now: bool) -> destroy::Request<'a> {
+    let fleets = fleets.iter().map(|name| name.parse().unwrap()).collect();
+    destroy::Request { config, fleets, network: false, now, lock_wait: Duration::ZERO }
+}
+
+/// The controller removes what is idle, and the rest ends with its jobs: only then the scale set goes, which would cancel them.
+#[test]
+fn a_fleet_is_paused_and_waited_for_before_its_scale_set_goes() {
+    let config = config();
+    let mut observed = ending(false);
+    observed.fleets.pop();
+    let plan = destroy::plan(&destroy_request(&config, &["ci"], false), &observed);
+    assert_eq!(
+        steps(&plan),
+        [
+            "pause fleet ci: scale set kiln-ci-eu-central-1 gets no more jobs",
+            "wait until fleet ci has no instance",
+            "delete scale set kiln-ci-eu-central-1 at GitHub",
+            "take fleet ci out of the control document",
+            "delete stack kiln-acme-fleet-ci",
+            "delete the record of the images of fleet ci",
+        ],
+        "the controller stays for the other fleet"
+    );
+    // A run that was interrupted in between does not pause it again.
+    let mut observed = ending(true);
+    observed.fleets.pop();
+    let plan = destroy::plan(&destroy_request(&config, &["ci"], false), &observed);
+    assert_eq!(steps(&plan)[0], "wait until fleet ci has no instance");
+}
+
+#[test]
+fn the_controller_goes_with_its_last_fleet() {
+    let config = config();
+    let plan = destroy::plan(&destroy_request(&config, &["ci", "release"], false), &ending(false));
+    let steps = steps(&plan);
+    assert_eq!(
+        steps[steps.len() - 4..],
+        [
+            "end the instance of kiln-acme-controller, which has no fleet left",
+            "wait until kiln-acme-controller is empty",
+            "delete the documents in kiln-acme--control-123456789012-eu-central-1",
+            "delete stack kiln-acme-controller",
+        ]
+    );
+    let waits = steps.iter().rposition(|step| step.starts_with("wait until fleet")).unwrap();
+    let first_gone = steps.iter().position(|step| step.starts_with("delete")).unwrap();
+    assert!(waits < first_gone, "{steps:?}");
+}
+
+/// A run that was interrupted after the last fleet had left takes the controller down still.
+#[test]
+fn a_controller_without_fleets_is_taken_down() {
+    let config = config();
+    let mut observed = ending(true);
+    observed.fleets.iter_mut().for_each(|fleet| {
+        fleet.stack = None;
+        fleet.record = Record::default();
+    });
+    let ending = observed.ending.as_mut().unwrap();
+    (ending.control.fleets, ending.instances) = (BTreeMap::new(), BTreeMap::new());
+    let group = ending.group.as_mut().unwrap();
+    (group.max, group.desired) = (0, 0);
+    let plan = destroy::plan(&destroy_request(&config, &["ci"], false), &observed);
+    assert_eq!(
+        steps(&plan),
+        [
+            "wait until kiln-acme-controller is empty",
+            "delete the documents in kiln-acme--control-123456789012-eu-central-1",
+            "delete stack kiln-acme-controller",
+        ]
+    );
+}
+
+#[test]
+fn what_can_not_be_ended_at_once_is_refused_by_name() {
+    let config = config();
+    let error = destroy::require_time(&destroy_request(&config, &["ci"], true), &ending(false)).unwrap_err();
+    assert_eq!(error.code, Code::PreconditionsUnmet);
+    assert!(error.hint.is_some_and(|hint| hint.contains("kiln:fleet=ci")));
+    assert!(destroy::require_time(&destroy_request(&config, &["ci"], false), &ending(false)).is_ok());
+}
+
+/// A runner is registered before its instance has booted: to delete it then would take the job's place away.
+#[test]
+fn no_runner_of_an_on_demand_fleet_is_an_orphan() {
+    let runner = |id: u64, status: &str| {
+        serde_json::from_value(json!({
+            "id": id, "name": format!("ci-i-0000000{id}"), "status": status, "busy": false, "ephemeral": true, "version": null
+        }))
+        .unwrap()
+    };
+    let runners = runners_on_demand(&"ci".parse().unwrap(), &[runner(1, "online"), runner(2, "offline")]);
+    let states: Vec<RunnerState> = runners.iter().map(|runner| runner.state).collect();
+    assert_eq!(states, [RunnerState::Idle, RunnerState::Offline]);
+}
+
+#[test]
+fn what_the_controller_says_is_reported() {
+    let mut said = status(Timestamp(NOW.0 - 400_000));
+    said.statistics.assigned = 5;
+    said.statistics.running = 2;
+    said.waiting_because = Some("AWS has no capacity".to_owned());
+    said.last_errors = vec!["the newest".to_owned(), "an older one".to_owned()];
+    let health = Health { settings: Some(settings()), said: Some(said), at: NOW };
+    assert_eq!(health.waiting(), Some(3));
+    let notes = health.notes("ci");
+    for part in ["silent for 6 min", "jobs wait: AWS has no capacity", "last failure: the newest"] {
+        assert!(notes.iter().any(|note| note.contains(part)), "{part}: {notes:?}");
+    }
+    assert_eq!(notes.len(), 3, "{notes:?}");
+    let quiet = Health { said: Some(status(NOW)), ..health.clone() };
+    assert_eq!(quiet.notes("ci"), [""; 0]);
+    let unheard = Health { said: None, ..health.clone() };
+    assert!(unheard.notes("ci")[0].contains("has not said anything"));
+    let nowhere = Health { settings: None, said: None, at: NOW };
+    assert_eq!(nowhere.notes("ci"), [""; 0], "a fleet that was never deployed has nothing to look at");
 }

@@ -61,6 +61,7 @@ fn fleet() -> FleetStatus {
         refresh: None,
         lock: None,
         shown: Vec::new(),
+        on_demand: None,
     }
 }
 
