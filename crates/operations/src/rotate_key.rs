@@ -97,8 +97,10 @@ pub async fn observe(config: &Config, cloud: &impl Cloud, now: Timestamp) -> Res
 /// The stores that deployed instances use, whatever kiln.toml says now. `None` if that is unknown.
 async fn deployed_stores(config: &Config, cloud: &impl Cloud) -> Result<Option<BTreeSet<KeyStore>>> {
     let mut stores = BTreeSet::new();
-    for fleet in config.fleets.keys() {
-        let stack = match cloud.stack(&config.fleet_stack(fleet)).await {
+    // For on-demand fleets the controller signs.
+    let controller = config.on_demand_fleets().next().map(|_| config.controller_stack());
+    for name in config.fleets.keys().map(|fleet| config.fleet_stack(fleet)).chain(controller) {
+        let stack = match cloud.stack(&name).await {
             Err(error) if error.kind == CloudErrorKind::AccessDenied => return Ok(None),
             answer => answer?,
         };

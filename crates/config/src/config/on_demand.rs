@@ -31,7 +31,7 @@ pub(super) fn refuse(raw: &RawConfig, found: &mut Findings) {
         found.push(
             Diagnostic::new(place.span(), format!("this version can't deploy fleet `{}` on demand", name.get_ref()))
                 .expected("expected \"persistent\" or \"ephemeral\"")
-                .hint("on-demand fleets are being built: their controller is not complete yet"),
+                .hint("on-demand fleets are being built: none has run end to end yet"),
         );
     }
 }

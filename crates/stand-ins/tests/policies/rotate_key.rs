@@ -44,6 +44,7 @@ fn a_pipeline_rotates_its_own_key_and_touches_no_other() {
         on_key("TagResource", ALIAS).with("aws:TagKeys", "kiln:record"),
         on_key("ScheduleKeyDeletion", ALIAS).with("kms:ScheduleKeyDeletionPendingWindowInDays", "7"),
         secret("DeleteSecret", SECRET).with("secretsmanager:RecoveryWindowInDays", "7"),
+        call("cloudformation:DescribeStacks", "cloudformation", "stack/kiln-acme-controller/0a1b"),
         call("cloudformation:DescribeStacks", "cloudformation", "stack/kiln-acme-fleet-linux/0a1b"),
         call("cloudformation:GetTemplate", "cloudformation", "stack/kiln-acme-fleet-linux/0a1b"),
     ];
