@@ -237,12 +237,12 @@ pub(super) struct RawSha256 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum RawRegistration {
-    /// A registration token and `config.sh`; the runner takes job after job.
+    /// Registers with a registration token and `config.sh`. The runner takes one job after another.
     Persistent,
-    /// A just-in-time configuration; the runner takes one job, then the instance is replaced.
+    /// Registers with a just-in-time configuration. The runner takes one job, then the instance is replaced.
     Ephemeral,
-    /// An instance for each job that waits at GitHub, launched by the organization's controller; it takes one job and ends.
-    /// This version checks such a fleet, but can't deploy it yet.
+    /// The organization's controller launches an instance for each job that waits at GitHub. The instance runs one job. This
+    /// version checks such a fleet, but can't deploy it yet.
     OnDemand,
 }
 

@@ -46,7 +46,6 @@ const UNTRIED: &[(Code, &str)] = &[
     (Code::ConsentRefused, "failures.rs"),
     (Code::FleetDraining, "destroy.rs"),
     (Code::GitHubNotAsked, "status.rs"),
-    (Code::PreconditionsUnmet, "doctor.rs"),
     (Code::RefreshFailed, "failures.rs, and the two hundred rollouts"),
     (Code::RefreshCancelled, "the two hundred rollouts"),
     (Code::RunnersOffline, "the two hundred rollouts"),

@@ -220,7 +220,7 @@ fn another_size_is_one_write() {
 
 /// Somebody who began to take the fleet down has it deployed again.
 #[test]
-fn a_fleet_that_is_paused_goes_on() {
+fn a_fleet_that_is_paused_is_resumed() {
     let mut there = There::serving();
     there.settings().paused = true;
     let plan = there.plan();
@@ -349,7 +349,7 @@ fn every_parameter_is_declared_and_supplied_within_its_bounds() {
     }
 }
 
-/// Who is told what: an instance nothing of the App, the controller nothing of jobs.
+/// An instance learns nothing of the App, and the controller nothing of jobs.
 #[test]
 fn user_data_is_read_as_it_was_meant() {
     let config = config();
