@@ -1,4 +1,4 @@
-//! What the App itself asks, with a JWT.
+//! The client for calls of the App itself, which authenticate with a JWT.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,22 +17,22 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::{Bounds, Call, Credentials, Http};
 use crate::jwt::{AppSigner, jwt};
 
-/// The App, as it sees itself.
+/// The App, as `GET /app` returns it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct App {
     /// The app id.
     pub id: u64,
-    /// Its name in addresses.
+    /// Its name in URLs.
     pub slug: String,
     pub client_id: Option<String>,
-    /// The App's page.
+    /// The URL of the App's page.
     pub html_url: Option<String>,
-    /// Whose it is.
+    /// The App's owner.
     pub owner: Option<Owner>,
 }
 
 impl App {
-    /// The page with its settings, where its keys are made and deleted. `web` is GitHub's own address.
+    /// The URL of the App's settings, where its keys are generated and deleted. `web` is the URL of GitHub's web interface.
     pub fn settings_url(&self, web: &Url) -> String {
         let base = web.as_str().trim_end_matches('/');
         let owner = match &self.owner {
@@ -40,7 +40,7 @@ impl App {
                 format!("/organizations/{login}")
             }
             Some(Owner { login: None, slug: Some(enterprise), .. }) => format!("/enterprises/{enterprise}"),
-            // A person's own.
+            // The App belongs to a user.
             _ => String::new(),
         };
         format!("{base}{owner}/settings/apps/{}", self.slug)
@@ -52,7 +52,7 @@ impl App {
 pub struct Owner {
     /// Its login; an enterprise has none.
     pub login: Option<String>,
-    /// An enterprise's name in addresses.
+    /// An enterprise's name in URLs.
     pub slug: Option<String>,
     /// `Organization` or `User`.
     #[serde(rename = "type")]
@@ -63,7 +63,7 @@ pub struct Owner {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Installation {
     pub id: u64,
-    /// What was granted, by name: `organization_self_hosted_runners` → `write`.
+    /// The granted permissions: `organization_self_hosted_runners` → `write`.
     #[serde(default)]
     pub permissions: BTreeMap<String, String>,
     /// When it was suspended, if it is.
@@ -71,7 +71,7 @@ pub struct Installation {
 }
 
 impl Installation {
-    /// May the App register and remove the organization's runners?
+    /// Whether the App may register and remove the organization's runners.
     pub fn manages_runners(&self) -> bool {
         self.permissions.get(PERMISSION).is_some_and(|level| level == "write")
     }
@@ -81,7 +81,7 @@ impl Installation {
 #[derive(Debug, Clone, Deserialize)]
 pub struct InstallationToken {
     pub token: SecretString,
-    /// When it ends, RFC 3339; an hour after it was made.
+    /// When it expires, RFC 3339; one hour after its creation.
     pub expires_at: String,
 }
 
@@ -91,7 +91,7 @@ pub struct AppClient {
     http: Http,
     issuer: String,
     signer: Arc<dyn AppSigner>,
-    /// How far this machine's clock is ahead of GitHub's, in seconds, as learnt from a refusal.
+    /// How far this machine's clock is ahead of GitHub's, in seconds, known from a refusal.
     clock_error: Arc<AtomicI64>,
 }
 
@@ -99,13 +99,13 @@ impl AppClient {
     /// A client that signs with `signer` as `issuer`, the client id or the app id. Makes no call.
     ///
     /// # Errors
-    /// HTTPS can't be set up.
+    /// If HTTPS can't be set up.
     pub fn new(api_url: &Url, user_agent: &str, issuer: String, signer: Arc<dyn AppSigner>) -> Result<Self> {
         let http = Http::new(api_url, user_agent)?;
         Ok(Self { http, issuer, signer, clock_error: Arc::default() })
     }
 
-    /// The same within other bounds.
+    /// Sets other timeouts and retries.
     #[must_use]
     pub fn with_bounds(mut self, bounds: Bounds) -> Self {
         self.http.bounds = bounds;
@@ -116,23 +116,23 @@ impl AppClient {
         &self.http
     }
 
-    /// Begins to open the connection that the first call will use, so that a signature can be waited for meanwhile. Sends
-    /// nothing; a failure shows with the first call.
+    /// Starts to open the connection for the first call, while the caller waits for a signature. Sends nothing; the first call reports a
+    /// failure.
     pub async fn open_ahead(&self) {
         self.http.open_ahead().await;
     }
 
-    /// What was used so far.
+    /// The requests, connections and bytes so far.
     pub fn usage(&self) -> Usage {
         self.http.usage()
     }
 
-    /// By how many seconds this machine's clock was found to be ahead of GitHub's; 0 if it was never refused.
+    /// How many seconds this machine's clock is ahead of GitHub's; 0 if GitHub never refused a JWT because of it.
     pub fn clock_error_secs(&self) -> i64 {
         self.clock_error.load(Ordering::Relaxed)
     }
 
-    /// `GET /app`: who am I?
+    /// `GET /app`: the App that the JWT authenticates.
     ///
     /// # Errors
     /// As [`ErrorKind`] lists them.
@@ -143,22 +143,22 @@ impl AppClient {
     /// `GET /orgs/{org}/installation`.
     ///
     /// # Errors
-    /// [`ErrorKind::NotInstalled`] where there is none.
+    /// [`ErrorKind::NotInstalled`] if there is none.
     pub async fn org_installation(&self, organization: &str) -> Result<Installation> {
         let call = Call::new(Method::GET, format!("orgs/{organization}/installation"));
         self.ask(&call).await.map_err(not_installed)
     }
 
-    /// `POST /app/installations/{id}/access_tokens` with the one permission Kiln needs, whatever more the App has.
+    /// `POST /app/installations/{id}/access_tokens`, with only the permission that Kiln needs, even if the App has more.
     ///
     /// # Errors
-    /// [`ErrorKind::NotInstalled`], [`ErrorKind::Suspended`], and [`ErrorKind::MissingPermission`] where the App was not
-    /// granted it.
+    /// [`ErrorKind::NotInstalled`], [`ErrorKind::Suspended`], and [`ErrorKind::MissingPermission`] if it was not
+    /// granted to the App.
     pub async fn installation_token(&self, installation: u64) -> Result<InstallationToken> {
         let call = Call::new(Method::POST, format!("app/installations/{installation}/access_tokens"))
             .body(json!({ "permissions": { PERMISSION: "write" } }));
         self.ask(&call).await.map_err(|error| match error.kind {
-            // GitHub answers 422 when more is asked for than was granted.
+            // GitHub answers 422 if the request asks for more than was granted.
             ErrorKind::Validation => {
                 Error { kind: ErrorKind::MissingPermission { accepted: format!("{PERMISSION}=write") }, ..error }
             }
@@ -166,7 +166,7 @@ impl AppClient {
         })
     }
 
-    /// Asks; once more with the previous key where GitHub refuses this one's signature: a rotation may be under way.
+    /// Makes a call. If GitHub refuses the signature, retries once with the previous key, because a rotation may be in progress.
     async fn ask<T: DeserializeOwned>(&self, call: &Call) -> Result<T> {
         let refused = match Box::pin(self.ask_in_time(call)).await {
             Err(error) if error.kind == ErrorKind::BadKey => error,
@@ -175,13 +175,13 @@ impl AppClient {
         let Some(signer) = self.signer.previous() else { return Err(refused) };
         let previous = Self { signer, ..self.clone() };
         Box::pin(previous.ask_in_time(call)).await.map_err(|error| match error.kind {
-            // It is gone too: the refusal of the current one is what has to be mended.
+            // GitHub refuses the previous key, too: report the refusal of the current key, which has to be fixed.
             ErrorKind::BadKey | ErrorKind::Sign { .. } => refused,
             _ => error,
         })
     }
 
-    /// Asks; once more by GitHub's clock where this machine's is off.
+    /// Makes a call. If this machine's clock is off, retries once with GitHub's time.
     async fn ask_in_time<T: DeserializeOwned>(&self, call: &Call) -> Result<T> {
         match self.http.json(call, self).await {
             Err(Error { kind: ErrorKind::ClockSkew { seconds }, .. }) if seconds != self.clock_error_secs() => {
@@ -194,7 +194,7 @@ impl AppClient {
 }
 
 impl Credentials for AppClient {
-    /// A fresh JWT, by GitHub's clock as far as it is known.
+    /// A new JWT, with GitHub's time if the difference is known.
     async fn token(&self) -> Result<SecretString> {
         let error = self.clock_error_secs();
         let ahead = Duration::from_secs(error.unsigned_abs());
@@ -203,7 +203,7 @@ impl Credentials for AppClient {
     }
 }
 
-/// The one permission Kiln needs: it lets the App register and remove the organization's runners.
+/// The only permission that Kiln needs: it allows the App to register and remove the organization's runners.
 pub const PERMISSION: &str = "organization_self_hosted_runners";
 
 fn not_installed(error: Error) -> Error {

@@ -1,7 +1,7 @@
-//! Connections to GitHub: counted, and one of them opened ahead of the request that will use it.
+//! Connections to GitHub. It counts them, and can open one before the request that will use it.
 //!
-//! A connection costs two round trips before the first request. The binary on an instance has something else to wait for
-//! meanwhile, a signature, so it opens the connection first.
+//! A new connection takes two round trips before the first request. The binary on an instance waits for a signature anyway, so it opens
+//! the connection at the same time.
 
 use std::any::Any;
 use std::fmt;
@@ -20,18 +20,18 @@ use crate::http::CONNECT_BOUND;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a client has used so far.
+/// The requests, connections and bytes of a client so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// Requests sent, tries included.
+    /// Requests sent, including retries.
     pub requests: u64,
-    /// Connections asked for.
+    /// Connections requested.
     pub connections: u64,
-    /// Bytes of answers' bodies.
+    /// Bytes of response bodies.
     pub bytes: u64,
-    /// Answers that were a limit of GitHub's.
+    /// Responses that reported a rate limit.
     pub limited: u64,
-    /// The most of them in a row, for one call.
+    /// The largest number of them in a row, for one call.
     pub limited_in_a_row: u64,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Counters {
     pub(crate) limited: AtomicU64,
     pub(crate) limited_in_a_row: AtomicU64,
     connections: AtomicU64,
-    /// The next connection asked for is to be kept for the request after the one that asks.
+    /// Whether to keep the next requested connection for the request after the one that asks for it.
     ahead: AtomicBool,
     begun: Notify,
 }
@@ -58,12 +58,12 @@ impl Counters {
         }
     }
 
-    /// Asks for the next connection to be kept.
+    /// Requests that the next connection is kept.
     pub(crate) fn ask_ahead(&self) {
         self.ahead.store(true, Ordering::Relaxed);
     }
 
-    /// Resolves when it is being opened.
+    /// Resolves when the connection is being opened.
     pub(crate) async fn begun(&self) {
         self.begun.notified().await;
     }
@@ -81,7 +81,7 @@ impl<S> Layer<S> for Connections {
     }
 }
 
-/// The client's connector, which may have a connection in store.
+/// The client's connector, which may have a prepared connection.
 #[derive(Clone)]
 pub(crate) struct Connector<S> {
     inner: S,
@@ -121,7 +121,7 @@ where
         if !self.counters.ahead.swap(false, Ordering::Relaxed) {
             return Box::pin(connecting);
         }
-        // The client's own bound is around the request that asks, which nobody waits for.
+        // The client's own timeout applies to the request that asks for the connection, and nothing waits for that request.
         let bounded = async { tokio::time::timeout(CONNECT_BOUND, connecting).await? };
         *kept = Some(Box::new(tokio::spawn(bounded)));
         self.counters.begun.notify_one();

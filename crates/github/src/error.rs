@@ -1,25 +1,25 @@
-//! What GitHub refuses, by type: each kind says whether the same call is worth another try, and what a person can do.
+//! Errors of calls to GitHub, by kind. Each kind says whether a retry of the same call is useful, and what a person can do.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::jwt::SignError;
 
-/// The clients return this.
+/// The result type of the clients.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A call that did not succeed.
+/// The error of a call.
 #[derive(Debug)]
 pub struct Error {
-    /// What was asked of whom: `GET https://api.github.com/app`. Never holds a token.
+    /// The method and URL of the call: `GET https://api.github.com/app`. Never holds a token.
     pub operation: String,
-    /// What kind of failure it was.
+    /// The kind of failure.
     pub kind: ErrorKind,
     /// GitHub's own message.
     pub message: String,
     /// `x-github-request-id`, which GitHub's support asks for.
     pub request_id: Option<String>,
-    /// A cause below HTTP.
+    /// The cause, for errors below HTTP.
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -27,14 +27,14 @@ pub struct Error {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// 401: the signature is no key's of this App.
+    /// 401: no key of this App made the signature.
     BadKey,
     /// 401: the clock of this machine is off by this much, positive when ahead.
     ClockSkew {
         /// In seconds.
         seconds: i64,
     },
-    /// 404 `Integration not found`: no App of that id.
+    /// 404 `Integration not found`: no App has that id.
     UnknownApp,
     /// 404 on the installation or the organization.
     NotInstalled,
@@ -45,7 +45,7 @@ pub enum ErrorKind {
         /// From `x-accepted-github-permissions`.
         accepted: String,
     },
-    /// 403 for another reason, such as an organization's list of allowed addresses; the message tells.
+    /// 403 for another reason, such as an organization's IP allow list. The message gives the reason.
     Forbidden,
     /// 403 or 429 of a primary or secondary limit.
     RateLimited {
@@ -60,9 +60,9 @@ pub enum ErrorKind {
     NameTaken,
     /// 422: the runner runs a job.
     Busy,
-    /// 422: GitHub does not take the request as it is.
+    /// 422: GitHub rejects the content of the request.
     Validation,
-    /// 3xx to another host, where the token is not carried.
+    /// 3xx to another host, to which the token must not be sent.
     Redirected,
     /// 5xx.
     Server(u16),
@@ -72,11 +72,11 @@ pub enum ErrorKind {
     Tls,
     /// No answer in time.
     Timeout,
-    /// The answer broke off, or is not what the API promises.
+    /// The response was incomplete, or is not what the API documents.
     Body,
-    /// The signer failed; the flag is its own word on trying again.
+    /// The signer failed. It decides itself whether a retry is useful.
     Sign {
-        /// Worth another try?
+        /// Whether a retry is useful.
         retryable: bool,
     },
     /// Any other status.
@@ -84,7 +84,7 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// Is the same call worth another try?
+    /// Whether a retry of the same call is useful.
     pub fn is_retryable(&self) -> bool {
         match self.kind {
             ErrorKind::RateLimited { .. }
@@ -113,19 +113,19 @@ impl Error {
                 seconds.abs(),
                 if *seconds > 0 { "ahead" } else { "behind" }
             ),
-            ErrorKind::UnknownApp => "GitHub knows no App of that id: compare [app] in kiln.toml with the App's settings".into(),
+            ErrorKind::UnknownApp => "GitHub has no App with that id: compare [app] in kiln.toml with the App's settings".into(),
             ErrorKind::NotInstalled => {
                 "install the App in the organization, and compare `organization` in kiln.toml with its login".to_owned()
             }
-            ErrorKind::Suspended => "an owner of the organization can lift the suspension in its settings".to_owned(),
+            ErrorKind::Suspended => "an owner of the organization can unsuspend it in the organization's settings".to_owned(),
             ErrorKind::MissingPermission { accepted } => format!(
-                "give the App the permission (one of: {accepted}) in its settings, and accept it in the organization"
+                "grant the App the permission (one of: {accepted}) in its settings, and accept it in the organization"
             ),
             ErrorKind::Connect | ErrorKind::Timeout => {
-                "does this machine reach GitHub (proxy, firewall), and does `[github]` in kiln.toml name the host?"
+                "check that this machine can reach GitHub (proxy, firewall), and that `[github]` in kiln.toml names the host"
                     .to_owned()
             }
-            ErrorKind::Redirected => "`api_url` must name GitHub's API itself, not a page that leads to it".to_owned(),
+            ErrorKind::Redirected => "`api_url` must be the URL of GitHub's API itself, not one that redirects to it".to_owned(),
             ErrorKind::Tls => {
                 "the certificate of GitHub's host is not trusted by this machine, or there is no HTTPS on that port"
                     .to_owned()

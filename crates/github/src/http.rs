@@ -1,4 +1,4 @@
-//! One HTTP exchange with GitHub, and the retries around it.
+//! HTTP requests to GitHub, with retries.
 
 use std::io;
 use std::sync::Arc;
@@ -17,40 +17,40 @@ use url::Url;
 use crate::connections::{Connections, Counters, Usage};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A handshake takes three round trips; five seconds are ten times the slowest seen across continents.
+/// The timeout of a connection. A handshake takes three round trips; 5 s is ten times the slowest one seen across continents.
 pub(crate) const CONNECT_BOUND: Duration = Duration::from_secs(5);
 
-/// GitHub answers from where it was asked, or from the place a renamed organization moved to; a longer chain is a loop.
+/// The maximum number of redirects. GitHub redirects once for a renamed organization; a longer chain is a loop.
 const MOST_REDIRECTS: usize = 3;
 
-/// GitHub asks for at least a minute where a secondary limit names no time.
+/// The pause if a secondary rate limit names no time. GitHub asks for at least one minute.
 ///
 /// Source: <https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api#exceeding-the-rate-limit>
 const SECONDARY_PAUSE: Duration = Duration::from_secs(60);
 
-/// The target of the events that tell of calls, here and in `kiln-aws`.
+/// The tracing target of the events about calls, here and in `kiln-aws`.
 pub const CALLS: &str = "kiln::calls";
 
-/// How long a call may take. At worst `(retries + 1)` answers and as many pauses.
+/// Timeouts and retries of a call. At worst it takes `retries + 1` attempts and `retries` pauses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// From a request to the end of its answer.
+    /// The timeout of an attempt, from the request to the end of the response.
     pub answer: Duration,
-    /// Tries beside the first, where a failure passes by itself.
+    /// The number of attempts after the first, for transient failures.
     pub retries: usize,
-    /// The pause before the first retry; doubled, with jitter, before each further one.
+    /// The pause before the first retry. It doubles, with jitter, before each further retry.
     pub first_pause: Duration,
-    /// A limit of GitHub's that asks for a longer pause is told to the caller instead of slept on.
+    /// The longest pause. If a rate limit asks for a longer one, the call fails instead of waiting.
     pub longest_pause: Duration,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         Self {
-            // GitHub cuts its own side off after ten seconds.
+            // GitHub ends requests after 10 s.
             // Source: <https://docs.github.com/en/rest/using-the-rest-api/troubleshooting-the-rest-api#timeouts>
             answer: Duration::from_secs(15),
-            // Pauses of about 0.5, 1, 2 and 4 s: rides out a deployment of GitHub's.
+            // Pauses of about 0.5, 1, 2 and 4 s: long enough for a deployment at GitHub.
             retries: 4,
             first_pause: Duration::from_millis(500),
             // Secondary limits ask for a minute.
@@ -59,9 +59,9 @@ impl Default for Bounds {
     }
 }
 
-/// Where a call's token comes from.
+/// Provides the tokens of calls.
 pub(crate) trait Credentials: Sync {
-    /// A token for one try. A JWT is signed anew for each: GitHub has answered a second use of the same bytes with 404.
+    /// A token for one attempt. Each attempt gets a newly signed JWT: GitHub has answered the second use of the same JWT with 404.
     fn token(&self) -> impl Future<Output = Result<SecretString>> + Send;
 }
 
@@ -73,7 +73,7 @@ pub(crate) struct Http {
     pub(crate) bounds: Bounds,
 }
 
-/// A request, kept so that it can be sent again.
+/// A request that can be sent again.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     method: Method,
@@ -98,14 +98,14 @@ impl Call {
         self
     }
 
-    /// What it makes is made, though its answer is lost: the caller has to look before it asks again.
+    /// Marks a call that must not be retried automatically: if its response is lost, the resource may exist, and the caller has to check.
     pub(crate) fn once(mut self) -> Self {
         self.once = true;
         self
     }
 }
 
-/// A success, read to its end.
+/// A successful response, read completely.
 struct Answer {
     bytes: Vec<u8>,
     request_id: Option<String>,
@@ -132,10 +132,10 @@ impl Http {
         Ok(Self { client, counters, base, bounds: Bounds::default() })
     }
 
-    /// Begins to open the connection that the first call will use. Sends nothing; a failure shows with that call.
+    /// Starts to open the connection for the first call. Sends nothing; that call reports a failure.
     pub(crate) async fn open_ahead(&self) {
         self.counters.ask_ahead();
-        // It asks for a connection, which is kept for another, so that it never gets as far as being sent.
+        // This request only asks for a connection. The connection is kept for another request, so this one is never sent.
         let asking = self.client.head(self.base.clone()).send();
         tokio::select! {
             biased;
@@ -144,17 +144,17 @@ impl Http {
         }
     }
 
-    /// What was used so far.
+    /// The requests, connections and bytes so far.
     pub(crate) fn usage(&self) -> Usage {
         self.counters.usage()
     }
 
-    /// What a call asks of whom, for messages: `GET https://api.github.com/app`. Never holds a token.
+    /// The method and URL of a call, for messages: `GET https://api.github.com/app`. Never holds a token.
     pub(crate) fn operation(&self, call: &Call) -> String {
         format!("{} {}{}", call.method, self.base, call.path)
     }
 
-    /// Sends a call and reads its JSON answer.
+    /// Sends a call and reads its JSON response.
     pub(crate) async fn json<T: DeserializeOwned>(&self, call: &Call, credentials: &impl Credentials) -> Result<T> {
         let Answer { bytes, request_id } = self.exchange(call, credentials).await?;
         serde_json::from_slice(&bytes).map_err(|error| Error {
@@ -166,12 +166,12 @@ impl Http {
         })
     }
 
-    /// Sends a call whose answer has no body.
+    /// Sends a call whose response has no body.
     pub(crate) async fn nothing(&self, call: &Call, credentials: &impl Credentials) -> Result<()> {
         self.exchange(call, credentials).await.map(drop)
     }
 
-    /// Sends a call, again where its failure is of a kind that passes.
+    /// Sends a call, and retries transient failures.
     async fn exchange(&self, call: &Call, credentials: &impl Credentials) -> Result<Answer> {
         let mut pauses = ExponentialBuilder::default()
             .with_min_delay(self.bounds.first_pause)
@@ -238,13 +238,13 @@ impl Http {
     }
 }
 
-/// A page of a hundred runners with a hundred labels each is a tenth of it.
+/// The size limit of a successful response. A page of 100 runners with 100 labels each has a tenth of it.
 const MOST_OF_ANSWER: usize = 10 << 20;
 
-/// A refusal is a sentence or two.
+/// The size limit of an error response, which is a sentence or two.
 const MOST_OF_REFUSAL: usize = 64 << 10;
 
-/// Reads an answer's body; `None` where it is longer than `most`, whatever its headers say.
+/// Reads a response body; `None` if it is longer than `most`, whatever its headers say.
 async fn body(mut response: Response, most: usize) -> reqwest::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await? {
@@ -266,7 +266,7 @@ fn too_long(operation: String, request_id: Option<String>) -> Error {
     }
 }
 
-/// A line for whoever follows the calls: what was asked of whom and how it went, never a header or a body that was sent.
+/// Logs a call and its result, never a header or a body that was sent.
 fn log(operation: &str, begin: Instant, response: &Result<Response>) {
     let millis = begin.elapsed().as_millis();
     match response {
@@ -281,13 +281,13 @@ fn log(operation: &str, begin: Instant, response: &Result<Response>) {
     }
 }
 
-/// Who is refused together must not come back together: everyone waits up to three times as long as GitHub asks for. A
-/// minute's worth of a limit then meets a third of those who were refused.
+/// A random time to wait in addition to `retry_after`, so that the whole pause is up to three times as long. Otherwise all instances that
+/// were refused together would also return together.
 fn spread(retry_after: Duration) -> Duration {
     retry_after.mul_f64(fastrand::f64() * 2.0)
 }
 
-/// A redirect elsewhere would carry the token there.
+/// Follows redirects only to the same origin: another host would get the token.
 fn stay(attempt: Attempt<'_>) -> Action {
     let here = attempt.previous().first().map(Url::origin);
     if attempt.previous().len() <= MOST_REDIRECTS && here == Some(attempt.url().origin()) {
@@ -298,7 +298,7 @@ fn stay(attempt: Attempt<'_>) -> Action {
 }
 
 fn transport(operation: &str, error: reqwest::Error) -> Error {
-    // The URL is part of the operation already.
+    // The operation already contains the URL.
     let error = error.without_url();
     let (kind, message) = if error.is_timeout() {
         (ErrorKind::Timeout, "no answer in time")
@@ -318,7 +318,7 @@ fn transport(operation: &str, error: reqwest::Error) -> Error {
     }
 }
 
-/// rustls' error is inside an I/O error, which shows it as text but not as its source.
+/// Finds rustls' error. It is inside an I/O error, which does not return it as its source.
 fn is_tls(error: &reqwest::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -349,7 +349,7 @@ async fn refused(operation: String, response: Response) -> Error {
     refusal_of(operation, status, &headers, &body)
 }
 
-/// The error of a refusal, from what was answered. Public for the fuzzer.
+/// Converts an error response. Public for the fuzzer.
 #[doc(hidden)]
 pub fn refusal<'a>(
     operation: String,
@@ -374,7 +374,7 @@ fn refusal_of(operation: String, status: StatusCode, headers: &HeaderMap, body: 
     Error { operation, kind, message, request_id: request_id(headers), source: None }
 }
 
-/// What a 422 says of each field: text, or an object with a `message` or a `field` and a `code`.
+/// An entry of `errors` in a 422 response: text, or an object with a `message`, or with a `field` and a `code`.
 fn details(body: &serde_json::Value) -> String {
     let one = |error: &serde_json::Value| match (error.as_str(), error["message"].as_str()) {
         (Some(text), _) | (None, Some(text)) => text.to_owned(),
@@ -415,7 +415,7 @@ fn is_limit(status: StatusCode, message: &str, headers: &HeaderMap) -> bool {
         || message.contains("rate limit")
 }
 
-/// `retry-after` first, then the primary limit's reset, then the minute GitHub asks for.
+/// The pause that GitHub asks for: `retry-after`, otherwise until the reset of the primary limit, otherwise one minute.
 fn retry_after(headers: &HeaderMap) -> Duration {
     let number = |name| text(headers, name).and_then(|value| value.parse::<u64>().ok());
     if let Some(seconds) = number("retry-after") {
@@ -423,7 +423,7 @@ fn retry_after(headers: &HeaderMap) -> Duration {
     }
     match (number("x-ratelimit-remaining"), number("x-ratelimit-reset")) {
         (Some(0), Some(reset)) => {
-            // By GitHub's clock, which set it.
+            // With GitHub's clock, which the reset time refers to.
             let now = since_1970(their_time(headers).unwrap_or_else(SystemTime::now));
             Duration::from_secs(reset.saturating_sub(now.unsigned_abs()))
         }
@@ -431,7 +431,7 @@ fn retry_after(headers: &HeaderMap) -> Duration {
     }
 }
 
-/// How far this machine's clock is ahead of GitHub's, in seconds; 0 where GitHub does not tell.
+/// How far this machine's clock is ahead of GitHub's, in seconds; 0 if the response has no date.
 fn clock_error(headers: &HeaderMap) -> i64 {
     their_time(headers).map_or(0, |theirs| since_1970(SystemTime::now()) - since_1970(theirs))
 }
@@ -449,7 +449,7 @@ fn since_1970(time: SystemTime) -> i64 {
 mod tests {
     use serde_json::json;
 
-    /// Some endpoints say it in words, others by field and code; both are in GitHub's API description.
+    /// Some endpoints describe the error as text, others as field and code. GitHub's API description has both.
     #[test]
     fn each_field_that_is_not_valid_is_told() {
         let body =

@@ -1,4 +1,4 @@
-//! The App's JWTs, and who signs them.
+//! The App's JWTs and their signers.
 
 use std::fmt;
 use std::future::Future;
@@ -16,43 +16,43 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Signs as the App.
 pub trait AppSigner: Send + Sync + fmt::Debug {
-    /// RSASSA-PKCS1-v1_5 with SHA-256 over the bytes given.
+    /// Signs the bytes with RSASSA-PKCS1-v1_5 and SHA-256.
     fn sign<'a>(&'a self, signing_input: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, SignError>>;
 
-    /// Who signs with the key before, for when GitHub refuses this one's. `None` where nobody keeps one.
+    /// The signer with the previous key, for the case that GitHub refuses this key. `None` if there is no previous key.
     fn previous(&self) -> Option<Arc<dyn AppSigner>> {
         None
     }
 }
 
-/// A signature that could not be made.
+/// The error of a signer.
 #[derive(Debug, thiserror::Error)]
 #[error("can't {what}")]
 pub struct SignError {
-    /// What was being done, with the key's reference: "sign with alias/kiln-acme-app-key".
+    /// The operation, with a reference to the key: "sign with alias/kiln-acme-app-key".
     pub what: String,
-    /// Is the same call worth trying again?
+    /// Whether a retry of the same call is useful.
     pub retryable: bool,
     /// The cause.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// GitHub allows a clock to be 60 s ahead of its own only if the JWT says it was issued before.
+/// How far `iat` is in the past. GitHub recommends 60 s, so that a clock that is ahead of GitHub's is accepted.
 ///
 /// Source: <https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-a-json-web-token-jwt-for-a-github-app>
 const ISSUED_BEFORE: Duration = Duration::from_secs(60);
 
-/// At most ten minutes ahead are allowed; exactly ten flakes on clock drift.
+/// How far `exp` is in the future. GitHub allows at most ten minutes; exactly ten fails when clocks drift.
 const VALID_FOR: Duration = Duration::from_secs(9 * 60);
 
-/// A JWT of the App, signed.
+/// Makes and signs a JWT of the App.
 ///
-/// It has a random `jti`: two boots that sign in the same second would otherwise send byte-identical tokens, of which
-/// GitHub has answered one with 404.
+/// It has a random `jti`: two boots that sign in the same second would otherwise send identical tokens, one of which GitHub has answered
+/// with 404.
 ///
 /// # Errors
-/// The signer's.
+/// The signer's errors.
 pub async fn jwt(issuer: &str, signer: &dyn AppSigner, now: SystemTime) -> Result<SecretString, SignError> {
     let issued = now.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(ISSUED_BEFORE);
     let mut id = [0; 16];

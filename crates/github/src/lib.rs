@@ -1,10 +1,10 @@
-//! GitHub as Kiln needs it: the App's key and its JWTs, installation tokens, runners.
+//! Clients for the parts of GitHub's API that Kiln uses: the App's key and JWTs, installation tokens, runners.
 //!
-//! * [`AppKey`], [`AppSigner`]: who signs as the App; KMS and Secrets Manager implement the trait elsewhere.
-//! * [`AppClient`]: what the App itself asks, with a JWT.
-//! * [`OrgClient`]: what its installation in an organization asks, with a token that is minted and renewed as needed.
+//! * [`AppKey`], [`AppSigner`]: sign as the App; other crates implement the trait for KMS and Secrets Manager.
+//! * [`AppClient`]: calls of the App itself, with a JWT.
+//! * [`OrgClient`]: calls of its installation in an organization, with a token that it mints and renews.
 //! * [`scale_set`]: scale sets, their queues and single-use runners.
-//! * [`Error`]: typed, so that "again" or "never" is not a caller's guess.
+//! * [`Error`]: typed, so that a caller knows whether a retry is useful.
 
 mod app;
 mod connections;

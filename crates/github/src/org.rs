@@ -1,4 +1,4 @@
-//! What the App's installation in an organization asks: registrations and runners.
+//! The client for calls of the App's installation in an organization: registrations and runners.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,50 +18,51 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::http::{Bounds, Call, Credentials};
 use crate::jwt::AppSigner;
 
-/// Tokens last an hour; one is renewed five minutes before, longer than a call with all its retries takes. Measured from
-/// when it was minted: a clock that is off does not matter.
+/// When to renew a token. Tokens are valid for one hour and renewed five minutes before, which is longer than a call with all its
+/// retries. The time counts from the mint, so a wrong clock does not matter.
 const RENEW_AFTER: Duration = Duration::from_secs(55 * 60);
 
-/// GitHub's largest page.
+/// GitHub's largest page size.
 const PAGE: usize = 100;
 
-/// Ten thousand of a kind, as many runners as GitHub allows in a group. A listing of more costs too large a part of the
-/// hour's 5,000 requests to be a poll's.
+/// The maximum number of pages: 10,000 entries, GitHub's limit of runners in a group. A longer list would use too many of the 5,000
+/// requests per hour.
 ///
 /// Source: <https://docs.github.com/en/actions/reference/limits>
 const MOST_PAGES: usize = 100;
 
-/// An organization of up to a thousand runners is listed as a whole, in ten requests; of a larger one only some groups are.
+/// Up to this number of runners, the whole organization is listed, in ten requests. In a larger organization only the requested groups
+/// are listed.
 const FEW: usize = 10 * PAGE;
 
 /// A token for `config.sh`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct RegistrationToken {
-    /// The token; lasts an hour.
+    /// The token; valid for one hour.
     pub token: SecretString,
-    /// When it ends, RFC 3339.
+    /// When it expires, RFC 3339.
     pub expires_at: String,
 }
 
-/// What a just-in-time runner is to be.
+/// The request for a just-in-time runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JitRequest {
-    /// Unique to each boot: a name in use is refused.
+    /// The runner's name. Unique to each boot: GitHub refuses a name in use.
     pub name: String,
     /// The group's id; 1 is `Default`.
     pub runner_group_id: u64,
-    /// 1 to 100.
+    /// The labels, 1 to 100.
     pub labels: Vec<String>,
-    /// Relative to the runner's directory.
+    /// The work folder, relative to the runner's directory.
     pub work_folder: String,
 }
 
 /// A just-in-time configuration.
 #[derive(Debug, Clone, Deserialize)]
 pub struct JitConfig {
-    /// The runner it belongs to, registered already.
+    /// The runner, which is already registered.
     pub runner: Runner,
-    /// For `Runner.Listener run --jitconfig`; as good as the runner's credentials.
+    /// The argument of `Runner.Listener run --jitconfig`. It contains the runner's credentials.
     #[serde(rename = "encoded_jit_config")]
     pub encoded: SecretString,
 }
@@ -76,11 +77,11 @@ pub struct Runner {
     pub os: String,
     /// `online` or `offline`.
     pub status: String,
-    /// Runs a job.
+    /// Whether it runs a job.
     pub busy: bool,
-    /// Takes one job only.
+    /// Whether it takes only one job.
     pub ephemeral: Option<bool>,
-    /// Its software's version, where GitHub tells.
+    /// The version of its software, if GitHub reports it.
     pub version: Option<String>,
     /// Its labels.
     #[serde(default)]
@@ -94,7 +95,7 @@ pub struct RunnerLabel {
 }
 
 impl Runner {
-    /// Does GitHub hear from it?
+    /// Whether it is online.
     pub fn is_online(&self) -> bool {
         self.status == "online"
     }
@@ -105,62 +106,62 @@ impl Runner {
 pub struct RunnerGroup {
     pub id: u64,
     pub name: String,
-    /// The one a runner is put in that names none.
+    /// Whether it is the default group, for runners that name none.
     #[serde(default)]
     pub default: bool,
     /// Which repositories may use it: `all`, `selected` or `private`.
     pub visibility: Option<String>,
-    /// May public repositories use it, and so whoever opens a pull request there?
+    /// Whether public repositories may use it, and so anyone who opens a pull request there.
     #[serde(default)]
     pub allows_public_repositories: bool,
 }
 
-/// A release of the runner's software, as the organization is offered it.
+/// A runner release that GitHub offers the organization for download.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RunnerDownload {
     /// `linux`…
     pub os: String,
     /// `x64`, `arm64`…
     pub architecture: String,
-    /// Where it is.
+    /// The URL of the asset.
     pub download_url: String,
-    /// The asset's name, which holds the version.
+    /// The asset's name, which contains the version.
     pub filename: String,
-    /// Of the asset.
+    /// The SHA-256 of the asset.
     pub sha256_checksum: Option<String>,
 }
 
-/// Until when a version of the runner's software is served, as far as GitHub has set a date.
+/// The dates until which GitHub supports a runner version, if it has announced any.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RunnerDeprecation {
     /// The version.
     pub runner_version: String,
-    /// From then on it can't register; RFC 3339.
+    /// When it can no longer register; RFC 3339.
     pub registration_deprecates_at: Option<String>,
-    /// From then on it gets no jobs; RFC 3339.
+    /// When it gets no more jobs; RFC 3339.
     pub runtime_deprecates_at: Option<String>,
 }
 
-/// A release of actions/runner as its page lists it.
+/// A release of actions/runner, from the list of releases.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct RunnerRelease {
-    /// The version with a `v` before it.
+    /// The version with the prefix `v`.
     pub tag_name: String,
-    /// When; RFC 3339. A draft has no date.
+    /// The publication date; RFC 3339. A draft has none.
     pub published_at: Option<String>,
-    /// Not for everyone.
+    /// Whether it is a pre-release.
     #[serde(default)]
     pub prerelease: bool,
 }
 
-/// How a request to delete a runner ended.
+/// The result of a request to delete a runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deleted {
-    /// It is gone now.
+    /// The runner was deleted.
     Gone,
-    /// It was gone before.
+    /// The runner did not exist.
     Absent,
-    /// It runs a job, so GitHub keeps it. Not the whole truth: GitHub has deleted runners that worked.
+    /// GitHub refused because the runner runs a job. Not reliable: GitHub has also deleted runners that ran a job.
     Busy,
 }
 
@@ -180,10 +181,10 @@ pub struct OrgClient {
 }
 
 impl OrgClient {
-    /// A client for an organization; `installation` saves the request that looks it up. Makes no call.
+    /// A client for an organization. `installation` saves the request that looks up the installation. Makes no call.
     ///
     /// # Errors
-    /// HTTPS can't be set up.
+    /// If HTTPS can't be set up.
     pub fn new(
         api_url: &Url,
         user_agent: &str,
@@ -196,19 +197,19 @@ impl OrgClient {
         Ok(Self { app, organization: organization.to_owned(), installation, token: Arc::default() })
     }
 
-    /// The same within other bounds.
+    /// Sets other timeouts and retries.
     #[must_use]
     pub fn with_bounds(mut self, bounds: Bounds) -> Self {
         self.app = self.app.with_bounds(bounds);
         self
     }
 
-    /// The App's own client, below this one.
+    /// The App's client, which this client uses.
     pub fn app(&self) -> &AppClient {
         &self.app
     }
 
-    /// Mints the installation token now, rather than with the first call.
+    /// Mints the installation token now instead of with the first call.
     ///
     /// # Errors
     /// As [`AppClient::installation_token`].
@@ -235,8 +236,8 @@ impl OrgClient {
     /// `POST …/actions/runners/generate-jitconfig`. Registers the runner.
     ///
     /// # Errors
-    /// [`ErrorKind::NameTaken`]; [`ErrorKind::NotFound`] for an unknown group; [`ErrorKind::Body`] when the answer was
-    /// lost: the runner may be there, but its configuration can't be had again.
+    /// [`ErrorKind::NameTaken`]; [`ErrorKind::NotFound`] for an unknown group; [`ErrorKind::Body`] if the response
+    /// was lost: the runner may exist, but its configuration can't be read again.
     pub async fn generate_jit_config(&self, request: &JitRequest) -> Result<JitConfig> {
         let JitRequest { name, runner_group_id, labels, work_folder } = request;
         let body = json!({
@@ -245,10 +246,10 @@ impl OrgClient {
         self.json(self.call(Method::POST, "actions/runners/generate-jitconfig").body(body).once()).await
     }
 
-    /// The organization's runners, or the one of a name. A request for every hundred.
+    /// The organization's runners, or the runner with a name. Makes one request for every 100 runners.
     ///
     /// # Errors
-    /// As [`ErrorKind`] lists them; [`ErrorKind::Validation`] when there are more than ten thousand.
+    /// As [`ErrorKind`] lists them; [`ErrorKind::Validation`] if there are more than 10,000.
     pub async fn runners(&self, name: Option<&str>) -> Result<Vec<Runner>> {
         let mut call = self.call(Method::GET, "actions/runners");
         if let Some(name) = name {
@@ -257,8 +258,8 @@ impl OrgClient {
         self.pages(call, Vec::new()).await
     }
 
-    /// The runners of some groups, and perhaps others: where the organization has few it lists all. Without a group it
-    /// lists those of all groups. However many runners the organization has, each group can be listed.
+    /// The runners of some groups, possibly with others: in a small organization it lists all. Without a group it lists the runners of all
+    /// groups. It works for every size of the organization, because each group can be listed.
     ///
     /// # Errors
     /// As [`ErrorKind`] lists them.
@@ -278,7 +279,7 @@ impl OrgClient {
                 let path = format!("actions/runner-groups/{}/runners", group.id);
                 match self.pages(self.call(Method::GET, &path), Vec::new()).await {
                     Ok(found) => runners.extend(found),
-                    // It was deleted meanwhile.
+                    // The group was deleted meanwhile.
                     Err(Error { kind: ErrorKind::NotFound, .. }) => {}
                     Err(error) => return Err(error),
                 }
@@ -287,7 +288,7 @@ impl OrgClient {
         Ok(runners)
     }
 
-    /// A runner by id; `None` when GitHub does not know it.
+    /// A runner by id; `None` if it does not exist.
     ///
     /// # Errors
     /// As [`ErrorKind`] lists them.
@@ -299,7 +300,7 @@ impl OrgClient {
         }
     }
 
-    /// `DELETE …/actions/runners/{id}`. GitHub refuses while it knows of a job, and gives a deleted runner no other.
+    /// `DELETE …/actions/runners/{id}`. GitHub refuses while the runner has a job, and assigns no job to a deleted runner.
     ///
     /// # Errors
     /// As [`ErrorKind`] lists them.
@@ -313,7 +314,7 @@ impl OrgClient {
         match answer {
             Ok(()) => Ok(Deleted::Gone),
             Err(Error { kind: ErrorKind::NotFound, .. }) => Ok(Deleted::Absent),
-            // The API's reference gives no other meaning to a 422 here, and GitHub has changed the message before.
+            // The API reference documents no other meaning of a 422 here, and GitHub has changed the message before.
             Err(Error { kind: ErrorKind::Busy | ErrorKind::Validation, .. }) => Ok(Deleted::Busy),
             Err(error) => Err(error),
         }
@@ -349,7 +350,7 @@ impl OrgClient {
         self.json(self.call(Method::GET, "actions/runners/downloads")).await
     }
 
-    /// Until when a version is served; `None` when GitHub does not know it, or has no such list (Enterprise Server).
+    /// Until when GitHub supports a version; `None` if GitHub does not know the version, or has no such list (Enterprise Server).
     ///
     /// # Errors
     /// As [`ErrorKind`] lists them.
@@ -361,8 +362,7 @@ impl OrgClient {
         }
     }
 
-    /// The hundred newest releases of actions/runner; none where this GitHub does not have that repository, or does not
-    /// show it to the App.
+    /// The 100 newest releases of actions/runner; empty if this GitHub server does not have that repository, or the App can't read it.
     ///
     /// # Errors
     /// As [`ErrorKind`] lists them.
@@ -382,13 +382,13 @@ impl OrgClient {
         Call::new(method, format!("orgs/{}/{path}", self.organization))
     }
 
-    /// Asks; once more with a new token where GitHub has ended the one in use before its time.
+    /// Makes a call. If GitHub has revoked the token early, retries once with a new token.
     async fn json<T: DeserializeOwned>(&self, call: Call) -> Result<T> {
         let answer = self.app.http().json(&call, self).await;
         if self.outlived(answer.as_ref().err()).await { self.app.http().json(&call, self).await } else { answer }
     }
 
-    /// Was the token refused? Then it is dropped, and the next call mints another.
+    /// Whether GitHub refused the token. Drops it then, so that the next call mints another.
     async fn outlived(&self, error: Option<&Error>) -> bool {
         let refused = matches!(error, Some(Error { kind: ErrorKind::BadToken, .. }));
         if refused {
@@ -397,7 +397,7 @@ impl OrgClient {
         refused
     }
 
-    /// Every item of a listing, of which full pages may be known already.
+    /// All items of a list. Full pages may already be known.
     async fn pages<T: Listed>(&self, call: Call, mut all: Vec<T>) -> Result<Vec<T>> {
         for number in all.len() / PAGE + 1..=MOST_PAGES {
             let answer: T::Page = self.json(page(&call, number)).await?;
@@ -422,12 +422,12 @@ fn page(call: &Call, number: usize) -> Call {
     call.clone().query("per_page", PAGE.to_string()).query("page", number.to_string())
 }
 
-/// What GitHub lists in pages.
+/// The items that GitHub lists in pages.
 trait Listed: Sized {
     type Page: DeserializeOwned + Pages<Self>;
 }
 
-/// A page, in its two parts: how many there are in all, and those of the page.
+/// A page: the total number of items, and the items of the page.
 trait Pages<T> {
     fn into_parts(self) -> (usize, Vec<T>);
 }
@@ -465,7 +465,7 @@ impl Pages<RunnerGroup> for GroupPage {
 }
 
 impl Credentials for OrgClient {
-    /// The installation token, minted anew when it is about to end.
+    /// The installation token. Mints a new one if it is about to expire.
     async fn token(&self) -> Result<SecretString> {
         let mut slot = self.token.lock().await;
         if let Some(Token { token, made }) = slot.as_ref()

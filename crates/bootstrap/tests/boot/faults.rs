@@ -146,7 +146,7 @@ async fn what_does_not_pass_is_told_at_once_with_what_to_do() {
     there.boot(&config).await.given_up("install one of them with `cargo xtask rotate-key`").await;
 
     there.github.suspend(true);
-    there.boot(&there.config()).await.given_up("lift the suspension").await;
+    there.boot(&there.config()).await.given_up("can unsuspend it").await;
     there.github.suspend(false);
     there.github.grant(false);
     there.boot(&there.config()).await.given_up("organization_self_hosted_runners=write").await;
@@ -183,7 +183,7 @@ async fn a_host_that_can_not_be_reached_is_tried_again_and_then_told() {
         boots.push(there.boot(&config).await);
     }
     for boot in boots {
-        boot.given_up("does this machine reach GitHub").await;
+        boot.given_up("check that this machine can reach GitHub").await;
     }
 }
 
@@ -209,7 +209,7 @@ async fn what_a_person_mends_in_time_needs_no_new_instance() {
     });
     let mut booted = there.boot(&config).await;
     let said = booted.said("not registered").await;
-    assert!(said["hint"].as_str().unwrap().contains("lift the suspension"), "{said}");
+    assert!(said["hint"].as_str().unwrap().contains("can unsuspend it"), "{said}");
     there.github.suspend(false);
     booted.online().await;
 }
