@@ -22,7 +22,7 @@ use crate::key_file;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint(String);
 
-/// Text that is no fingerprint.
+/// The text is not a fingerprint.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a key's fingerprint such as SHA256:4Nj…=")]
 pub struct MalformedFingerprint(String);
@@ -30,18 +30,18 @@ pub struct MalformedFingerprint(String);
 impl Fingerprint {
     const PREFIX: &str = "SHA256:";
 
-    /// Of a public key's SubjectPublicKeyInfo in DER.
+    /// The fingerprint of a public key's SubjectPublicKeyInfo in DER.
     pub fn of_spki_der(der: &[u8]) -> Self {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, der);
         Self(format!("{}{}", Self::PREFIX, STANDARD.encode(digest)))
     }
 
-    /// Of the SHA-256 itself.
+    /// The fingerprint from the SHA-256 digest.
     pub fn of_digest(digest: &[u8; 32]) -> Self {
         Self(format!("{}{}", Self::PREFIX, STANDARD.encode(digest)))
     }
 
-    /// The SHA-256 itself.
+    /// The SHA-256 digest.
     pub fn digest(&self) -> [u8; 32] {
         let decoded = STANDARD.decode(&self.0[Self::PREFIX.len()..]).ok();
         decoded.and_then(|bytes| bytes.try_into().ok()).expect("a fingerprint is checked when it is made")
@@ -70,20 +70,20 @@ impl FromStr for Fingerprint {
     }
 }
 
-/// Why a file is no key of a GitHub App. None of them holds anything of the file.
+/// Why a file is not a key of a GitHub App. No error contains any content of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// Nothing, or blanks.
+    /// The file is empty, or has only white space.
     #[error("it is empty")]
     Empty,
-    /// Far longer than any key.
+    /// The file is far longer than any key.
     #[error("it is too long for a key: one takes about 1,700 bytes")]
     TooLong,
-    /// No PEM block.
+    /// The file has no PEM block.
     #[error("it is not a PEM file: there is no `-----BEGIN …-----` block in it")]
     NotPem,
-    /// A block that does not end.
+    /// A PEM block has no end line.
     #[error("its end is missing: there is no `-----END …-----` line")]
     NoEnd,
     /// Marks that no program reads.
@@ -95,27 +95,27 @@ pub enum KeyError {
     /// A public key, or a certificate.
     #[error("it holds {0}, not a private key")]
     NotPrivate(&'static str),
-    /// Another program's form.
+    /// The key has another program's format.
     #[error("it is {0}, not a private key in PEM")]
     OtherForm(&'static str),
-    /// A passphrase protects it; GitHub's are not.
+    /// A passphrase protects the key; keys from GitHub have none.
     #[error("its private key is encrypted, GitHub's are not")]
     Encrypted,
-    /// A private key of another algorithm, or in the form of another program.
+    /// A private key with another algorithm, or in another program's format.
     #[error("it holds {0}, not an RSA key in PKCS#1 or PKCS#8, which GitHub's are")]
     NotRsa(&'static str),
-    /// RSA, of a size that the stores don't take.
+    /// An RSA key with a size that the key stores don't accept.
     #[error("its RSA key has {0} bits; 2048, 3072 or 4096 were expected")]
     Size(usize),
-    /// RSA, with an exponent that the stores don't take.
+    /// An RSA key with an exponent that the key stores don't accept.
     #[error("its RSA key's public exponent is not 65537, which GitHub's is")]
     Exponent,
-    /// Truncated or garbled.
+    /// The key is truncated or damaged.
     #[error("its private key is damaged: {0}")]
     Damaged(&'static str),
 }
 
-/// The App's private key, in memory. Nothing of it is ever printed.
+/// The App's private key, in memory. It is never printed.
 pub struct AppKey {
     pair: KeyPair,
     fingerprint: Fingerprint,
@@ -128,10 +128,10 @@ impl fmt::Debug for AppKey {
 }
 
 impl AppKey {
-    /// Reads a file with an RSA private key, PKCS#1 (as GitHub gives it) or PKCS#8, in PEM or what people wrap it in.
+    /// Reads a file with an RSA private key, in PKCS#1 (GitHub's format) or PKCS#8, as PEM or in one of the forms in which people store it.
     ///
     /// # Errors
-    /// [`KeyError`], which tells what the file is instead.
+    /// [`KeyError`], which says what the file is instead.
     pub fn from_pem(file: &[u8]) -> Result<Self, KeyError> {
         let der = key_file::private_key(file)?;
         let pkcs1 = rsa_in(&der)?;
@@ -139,7 +139,7 @@ impl AppKey {
         if !matches!(bits, 2048 | 3072 | 4096) {
             return Err(KeyError::Size(bits));
         }
-        // KMS imports no other.
+        // KMS imports only these sizes.
         if exponent != [0x01, 0x00, 0x01] {
             return Err(KeyError::Exponent);
         }
@@ -151,12 +151,12 @@ impl AppKey {
         Ok(Self { pair, fingerprint })
     }
 
-    /// Of its public half.
+    /// The fingerprint of the public key.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint.clone()
     }
 
-    /// The size of its modulus: 2048, 3072 or 4096.
+    /// The size of the modulus in bits: 2048, 3072 or 4096.
     pub fn bits(&self) -> usize {
         self.pair.public_modulus_len() * 8
     }

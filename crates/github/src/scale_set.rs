@@ -1,8 +1,8 @@
 //! GitHub's scale set service: scale sets, their sessions and queues, and their single-use runners.
 //!
-//! The service is in public preview, and nothing describes it but the official client's source (`actions/scaleset`) and what
-//! others measured. docs/design/scale-set-client.md says why this client is our own. It makes each call once, but for a token
-//! that GitHub did not accept: its caller polls and decides again anyway.
+//! The service is in public preview. Its only descriptions are the source of the official client (`actions/scaleset`) and measurements by
+//! others. docs/design/scale-set-client.md says why this is our own client. It makes each call once, except after GitHub did not accept
+//! a token: its caller polls and decides again anyway.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,25 +23,25 @@ use crate::error::ErrorKind;
 use crate::http::{CALLS, CONNECT_BOUND};
 use crate::org::OrgClient;
 
-/// The version of the service's API that the official client asks for.
+/// The version of the service's API that the official client uses.
 const API_VERSION: &str = "6.0-preview";
 
-/// GitHub holds a poll for fifty seconds.
+/// The timeout of a poll. GitHub answers a poll after at most 50 s.
 const POLL: Duration = Duration::from_secs(62);
 
-/// Any other call.
+/// The timeout of all other calls.
 const CALL: Duration = Duration::from_secs(20);
 
-/// The service's token is renewed when it has less than this left.
+/// The service's token is renewed when it is valid for less than this.
 const MARGIN: Duration = Duration::from_secs(60);
 
-/// What failed.
+/// The error of a call.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation}: {message}")]
 pub struct ScaleSetError {
-    /// What was asked of whom. Never holds a token.
+    /// The method and URL of the call. Never contains a token.
     pub operation: String,
-    /// What kind of failure it was.
+    /// The kind of failure.
     pub kind: ScaleSetErrorKind,
     /// The service's own message.
     pub message: String,
@@ -58,13 +58,13 @@ pub enum ScaleSetErrorKind {
     SetGone,
     /// 401 of the queue.
     QueueToken,
-    /// A runner of that name exists.
+    /// A runner with that name exists.
     RunnerExists,
-    /// There is no such runner.
+    /// The runner does not exist.
     RunnerGone,
     /// The runner runs a job.
     RunnerBusy,
-    /// GitHub asks to wait.
+    /// GitHub's rate limit was reached.
     Limited(Duration),
     /// A success whose body is empty.
     EmptyBody,
@@ -72,7 +72,7 @@ pub enum ScaleSetErrorKind {
     Other,
 }
 
-/// The clients here return this.
+/// The result type of this module.
 pub type Result<T> = std::result::Result<T, ScaleSetError>;
 
 /// A scale set.
@@ -85,7 +85,7 @@ pub struct ScaleSet {
     /// Its group's id.
     #[serde(default)]
     pub runner_group_id: i64,
-    /// What a job may ask for.
+    /// The labels that a job may request.
     #[serde(default)]
     pub labels: Vec<ScaleSetLabel>,
 }
@@ -100,13 +100,13 @@ pub struct ScaleSetLabel {
     pub kind: String,
 }
 
-/// What GitHub counts for a scale set.
+/// GitHub's statistics of a scale set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ScaleSetStatistics {
-    /// Jobs that fit and are nobody's.
+    /// Jobs that match the scale set and are not acquired yet.
     pub total_available_jobs: i64,
-    /// Jobs that wait for a runner or run.
+    /// Acquired jobs: they wait for a runner or run.
     pub total_assigned_jobs: i64,
     /// Jobs that run.
     pub total_running_jobs: i64,
@@ -124,12 +124,12 @@ pub struct ScaleSetStatistics {
 pub struct ScaleSetSession {
     /// Its id.
     pub session_id: String,
-    /// Where its messages are.
+    /// The URL of its message queue.
     #[serde(default)]
     pub message_queue_url: String,
-    /// With which token.
+    /// The token for the queue.
     pub message_queue_access_token: SecretString,
-    /// What GitHub counts. Acting on this at once is how a controller that was restarted learns of waiting jobs.
+    /// The current statistics. A restarted controller acts on them at once to learn about waiting jobs.
     pub statistics: Option<ScaleSetStatistics>,
 }
 
@@ -137,30 +137,30 @@ pub struct ScaleSetSession {
 #[derive(Debug, Clone)]
 pub struct ScaleSetMessage {
     pub id: i64,
-    /// What GitHub counts.
+    /// The current statistics.
     pub statistics: Option<ScaleSetStatistics>,
-    /// At most fifty.
+    /// The events, at most 50.
     pub events: Vec<JobEvent>,
 }
 
-/// What happened to a job. What is not known, or not understood, is left out.
+/// An event of a job. Unknown and unreadable events are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "messageType", rename_all_fields = "camelCase")]
 pub enum JobEvent {
-    /// It may be acquired.
+    /// The job can be acquired.
     #[serde(rename = "JobAvailable")]
     Available {
-        /// The name to acquire it by.
+        /// The id with which to acquire it.
         runner_request_id: i64,
     },
-    /// It is the scale set's.
+    /// The job was assigned to the scale set.
     #[serde(rename = "JobAssigned")]
     Assigned {
         /// Its id.
         #[serde(default)]
         job_id: String,
     },
-    /// A runner runs it.
+    /// A runner started the job.
     #[serde(rename = "JobStarted")]
     Started {
         /// Its id.
@@ -169,13 +169,13 @@ pub enum JobEvent {
         /// The runner.
         runner_name: String,
     },
-    /// It is over.
+    /// The job has completed.
     #[serde(rename = "JobCompleted")]
     Completed {
         /// Its id.
         #[serde(default)]
         job_id: String,
-        /// The runner; empty where it never ran.
+        /// The runner's name; empty if the job never ran.
         #[serde(default)]
         runner_name: String,
     },
@@ -185,7 +185,7 @@ pub enum JobEvent {
 #[derive(Debug, Deserialize)]
 pub struct ScaleSetJit {
     pub runner: ScaleSetRunner,
-    /// For `Runner.Listener run --jitconfig`; as good as the runner's credentials.
+    /// The argument of `Runner.Listener run --jitconfig`. It contains the runner's credentials.
     #[serde(rename = "encodedJITConfig")]
     pub encoded: SecretString,
 }
@@ -196,19 +196,19 @@ pub struct ScaleSetJit {
 pub struct ScaleSetRunner {
     pub id: i64,
     pub name: String,
-    /// Its scale set; 0 where it belongs to none.
+    /// The id of its scale set; 0 if it belongs to none.
     #[serde(default)]
     pub runner_scale_set_id: i64,
-    /// A word, or a number.
+    /// The status, as a word or a number.
     #[serde(default)]
     status: Value,
-    /// Does it run a job?
+    /// Whether it runs a job.
     #[serde(default)]
     pub busy: bool,
 }
 
 impl ScaleSetRunner {
-    /// Does GitHub hear from it?
+    /// Whether it is online.
     ///
     /// assumption: the word is `online`, the number 2, as in Azure Pipelines' TaskAgentStatus, where this service comes from.
     pub fn is_online(&self) -> bool {
@@ -226,7 +226,7 @@ struct List<T> {
     value: Vec<T>,
 }
 
-/// The service's address and a token for it.
+/// The service's URL and a token for it.
 #[derive(Debug, Clone)]
 struct Connection {
     base: Url,
@@ -255,11 +255,11 @@ struct Request<'a> {
 }
 
 impl ScaleSetClient {
-    /// A client for the organization that `org` is about. `api` is the REST API's address; `config` is the organization's page.
+    /// A client for the organization of `org`. `api` is the base URL of the REST API; `config` is the URL of the organization's page.
     /// Makes no call.
     ///
     /// # Errors
-    /// HTTPS can't be set up.
+    /// If HTTPS can't be set up.
     pub fn new(api: &Url, config: &Url, user_agent: &ClientInfo, org: OrgClient) -> Result<Self> {
         let fail = |message: String| ScaleSetError {
             operation: "set up HTTPS".to_owned(),
@@ -281,7 +281,7 @@ impl ScaleSetClient {
         Ok(Self { http, api, config: config.clone(), org, connection: Arc::default() })
     }
 
-    /// The scale set of that name in that group.
+    /// The scale set with that name in that runner group.
     ///
     /// # Errors
     /// As [`ScaleSetErrorKind`] lists them.
@@ -308,7 +308,7 @@ impl ScaleSetClient {
         self.ask(Method::POST, SETS, &[], Some(body), StatusCode::OK).await
     }
 
-    /// Deletes a scale set; one that is gone is deleted already.
+    /// Deletes a scale set. Succeeds if it does not exist.
     ///
     /// # Errors
     /// As [`ScaleSetErrorKind`] lists them.
@@ -320,7 +320,7 @@ impl ScaleSetClient {
         }
     }
 
-    /// Opens a session. One at a time may be open.
+    /// Opens a session. Only one can be open at a time.
     ///
     /// # Errors
     /// As [`ScaleSetErrorKind`] lists them.
@@ -340,7 +340,7 @@ impl ScaleSetClient {
 
     async fn session(&self, method: Method, path: &str, body: Option<Value>) -> Result<ScaleSetSession> {
         let session: ScaleSetSession = self.ask(method, path, &[], body, StatusCode::OK).await?;
-        // Seen during an outage of GitHub's.
+        // Observed during an outage at GitHub.
         if session.message_queue_url.is_empty() {
             let operation = path.to_owned();
             let message = "the session has no queue".to_owned();
@@ -349,7 +349,7 @@ impl ScaleSetClient {
         Ok(session)
     }
 
-    /// Closes a session by its id, a predecessor's too.
+    /// Closes a session by its id, also one of a predecessor.
     ///
     /// # Errors
     /// As [`ScaleSetErrorKind`] lists them.
@@ -358,7 +358,7 @@ impl ScaleSetClient {
         self.exchange(Method::DELETE, &path, &[], None, StatusCode::NO_CONTENT).await.map(drop)
     }
 
-    /// Waits for a message; `None` if there is none for as long as GitHub holds a poll.
+    /// Waits for a message; `None` if none comes before GitHub answers the poll.
     ///
     /// # Errors
     /// As [`ScaleSetErrorKind`] lists them.
@@ -389,7 +389,7 @@ impl ScaleSetClient {
         message(&operation, &body).map(Some)
     }
 
-    /// Acknowledges a message; one that is gone is acknowledged already.
+    /// Acknowledges a message. Succeeds if it does not exist any more.
     ///
     /// # Errors
     /// As [`ScaleSetErrorKind`] lists them.
@@ -403,7 +403,7 @@ impl ScaleSetClient {
         self.send(request).await.map_err(of_queue).map(drop)
     }
 
-    /// Acquires jobs by their request ids, where GitHub asks for it.
+    /// Acquires jobs by their request ids, if GitHub requires it.
     ///
     /// # Errors
     /// As [`ScaleSetErrorKind`] lists them.
@@ -457,7 +457,7 @@ impl ScaleSetClient {
         decode(&operation, &bytes)
     }
 
-    /// Asks the service, once more with another token where it does not accept this one.
+    /// Makes a call to the service. If it does not accept the token, retries once with a new one.
     async fn exchange(
         &self,
         method: Method,
@@ -490,7 +490,7 @@ impl ScaleSetClient {
         }
     }
 
-    /// The service's address and token: a registration token is exchanged for them about once an hour.
+    /// The service's URL and token. About once an hour the client exchanges a registration token for them.
     async fn connection(&self) -> Result<Connection> {
         let mut kept = self.connection.lock().await;
         if let Some(connection) = kept.as_ref().filter(|connection| Instant::now() < connection.renew) {
@@ -503,7 +503,7 @@ impl ScaleSetClient {
         let connection = loop {
             match self.connect(&url, &registration.token).await {
                 Ok(connection) => break connection,
-                // A token that was just minted is not known everywhere at once.
+                // A new token is not valid everywhere immediately.
                 Err((StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _)) if tries > 0 => {}
                 Err((_, error)) => return Err(error),
             }
@@ -576,13 +576,13 @@ impl ScaleSetClient {
     }
 }
 
-/// Who asks: GitHub wants integrators to say so in the user agent.
+/// The caller's name: GitHub asks integrators to identify themselves in the user agent.
 #[derive(Debug, Clone, Serialize)]
 pub struct ClientInfo {
     /// The product.
     pub system: String,
     pub version: String,
-    /// The part of it that asks.
+    /// The component of the product.
     pub subsystem: String,
 }
 
@@ -590,7 +590,7 @@ const SETS: &str = "_apis/runtime/runnerscalesets";
 const AGENTS: &str = "_apis/distributedtask/pools/0/agents";
 
 impl Connection {
-    /// The base has a path of its own, with or without a slash at its end.
+    /// The base URL may have a path, with or without a trailing slash.
     fn url(&self, path: &str, query: &[(&str, String)]) -> Result<Url> {
         let joined = format!("{}/{path}", self.base.as_str().trim_end_matches('/'));
         let mut url = Url::parse(&joined).map_err(|error| not_an_address(&error))?;
@@ -603,7 +603,7 @@ fn json_headers() -> HeaderMap {
     HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))])
 }
 
-/// Tokens go by HTTPS, unless GitHub itself is spoken to without it: a stand-in.
+/// Tokens are sent only over HTTPS, unless the API's URL itself is HTTP: a stand-in.
 fn secure(url: &Url, api: &Url) -> Result<()> {
     if url.scheme() == "https" || api.scheme() == url.scheme() {
         return Ok(());
@@ -611,7 +611,7 @@ fn secure(url: &Url, api: &Url) -> Result<()> {
     Err(other(url.as_str(), "the address is not HTTPS".to_owned()))
 }
 
-/// How long a JWT is good for, without a look at who signed it. Measured on our side from when it came.
+/// How long a JWT is valid, without a check of its signature. The time counts on our clock from when the JWT arrived.
 fn lifetime(token: &SecretString) -> Duration {
     #[derive(Deserialize)]
     struct Claims {
@@ -624,7 +624,7 @@ fn lifetime(token: &SecretString) -> Duration {
     claims.map_or(Duration::from_secs(300), |claims| Duration::from_secs(claims.exp).saturating_sub(now))
 }
 
-/// Some answers begin with a byte order mark.
+/// Removes a byte order mark, with which some responses begin.
 fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes)
 }
@@ -634,10 +634,10 @@ fn decode<T: DeserializeOwned>(operation: &str, bytes: &[u8]) -> Result<T> {
         .map_err(|error| other(operation, format!("the answer is not what the service promises: {error}")))
 }
 
-/// A message; public for the fuzzer.
+/// Parses a message. Public for the fuzzer.
 ///
 /// # Errors
-/// It is no message at all. Events that are not understood are left out: the counts are what is acted on.
+/// If the text is not a message. Unknown events are ignored: the caller acts on the statistics.
 #[doc(hidden)]
 pub fn message(operation: &str, bytes: &[u8]) -> Result<ScaleSetMessage> {
     #[derive(Deserialize)]
@@ -692,7 +692,7 @@ fn refusal(operation: String, status: StatusCode, headers: &HeaderMap, body: &[u
     ScaleSetError { operation, kind, message }
 }
 
-/// A queue's 404 is its session's.
+/// Converts an error of the queue: a 404 means that the session does not exist.
 fn of_queue(error: ScaleSetError) -> ScaleSetError {
     match error.kind {
         ScaleSetErrorKind::Other if error.message.starts_with("404") => {
@@ -728,7 +728,7 @@ fn transport(operation: &str, error: reqwest::Error) -> ScaleSetError {
     other(operation, format!("{what}: {error}"))
 }
 
-/// A line for whoever follows the calls; never a header or a body.
+/// Logs a call, never a header or a body.
 fn log(operation: &str, begin: Instant, status: StatusCode) {
     tracing::debug!(target: CALLS, "github {operation}: {} in {} ms", status.as_u16(), begin.elapsed().as_millis());
 }
