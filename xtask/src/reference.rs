@@ -50,7 +50,8 @@ fn table(page: &mut String, path: &str, schema: &Value, notes: &[String]) {
         // The description of a table of tables is at its key, not in the schema of one of its tables.
         let mut described = schema.clone();
         described["description"] = key["description"].clone();
-        let notes: Vec<String> = std::iter::once(format!("a table, {must}")).chain(bounds(key)).collect();
+        let kind = if key["items"].is_object() { "a list of tables" } else { "a table" };
+        let notes: Vec<String> = std::iter::once(format!("{kind}, {must}")).chain(bounds(key)).collect();
         table(page, &path, &described, &notes);
     }
 }
@@ -65,8 +66,11 @@ fn below<'a>(path: &str, name: &str, key: &'a Value) -> Option<(String, &'a Valu
     if key["properties"].is_object() {
         return Some((path, key));
     }
+    if key["items"]["properties"].is_object() {
+        return Some((path, &key["items"]));
+    }
     let each = &key["additionalProperties"];
-    let placeholder = if name == "fleet" { "NAME" } else { "MAJOR" };
+    let placeholder = if name == "node" { "MAJOR" } else { "NAME" };
     each["properties"].is_object().then(|| (format!("{path}.{placeholder}"), each))
 }
 

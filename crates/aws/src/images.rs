@@ -282,7 +282,10 @@ impl Aws {
     }
 
     async fn component_configuration(&self, doing: &str, used: &ComponentUse) -> Result<ComponentConfiguration> {
-        let mut configuration = ComponentConfiguration::builder().component_arn(self.component_arn(&used.id).await?);
+        // What is not this account's has its ARN as name.
+        let foreign = used.id.version.is_empty();
+        let arn = if foreign { used.id.name.clone() } else { self.component_arn(&used.id).await? };
+        let mut configuration = ComponentConfiguration::builder().component_arn(arn);
         for (name, value) in &used.parameters {
             let parameter = ComponentParameter::builder().name(name).value(value).build();
             configuration = configuration.parameters(parameter.map_err(|error| self.odd(doing, error.to_string()))?);
@@ -339,6 +342,13 @@ fn step_of(kind: &str, step: &WorkflowStepMetadata) -> BuildStep {
         message: step.message().map(str::to_owned),
         instance,
     }
+}
+
+/// The size of an AMI's root volume.
+fn root_gib(image: &aws_sdk_ec2::types::Image) -> u32 {
+    let is_root = |device: &&aws_sdk_ec2::types::BlockDeviceMapping| device.device_name() == image.root_device_name();
+    let root = image.block_device_mappings().iter().find(is_root).and_then(|device| device.ebs());
+    root.and_then(|volume| volume.volume_size()).and_then(|size| u32::try_from(size).ok()).unwrap_or_default()
 }
 
 /// All reasons that the service gives for the end of a build.
@@ -398,6 +408,9 @@ impl Images for Aws {
         };
         let image = answer.images.unwrap_or_default().into_iter().next();
         Ok(image.map(|image| Ami {
+            root_gib: root_gib(&image),
+            architecture: image.architecture().map(|name| name.as_str().to_owned()).unwrap_or_default(),
+            root_device: image.root_device_name().unwrap_or_default().to_owned(),
             id: id.clone(),
             name: image.name().unwrap_or_default().to_owned(),
             owner: image.owner_id().unwrap_or_default().to_owned(),
@@ -427,7 +440,6 @@ impl Images for Aws {
             .name(&component.id.name)
             .semantic_version(&component.id.version)
             .platform(Platform::Linux)
-            .set_supported_os_versions(Some(component.supported_os.clone()))
             .data(&component.document)
             .set_tags(tag_map(tags))
             .client_token(Self::token());

@@ -46,10 +46,16 @@ pub(crate) const HOOKS: [(&str, &str); 2] = [
     ("ACTIONS_RUNNER_HOOK_JOB_COMPLETED", "/opt/kiln/hooks/job-completed.sh"),
 ];
 
-/// BootConfig's variables, and the hooks that the image has unless BootConfig names others.
+/// Where the image keeps the certificates of the authorities that kiln.toml adds, and the variable by which Node trusts them: it
+/// does not go by the system's list.
+///
+/// source: <https://nodejs.org/api/cli.html#node_extra_ca_certsfile>
+const NODE_CERTIFICATES: (&str, &str) = ("NODE_EXTRA_CA_CERTS", "/etc/kiln/ca-certificates.pem");
+
+/// BootConfig's variables, and the hooks and certificates that the image has unless BootConfig names others.
 pub(crate) fn environment(machine: &Machine, own: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut environment = settings::with_proxies(own);
-    for (variable, path) in HOOKS {
+    for (variable, path) in HOOKS.into_iter().chain([NODE_CERTIFICATES]) {
         let path = machine.path(path);
         if path.exists() {
             environment.entry(variable.to_owned()).or_insert_with(|| path.display().to_string());

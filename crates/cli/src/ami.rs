@@ -1,11 +1,12 @@
 //! `cargo xtask ami`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use kiln_config::config::{Config, ImageVariant};
-use kiln_config::model::{AmiId, Architecture, FleetName, Sha256};
+use kiln_config::config::{Config, Image};
+use kiln_config::model::{AmiId, Architecture, FleetName, ImageName, Sha256};
+use kiln_image::contents::Contents;
 use kiln_image::payload::{self, Payload};
 use kiln_operations::ami::{self, Request};
 use kiln_operations::freshness;
@@ -13,11 +14,11 @@ use kiln_operations::published::{self, Verdict};
 use kiln_operations::{Code, Error, Kind};
 
 use crate::ui::{Failure, Ui};
-use crate::{cloud, musl, sources, tools};
+use crate::{cloud, contents, musl, sources, tools};
 
 /// Bake and test the image, and record its AMI.
 ///
-/// Builds the bootstrap binary static for musl, packs it, and bakes through EC2 Image Builder. Nothing is done when the
+/// One image for each table [image.NAME] that a fleet runs, or the one of fleets without `image`. Builds the bootstrap binary static for musl, packs it, and bakes through EC2 Image Builder. Nothing is done when the
 /// recorded AMI was baked from the same inputs, and nothing built when its sources did not change; a bake that is running
 /// already is waited for.
 ///
@@ -49,18 +50,22 @@ pub struct Args {
     bootstrap: Option<PathBuf>,
 }
 
-pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failure> {
-    let config = cloud::read_config(config)?;
-    let images: BTreeSet<ImageVariant> =
-        cloud::fleets(&config, &args.fleet)?.into_iter().map(|fleet| fleet.image()).collect();
+pub(crate) async fn run(args: &Args, path: &Path, ui: &Ui) -> Result<(), Failure> {
+    let config = cloud::read_config(path)?;
+    let fleets = cloud::fleets(&config, &args.fleet)?;
+    let wanted: BTreeMap<&ImageName, &Image> =
+        fleets.into_iter().map(|fleet| (&fleet.image, config.image_of(fleet))).collect();
+    // What is missing on this machine is shown before anything is asked of AWS, let alone made there.
+    let contents = contents::read(path, wanted.values().copied())?;
     let aws = cloud::aws(&config).await;
     // Missing credentials are told before minutes of compiling, not after.
     kiln_operations::ports::Identity::caller(&aws).await.map_err(Error::from)?;
     let mut baked = BTreeMap::new();
-    for variant in images {
-        if let Some(ami) = image(args, &config, variant, &aws, ui).await? {
+    for (name, image) in wanted {
+        let bake = Bake { args, config: &config, image, contents: &contents[name], aws: &aws, ui };
+        if let Some(ami) = bake.run().await? {
             ui.data(ami.as_str());
-            baked.insert(variant.to_string(), ami.to_string());
+            baked.insert(name.to_string(), ami.to_string());
             ui.record("images", serde_json::json!(baked));
         }
     }
@@ -90,82 +95,86 @@ async fn require_served(config: &Config, aws: &kiln_aws::Aws, ui: &Ui) -> Result
     }
 }
 
-async fn image(
-    args: &Args,
-    config: &Config,
-    variant: ImageVariant,
-    aws: &kiln_aws::Aws,
-    ui: &Ui,
-) -> Result<Option<AmiId>, Failure> {
-    let sources = match &args.bootstrap {
-        Some(_) => None,
-        None => Some(sources::digest(tools::workspace_root()?, variant.architecture)?),
-    };
-    if let Some(sources) = &sources
-        && let Some(ami) = ami::unchanged(config, variant, sources, aws).await?
-    {
-        ui.plan(&ami::settled(variant, &ami));
-        return Ok((!args.dry_run).then_some(ami));
-    }
-    require_served(config, aws, ui).await?;
-    let payload = packed(args, variant.architecture, ui)?;
-    bake(args, config, variant, &payload, sources, aws, ui).await
+/// The bake of one image.
+struct Bake<'a> {
+    args: &'a Args,
+    config: &'a Config,
+    image: &'a Image,
+    contents: &'a Contents,
+    aws: &'a kiln_aws::Aws,
+    ui: &'a Ui,
 }
 
-async fn bake(
-    args: &Args,
-    config: &Config,
-    variant: ImageVariant,
-    payload: &Payload,
-    sources: Option<Sha256>,
-    aws: &kiln_aws::Aws,
-    ui: &Ui,
-) -> Result<Option<AmiId>, Failure> {
-    let request = Request {
-        config,
-        variant,
-        payload: &payload.bytes,
-        payload_sha256: payload.sha256.clone(),
-        sources,
-        keep_on_failure: args.keep_on_failure,
-    };
-    let prepared = ami::observe(&request, aws, ui).await?;
-    let plan = ami::plan(variant, payload.bytes.len(), &prepared);
-    ui.plan(&plan);
-    if let Some(notice) = ami::notice(variant).filter(|_| !plan.is_empty()) {
-        ui.warn(notice);
+impl Bake<'_> {
+    async fn run(&self) -> Result<Option<AmiId>, Failure> {
+        let Self { args, config, image, contents, aws, ui } = self;
+        // A base that does not fit is shown before minutes of compiling, not after.
+        ami::base(image, *aws).await?;
+        let sources = match &args.bootstrap {
+            Some(_) => None,
+            None => Some(sources::digest(tools::workspace_root()?, image.architecture)?),
+        };
+        if let Some(sources) = &sources
+            && let Some(ami) = ami::unchanged(config, image, contents, sources, *aws).await?
+        {
+            ui.plan(&ami::settled(image, &ami));
+            return Ok((!args.dry_run).then_some(ami));
+        }
+        require_served(config, aws, ui).await?;
+        let payload = packed(args, image.architecture, ui)?;
+        self.bake(&payload, sources).await
     }
-    if !plan.is_empty() {
-        verify(config, variant, aws, ui).await?;
-    }
-    if args.dry_run {
-        return Ok(None);
-    }
-    let id = ami::apply(&request, &prepared, &plan, aws, ui).await?;
-    ui.clear();
-    Ok(Some(id))
-}
 
-/// The pinned runner is the one that GitHub publishes, as far as it can be asked: an image may be made before the App's key
-/// is installed, and on GitHub's bad day. A pin that differs ends it.
-async fn verify(config: &Config, variant: ImageVariant, aws: &kiln_aws::Aws, ui: &Ui) -> Result<(), Failure> {
-    let version = &config.runner.version;
-    let unchecked = |why: &str| {
-        ui.talk(&format!("note: the pin of runner {version} was not compared with what GitHub publishes: {why}"));
-    };
-    let Some(store) = cloud::stored_key(config, aws).await? else {
-        unchecked("no key of the App is installed yet");
-        return Ok(());
-    };
-    let github = cloud::github(config, aws, store)?;
-    match published::verify(config, variant, &github).await {
-        Ok(Verdict::Same) => ui.talk(&format!("the pin of runner {version} is what GitHub publishes")),
-        Ok(Verdict::Newer(newest)) => unchecked(&format!("it publishes digests of its newest, {newest}, only")),
-        Ok(Verdict::Unpublished) => unchecked("it publishes no digest of it"),
-        Err(error) if error.kind() == Kind::Configuration => return Err(error.into()),
-        Err(error) => unchecked(&error.to_string()),
+    async fn bake(&self, payload: &Payload, sources: Option<Sha256>) -> Result<Option<AmiId>, Failure> {
+        let Self { args, config, image, contents, aws, ui } = self;
+        let request = Request {
+            config,
+            image,
+            contents,
+            payload: &payload.bytes,
+            payload_sha256: payload.sha256.clone(),
+            sources,
+            keep_on_failure: args.keep_on_failure,
+        };
+        let prepared = ami::observe(&request, *aws, *ui).await?;
+        let plan = ami::plan(image, payload.bytes.len(), &prepared);
+        ui.plan(&plan);
+        if let Some(notice) = ami::notice(image).filter(|_| !plan.is_empty()) {
+            ui.warn(notice);
+        }
+        if !plan.is_empty() {
+            self.verify().await?;
+        }
+        if args.dry_run {
+            return Ok(None);
+        }
+        let id = ami::apply(&request, &prepared, &plan, *aws, *ui).await?;
+        ui.clear();
+        Ok(Some(id))
     }
-    Ok(())
+
+    /// The pinned runner is the one that GitHub publishes, as far as it can be asked: an image may be made before the App's
+    /// key is installed, and on GitHub's bad day. A pin that differs ends it.
+    async fn verify(&self) -> Result<(), Failure> {
+        let Self { config, image, aws, ui, .. } = self;
+        let version = &config.runner.version;
+        let unchecked = |why: &str| {
+            ui.talk(&format!("note: the pin of runner {version} was not compared with what GitHub publishes: {why}"));
+        };
+        let Some(store) = cloud::stored_key(config, aws).await? else {
+            unchecked("no key of the App is installed yet");
+            return Ok(());
+        };
+        let github = cloud::github(config, aws, store)?;
+        match published::verify(config, image, &github).await {
+            Ok(Verdict::Same) => ui.talk(&format!("the pin of runner {version} is what GitHub publishes")),
+            Ok(Verdict::Newer(newest)) => unchecked(&format!("it publishes digests of its newest, {newest}, only")),
+            Ok(Verdict::Unpublished) => unchecked("it publishes no digest of it"),
+            Err(error) if error.kind() == Kind::Configuration => return Err(error.into()),
+            Err(error) => unchecked(&error.to_string()),
+        }
+        Ok(())
+    }
 }
 
 /// Builds the binary, or takes the given one; proves that it is static; packs it.

@@ -5,6 +5,7 @@
 mod ami;
 mod cloud;
 mod completions;
+mod contents;
 mod deploy;
 mod destroy;
 mod doctor;

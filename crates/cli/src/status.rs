@@ -163,7 +163,7 @@ fn runner(runner: &RunnerStatus) -> Value {
 fn image(image: &ImageStatus, at: SystemTime) -> Value {
     json!({
         "ami": image.ami,
-        "newest_of": image.newest_of.map(|variant| variant.to_string()),
+        "newest_of": image.newest_of.as_ref().map(ToString::to_string),
         "exists": image.exists,
         "created": image.created.map(when::stamp),
         "age_days": image.created.map(|created| when::days_between(created, at)),

@@ -93,13 +93,14 @@ checked_string! {
 impl Organization {
     /// What the name of everything of the organization's begins with, and the value of the tag of its on-demand instances.
     ///
-    /// Roles are given rights on `PREFIX-fleet-*`. Were there an organization `acme-fleet` beside `acme` in the account, its
-    /// names would be among those, so its prefix has a second hyphen, which no login has: `kiln-acme--fleet`.
+    /// Roles are given rights on `PREFIX-fleet-*` and `PREFIX-image-*`. Were there an organization `acme-fleet` next to `acme`
+    /// in the account, its names would be among those, so its prefix has a second hyphen, which no login has:
+    /// `kiln-acme--fleet`.
     pub fn prefix(&self) -> String {
         let login = self.as_str().to_ascii_lowercase();
         let mut prefix = String::from("kiln");
         for (place, part) in login.split('-').enumerate() {
-            prefix.push_str(if place > 0 && part == "fleet" { "--" } else { "-" });
+            prefix.push_str(if place > 0 && matches!(part, "fleet" | "image") { "--" } else { "-" });
             prefix.push_str(part);
         }
         prefix
@@ -110,6 +111,12 @@ checked_string! {
     /// A fleet's name, the `NAME` of `[fleet.NAME]`. It becomes part of stack, group and runner names: GitHub allows a
     /// runner name 64 characters, of which the instance id takes 20 and an ephemeral boot's suffix 9.
     FleetName, "a fleet's name: a lower-case letter, then lower-case letters, digits or hyphens, at most 24 characters",
+    |v| v.len() <= 24 && lower_hyphenated(v)
+}
+checked_string! {
+    /// An image's name, the `NAME` of `[image.NAME]`. It becomes part of the names of Image Builder's resources, of AMIs and
+    /// of the parameter that records the image.
+    ImageName, "an image's name: a lower-case letter, then lower-case letters, digits or hyphens, at most 24 characters",
     |v| v.len() <= 24 && lower_hyphenated(v)
 }
 checked_string! {
@@ -305,6 +312,14 @@ impl Architecture {
         }
     }
 
+    /// As Debian and Ubuntu name it.
+    pub fn debian_name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "amd64",
+            Self::Aarch64 => "arm64",
+        }
+    }
+
     /// As actions/runner's release assets name it.
     pub fn runner_name(self) -> &'static str {
         match self {
@@ -338,32 +353,65 @@ pub enum BaseImage {
     /// Amazon Linux 2023.
     #[serde(rename = "amazon-linux-2023")]
     AmazonLinux2023,
+    /// Ubuntu 24.04.
+    #[serde(rename = "ubuntu-24.04")]
+    Ubuntu2404,
+    /// Ubuntu 22.04.
+    #[serde(rename = "ubuntu-22.04")]
+    Ubuntu2204,
+    /// Debian 13.
+    #[serde(rename = "debian-13")]
+    Debian13,
+    /// Debian 12.
+    #[serde(rename = "debian-12")]
+    Debian12,
+}
+
+/// How packages are installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PackageFormat {
+    /// By `yum` or `dnf`.
+    Rpm,
+    /// By `apt-get`.
+    Deb,
 }
 
 impl BaseImage {
     /// Every operating system that Kiln bakes on.
-    pub const ALL: [Self; 2] = [Self::AmazonLinux2, Self::AmazonLinux2023];
+    pub const ALL: [Self; 6] =
+        [Self::AmazonLinux2023, Self::AmazonLinux2, Self::Ubuntu2404, Self::Ubuntu2204, Self::Debian13, Self::Debian12];
+
+    /// The system of that name in kiln.toml.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|base| base.name() == name)
+    }
+
+    /// How its packages are installed.
+    pub fn packages(self) -> PackageFormat {
+        match self {
+            Self::AmazonLinux2 | Self::AmazonLinux2023 => PackageFormat::Rpm,
+            Self::Ubuntu2404 | Self::Ubuntu2204 | Self::Debian13 | Self::Debian12 => PackageFormat::Deb,
+        }
+    }
 
     /// The name in kiln.toml.
     pub fn name(self) -> &'static str {
         match self {
             Self::AmazonLinux2 => "amazon-linux-2",
             Self::AmazonLinux2023 => "amazon-linux-2023",
-        }
-    }
-
-    /// A short form for resource names: `al2`, `al2023`.
-    pub fn short_name(self) -> &'static str {
-        match self {
-            Self::AmazonLinux2 => "al2",
-            Self::AmazonLinux2023 => "al2023",
+            Self::Ubuntu2404 => "ubuntu-24.04",
+            Self::Ubuntu2204 => "ubuntu-22.04",
+            Self::Debian13 => "debian-13",
+            Self::Debian12 => "debian-12",
         }
     }
 
     /// The public SSM parameter that holds the newest AMI id.
     ///
-    /// Source: <https://docs.aws.amazon.com/linux/al2/ug/ec2.html> and
-    /// <https://docs.aws.amazon.com/linux/al2023/ug/ec2.html>.
+    /// Source: <https://docs.aws.amazon.com/linux/al2/ug/ec2.html>,
+    /// <https://docs.aws.amazon.com/linux/al2023/ug/ec2.html>,
+    /// <https://documentation.ubuntu.com/aws/aws-how-to/instances/find-ubuntu-images/> and
+    /// <https://wiki.debian.org/Cloud/AmazonEC2Image/>.
     pub fn parameter(self, architecture: Architecture) -> String {
         let arch = architecture.aws_name();
         match self {
@@ -371,13 +419,45 @@ impl BaseImage {
             Self::AmazonLinux2023 => {
                 format!("/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-{arch}")
             }
+            Self::Ubuntu2404 => canonical("24.04", "ebs-gp3", architecture),
+            Self::Ubuntu2204 => canonical("22.04", "ebs-gp2", architecture),
+            Self::Debian13 => format!("/aws/service/debian/release/13/latest/{}", architecture.debian_name()),
+            Self::Debian12 => format!("/aws/service/debian/release/12/latest/{}", architecture.debian_name()),
         }
     }
+}
+
+/// Canonical's parameter of a release of Ubuntu.
+fn canonical(release: &str, volume: &str, architecture: Architecture) -> String {
+    let arch = architecture.debian_name();
+    format!("/aws/service/canonical/ubuntu/server/{release}/stable/current/{arch}/hvm/{volume}/ami-id")
 }
 
 impl fmt::Display for BaseImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// What an image has beyond what the runner and docker need.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "config", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Toolset {
+    /// Nothing more.
+    #[default]
+    Minimal,
+    /// What most workflows expect, from the distribution: jq, unzip, zip, make, a C compiler, python3 and more.
+    Standard,
+}
+
+impl Toolset {
+    /// The name in kiln.toml.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Minimal => "minimal",
+            Self::Standard => "standard",
+        }
     }
 }
 

@@ -60,7 +60,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((fleet.min, fleet.max, fleet.heartbeat_secs, fleet.drain_limit_secs), (1, 4, 300, 21_600));
     assert_eq!((fleet.registration, fleet.architecture), (Registration::Persistent, Architecture::X86_64));
     assert_eq!((fleet.key_store, fleet.runner_group.as_str()), (KeyStore::Kms, "Default"));
-    assert_eq!((fleet.image().to_string().as_str(), fleet.labels.len()), ("al2023-x86_64", 0));
+    assert_eq!((fleet.image.as_str(), fleet.labels.len()), ("al2023-x86-64", 0));
     assert_eq!(fleet.network, Network::NewVpc);
 }
 
@@ -109,7 +109,7 @@ fn an_empty_file_lacks_all_that_is_required() {
       | ^ expected in the top level, above the first [table]
       |
       = help: `organization = "acme"`: The GitHub organization's login.
-              `region = "eu-central-1"`: The AWS region everything lives in.
+              `region = "eu-central-1"`: The AWS region of the fleets, images and keys.
               `app`: The GitHub App that registers runners.
               `runner`: The pinned release of actions/runner.
               `fleet`: The fleets, by name: lower-case letters, digits and hyphens.
@@ -143,7 +143,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     16 | lables = ["a"]
        | ^^^^^^ did you mean `labels`?
        |
-       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
     insta::assert_snapshot!(error(&with([("instance_types", "instance-types")])), @r#"
     error: unknown key `instance-types` in [fleet.linux]
@@ -152,7 +152,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     12 | instance-types = ["m6i.large"]
        | ^^^^^^^^^^^^^^ did you mean `instance_types`?
        |
-       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
 }
 
@@ -165,7 +165,7 @@ fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
     16 | subnets = ["subnet-01234567"]
        | ^^^^^^^ `subnets` is a key of [fleet.NAME.network]
        |
-       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
     insta::assert_snapshot!(error(&with([("organization = \"acme\"\n", ""), ("[app]", "[app]\norganization = \"acme\"")])), @r#"
     error: `organization` is missing
@@ -195,7 +195,7 @@ fn a_value_given_as_a_key_is_understood() {
     11 | [fleet.linux]
        | ^^^^^^^^^^^^^ expected in [fleet.linux]
        |
-       = help: `network`: Where instances live.
+       = help: `network`: The network of the instances.
 
     error: unknown key `create_vpc` in [fleet.linux]
       --> kiln.toml:15:1
@@ -203,7 +203,7 @@ fn a_value_given_as_a_key_is_understood() {
     15 | create_vpc = true
        | ^^^^^^^^^^ did you mean `network = "create-vpc"`?
        |
-       = help: [fleet.linux] has: architecture, base_image, canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
     "#);
 }
 
@@ -229,7 +229,7 @@ fn a_value_of_another_kind_is_told_what_was_expected() {
     13 | min = "one"
        |       ^^^^^ expected an integer
        |
-       = help: `min = 1`: The least number of instances, which Auto Scaling keeps up.
+       = help: `min = 1`: The minimum number of instances. Auto Scaling replaces failed ones.
     "#);
     insta::assert_snapshot!(error(&with([("[\"m6i.large\"]", "\"m6i.large\"")])), @r#"
     error: `instance_types` is a string
@@ -238,7 +238,7 @@ fn a_value_of_another_kind_is_told_what_was_expected() {
     12 | instance_types = "m6i.large"
        |                  ^^^^^^^^^^^ expected an array
        |
-       = help: `instance_types = ["m6i.large","m5.large"]`: Instance types in order of preference.
+       = help: `instance_types = ["m6i.large","m5.large"]`: Instance types in order of preference, all of the image's architecture.
     "#);
     insta::assert_snapshot!(error(&with([("[\"m6i.large\"]", "[\"m6i.large\", 5]")])), @r#"
     error: an entry of `instance_types` is an integer
@@ -254,7 +254,7 @@ fn a_value_of_another_kind_is_told_what_was_expected() {
     15 | network = false
        |           ^^^^^ expected "create-vpc" or a table
        |
-       = help: `network`: Where instances live.
+       = help: `network`: The network of the instances.
     "#);
 }
 
@@ -306,11 +306,11 @@ fn a_word_that_is_none_of_the_choices_is_told_them() {
        |
        = help: did you mean "ephemeral"?
     "#);
-    insta::assert_snapshot!(error(&fleet("architecture = \"amd64\"")), @r#"
+    insta::assert_snapshot!(error(&fleet("[image.it]\narchitecture = \"amd64\"")), @r#"
     error: `architecture` is `amd64`
-      --> kiln.toml:16:16
+      --> kiln.toml:17:16
        |
-    16 | architecture = "amd64"
+    17 | architecture = "amd64"
        |                ^^^^^^^ expected "x86_64" or "aarch64"
     "#);
     insta::assert_snapshot!(error(&with([("\"create-vpc\"", "\"vpc-01234567\"")])), @r#"
@@ -536,15 +536,15 @@ fn digests_are_digests() {
 
 #[test]
 fn every_architecture_in_use_is_pinned() {
-    insta::assert_snapshot!(error(&with([("m6i", "m6g"), ("min", "base_image = \"amazon-linux-2023\"\narchitecture = \"aarch64\"\nmin")])), @r#"
+    insta::assert_snapshot!(error(&with([("m6i", "m6g")])), @r#"
     error: fleet `linux` runs on aarch64, for which no runner is pinned
-      --> kiln.toml:14:16
+      --> kiln.toml:11:8
        |
      9 | sha256 = { x86_64 = "af4b794c1bc41d73d40535e3fe092a39f9679cd8d965954c2aca25a05ca41d32" }
        |          ------------------------------------------------------------------------------- expected a digest for aarch64 in here
-    ...
-    14 | architecture = "aarch64"
-       |                ^^^^^^^^^
+    10 |
+    11 | [fleet.linux]
+       |        ^^^^^
        |
        = help: add `aarch64 = "…"`: the SHA-256 of actions-runner-linux-arm64-VERSION.tar.gz on the release's page
     "#);
@@ -564,39 +564,41 @@ fn every_architecture_in_use_is_pinned() {
 
 #[test]
 fn amazon_linux_2_is_for_x86_64() {
-    insta::assert_snapshot!(error(&with([("sha256 = { x86_64", "sha256 = { aarch64"), ("m6i", "m6g"), ("min", "base_image = \"amazon-linux-2\"\narchitecture = \"aarch64\"\nmin")])), @r#"
+    insta::assert_snapshot!(error(&fleet("[image.old]\nbase = \"amazon-linux-2\"\narchitecture = \"aarch64\"")), @r#"
     error: no JavaScript action would run on amazon-linux-2 for aarch64
-      --> kiln.toml:14:16
+      --> kiln.toml:18:16
        |
-    14 | architecture = "aarch64"
+    18 | architecture = "aarch64"
        |                ^^^^^^^^^ expected x86_64 on amazon-linux-2
        |
-       = help: set `base_image = "amazon-linux-2023"`: the runner's Node needs glibc 2.28, Amazon Linux 2 has 2.26, and nobody builds Node for that and aarch64
+       = help: set `base = "amazon-linux-2023"`: the runner's Node needs glibc 2.28, Amazon Linux 2 has 2.26, and nobody builds Node for that and aarch64
     "#);
 }
 
 #[test]
 fn instance_types_have_the_fleets_architecture() {
     insta::assert_snapshot!(error(&with([("\"m6i.large\"", "\"m6i.large\", \"c7gn.large\"")])), @r#"
-    error: c7gn.large has a processor for aarch64, the fleet's architecture is x86_64
+    error: c7gn.large has a processor for aarch64, the fleet's image is for x86_64
       --> kiln.toml:12:32
        |
     12 | instance_types = ["m6i.large", "c7gn.large"]
        |                                ^^^^^^^^^^^^ expected a type for x86_64
        |
-       = help: choose another type, or set `architecture = "aarch64"`
+       = help: a fleet without `image` has the architecture of its first instance type
     "#);
-    insta::assert_snapshot!(error(&with([("sha256 = { x86_64", "sha256 = { aarch64"), ("min", "base_image = \"amazon-linux-2023\"\narchitecture = \"aarch64\"\nmin")])), @r#"
-    error: m6i.large has a processor for x86_64, the fleet's architecture is aarch64
+    let arm = "image = \"arm\"\n[image.arm]\narchitecture = \"aarch64\"";
+    let text = fleet(arm).replace("sha256 = { x86_64", "sha256 = { aarch64");
+    insta::assert_snapshot!(error(&text), @r#"
+    error: m6i.large has a processor for x86_64, the fleet's image is for aarch64
       --> kiln.toml:12:19
        |
     12 | instance_types = ["m6i.large"]
        |                   ^^^^^^^^^^^ expected a type for aarch64
-    13 | base_image = "amazon-linux-2023"
-    14 | architecture = "aarch64"
-       |                --------- the fleet's architecture
+    ...
+    16 | image = "arm"
+       |         ----- the fleet's image
        |
-       = help: choose another type, or set `architecture = "x86_64"`
+       = help: choose another type, or set `architecture = "x86_64"` in [image.arm]
     "#);
 }
 
@@ -813,13 +815,16 @@ fn a_whole_error_says_how_much_is_wrong_and_shows_it_in_order() {
       |
       = help: GitHub refuses older ones; https://github.com/actions/runner/releases shows the newest
 
-    error: m6g.large has a processor for aarch64, the fleet's architecture is x86_64
-      --> ops/kiln.toml:12:19
+    error: fleet `linux` runs on aarch64, for which no runner is pinned
+      --> ops/kiln.toml:11:8
        |
-    12 | instance_types = ["m6g.large"]
-       |                   ^^^^^^^^^^^ expected a type for x86_64
+     9 | sha256 = { x86_64 = "af4b794c1bc41d73d40535e3fe092a39f9679cd8d965954c2aca25a05ca41d32" }
+       |          ------------------------------------------------------------------------------- expected a digest for aarch64 in here
+    10 |
+    11 | [fleet.linux]
+       |        ^^^^^
        |
-       = help: choose another type, or set `architecture = "aarch64"`
+       = help: add `aarch64 = "…"`: the SHA-256 of actions-runner-linux-arm64-VERSION.tar.gz on the release's page
 
     error: `min` is 9, more than `max`
       --> ops/kiln.toml:13:7
@@ -886,7 +891,7 @@ fn show(text: &str) -> Result<(), proptest::test_runner::TestCaseError> {
 fn line() -> impl proptest::strategy::Strategy<Value = String> {
     use proptest::prelude::*;
     let keys = "organization|region|app|client_id|app_id|installation_id|key_store|github|url|api_url|runner|version|sha256|\
-                x86_64|release_url|fleet|linux|labels|runner_group|registration|base_image|architecture|instance_types|min|\
+                x86_64|release_url|fleet|linux|labels|runner_group|registration|image|base|architecture|instance_types|min|\
                 max|network|vpc|subnets|heartbeat_secs|drain_limit_secs|é|\"\"|fleet\\.a";
     let values = "1|-1|0x7f|99999999999999999999999999|1\\.5|nan|true|1979-05-27|\"\"|\"é\"|\"acme\"|\"kms\"|\"m6g\\.x\"|\
                   \"https://x\"|\"create-vpc\"|\\[\\]|\\[\"a\",\"A\"\\]|\\[1,\\[\\]\\]|\\{\\}|\\{ vpc = \"vpc-1\" \\}|\
@@ -1127,8 +1132,8 @@ fn no_organizations_names_begin_as_anothers_do() {
     }
     let prefix = |login: &str| config(&with([("\"acme\"", &format!("\"{login}\""))])).prefix();
     assert_eq!(
-        ["Acme-Corp", "acme-fleet-1", "fleet", "fleets"].map(prefix),
-        ["kiln-acme-corp", "kiln-acme--fleet-1", "kiln-fleet", "kiln-fleets"]
+        ["Acme-Corp", "acme-fleet-1", "fleet", "fleets", "acme-image"].map(prefix),
+        ["kiln-acme-corp", "kiln-acme--fleet-1", "kiln-fleet", "kiln-fleets", "kiln-acme--image"]
     );
 }
 
@@ -1141,4 +1146,85 @@ fn the_role_for_stacks_is_a_role() {
         error(&text("arn:aws:iam::123456789012:policy/x"))
             .contains("expected an ARN such as arn:aws:iam::123456789012:role/")
     );
+}
+
+/// A fleet with an image of these lines.
+fn with_image(lines: &str) -> String {
+    fleet(&format!("image = \"it\"\n[image.it]\n{lines}"))
+}
+
+#[test]
+fn a_fleet_without_an_image_has_one_of_its_types_architecture() {
+    let named = |text: &str| config(text).fleets.values().next().unwrap().image.to_string();
+    assert_eq!(named(VALID), "al2023-x86-64");
+    assert_eq!(named(&with([("sha256 = { x86_64", "sha256 = { aarch64"), ("m6i", "m6g")])), "al2023-aarch64");
+    let of_table =
+        config(&with_image("base = \"debian-12\"\nvolume_gib = 40\npackages = [\"jq\", \"g++=4:12.2.0-3\"]"));
+    let fleet = of_table.fleets.values().next().unwrap();
+    let image = of_table.image_of(fleet);
+    assert_eq!((image.name.as_str(), image.system.name(), fleet.volume.gib), ("it", "debian-12", 40));
+    assert_eq!(image.packages, ["jq", "g++=4:12.2.0-3"]);
+    assert_eq!(of_table.image_name(&image.name), "kiln-acme-image-it");
+    // What no fleet runs is checked, and not baked.
+    assert_eq!(config(&format!("{VALID}[image.unused]\n")).images.len(), 1);
+}
+
+#[test]
+fn what_an_image_can_have_wrong_is_shown_at_its_place() {
+    let digest = "0".repeat(64);
+    for (lines, place, said) in [
+        ("base = \"ubunto-24.04\"", "18:8", "did you mean \"ubuntu-24.04\"?"),
+        ("base = \"ami-0123456789abcdef0\"", "18:8", "expected `family` next to it"),
+        ("base = \"debian-12\"\nfamily = \"debian-12\"", "19:10", "`family` is for an AMI of your own"),
+        ("base = \"/a//b\"\nfamily = \"debian-12\"", "18:8", "`base` is `/a//b`"),
+        ("packages = [\"jq\", \"a b\"]", "18:19", "an entry of `packages` is `a b`"),
+        ("packages = [\"$(id)\"]", "18:13", "expected a package's name"),
+        ("packages = [\"jq\", \"jq\"]", "18:19", "`jq` is in `packages` twice"),
+        ("scripts = [\"/etc/passwd\"]", "18:12", "expected a path relative to the folder of kiln.toml"),
+        ("scripts = [\"a/../../b\"]", "18:12", "without `..`"),
+        ("tests = [\"\"]", "18:10", "an entry of `tests` is empty"),
+        ("ca_certificates = [\"~/ca.pem\"]", "18:20", "expected a path relative"),
+        ("files = [{ source = \"a\", destination = \"etc/a\" }]", "18:40", "expected the absolute path"),
+        ("files = [{ source = \"a\", destination = \"/etc/kiln/a\" }]", "18:40", "outside of /etc/kiln"),
+        ("files = [{ source = \"a\", destination = \"/a\", mode = \"4755\" }]", "18:53", "expected three octal digits"),
+        ("files = [{ destination = \"/a\" }]", "18:10", "`source` is missing"),
+        (
+            "components = [\"arn:aws:imagebuilder:eu-central-1:aws:component/x/1.x.x\"]",
+            "18:15",
+            "component/NAME/1.2.3/1",
+        ),
+        ("containers = [\"alpine:3\"]", "18:15", "@sha256:DIGEST"),
+        ("volume_gib = 8", "18:14", "expected 30 to 1024"),
+        ("toolset = \"full\"", "18:11", "expected \"minimal\" or \"standard\""),
+        ("packages = \"jq\"", "18:12", "expected an array"),
+    ] {
+        let wrong = error(&with_image(lines));
+        assert!(wrong.contains(&format!("kiln.toml:{place}\n")), "{lines}: not at {place}: {wrong}");
+        assert!(wrong.contains(said), "{lines}: no `{said}` in {wrong}");
+        assert_eq!(wrong.matches("error: ").count(), 1, "{lines}: {wrong}");
+    }
+    let fine = format!(
+        "base = \"/golden/ami\"\nfamily = \"ubuntu-24.04\"\ntoolset = \"standard\"\nscripts = [\"image/a b.sh\"]\n\
+         files = [{{ source = \"a\", destination = \"/etc/app/a.conf\", mode = \"600\" }}]\n\
+         components = [\"image/own.yml\", \"arn:aws:imagebuilder:eu-central-1:aws:component/x/1.0.1/1\"]\n\
+         containers = [\"ghcr.io/a/b:c@sha256:{digest}\"]"
+    );
+    let image = config(&with_image(&fine)).images.into_values().next().unwrap();
+    assert_eq!((image.files[0].mode, image.components.len()), (0o600, 2));
+}
+
+#[test]
+fn old_keys_and_names_that_are_none_lead_to_the_image_s_table() {
+    for (text, said) in [
+        (fleet("base_image = \"amazon-linux-2\""), "it is `base` of a table [image.NAME]"),
+        (fleet("architecture = \"aarch64\""), "it is `architecture` of a table [image.NAME]"),
+        (fleet("image = \"tools\""), "expected the name of a table [image.NAME], of which there is none"),
+        (fleet("image = \"tool\"\n[image.tools]"), "expected \"tools\""),
+        (fleet("[image]\nbase = \"debian-12\""), "an image has a name: write [image.tools]"),
+        (fleet("[image.al2023-x86-64]"), "what Kiln calls the image of fleets without `image`"),
+        (fleet("volume = { gib = 35 }\nimage = \"it\"\n[image.it]\nvolume_gib = 40"), "expected at least 40"),
+    ] {
+        let wrong = error(&text);
+        assert!(wrong.contains(said), "{text}: no `{said}` in {wrong}");
+    }
 }

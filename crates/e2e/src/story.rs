@@ -21,7 +21,6 @@ pub const FLEETS: &str = r#"
 [fleet.linux]
 labels = ["linux-x64"]
 registration = "persistent"
-base_image = "amazon-linux-2023"
 instance_types = ["m6i.large", "m5.large"]
 min = 1
 max = 2
@@ -33,7 +32,6 @@ job_metadata_access = "allowed"
 [fleet.once]
 labels = ["once"]
 registration = "ephemeral"
-base_image = "amazon-linux-2023"
 instance_types = ["m6i.large"]
 min = 1
 max = 2

@@ -1,4 +1,4 @@
-//! `cargo xtask ami`: brings the recorded AMI of a variant to what kiln.toml and this checkout say.
+//! `cargo xtask ami`: brings the recorded AMI of an image to what kiln.toml and this checkout say.
 //!
 //! The digest of all inputs (documents, payload, pins, base image) is the recipe's version and a tag on the AMI. That
 //! makes the command idempotent without a file of its own: whatever an interrupted run left is found by its name.
@@ -11,13 +11,15 @@ mod tags;
 
 use std::collections::BTreeMap;
 
-use kiln_config::config::{Config, IMAGE_VOLUME_GIB, ImageVariant};
+use kiln_config::config::{Base, Config, Image};
 use kiln_config::model::{AmiId, BaseImage, Sha256};
 
-use crate::error::Result;
+use crate::code::Code;
+use crate::error::{Error, Result};
 use crate::fleet_stack::{output_reference, stack_tags};
 use crate::ports::{Caller, Cloud, Component, Distribution, Infrastructure, Recipe, StackRequest, Versioned};
-use kiln_image::payload;
+use kiln_image::contents::Contents;
+use kiln_image::payload::{self, Payload};
 
 pub use apply::apply;
 pub use inputs::{ComponentInputs, ImageInputs, RootVolume};
@@ -38,7 +40,9 @@ pub struct Request<'a> {
     /// The validated kiln.toml.
     pub config: &'a Config,
     /// Which of its images.
-    pub variant: ImageVariant,
+    pub image: &'a Image,
+    /// What the image's table puts into it.
+    pub contents: &'a Contents,
     /// The packed payload.
     pub payload: &'a [u8],
     /// Its digest.
@@ -58,6 +62,8 @@ pub struct Wanted {
     pub bucket: String,
     /// The payload's key.
     pub key: String,
+    /// The archive with what kiln.toml adds, and its key.
+    pub contents: Option<(String, Payload)>,
     /// The components, in order.
     pub components: Vec<Component>,
     /// The recipe, whose version is [`Wanted::inputs`], shortened.
@@ -104,16 +110,52 @@ pub(crate) fn bucket_named(prefix: &str, config: &Config, caller: &Caller) -> St
     format!("{cut}-{}{place}", &digest.as_str()[..DIGEST_CHARACTERS])
 }
 
-/// The log group of an image's builds. It is sent with each build, and the bake stack makes it.
-pub fn log_group(config: &Config, variant: ImageVariant) -> String {
-    format!("/aws/imagebuilder/{}", config.image_name(variant))
+/// What an image is built on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseAmi {
+    /// Its id.
+    pub id: AmiId,
+    /// The name of its root device.
+    pub root_device: String,
+}
+
+/// The AMI that an image is built on. It exists and is of the image's architecture.
+///
+/// # Errors
+/// [`crate::Kind::Precondition`] where it does not fit; what AWS answers.
+pub async fn base(image: &Image, cloud: &impl Cloud) -> Result<BaseAmi> {
+    let unfit = |message: String, hint: &str| Error::new(Code::BaseUnfit, message).hint(hint);
+    let id = match &image.base {
+        Base::Newest => cloud.newest_base(image.system, image.architecture).await?,
+        Base::Ami(id) => id.clone(),
+        Base::Parameter(name) => cloud.recorded(name).await?.ok_or_else(|| {
+            let message = format!("image {} is built on what parameter {name} names, which does not exist", image.name);
+            unfit(message, "name a parameter of this account and region that holds an AMI's id as `base`")
+        })?,
+    };
+    let hint = "name an AMI of this region that this account may launch as `base`";
+    let Some(ami) = cloud.ami(&id).await?.filter(|ami| ami.state == "available") else {
+        return Err(unfit(format!("image {} can't be built on {id}: it is not available here", image.name), hint));
+    };
+    if ami.architecture != image.architecture.aws_name() {
+        let message = format!(
+            "image {} can't be built on {id}: that is for {}, and `architecture` is {}",
+            image.name, ami.architecture, image.architecture
+        );
+        return Err(unfit(message, "name an AMI of that architecture as `base`, or change `architecture`"));
+    }
+    if ami.root_gib > image.volume_gib {
+        let message = format!("image {} can't be built on {id}: its volume has {} GiB", image.name, ami.root_gib);
+        return Err(unfit(message, "set `volume_gib` in the image's table to at least that"));
+    }
+    Ok(BaseAmi { id, root_device: ami.root_device })
 }
 
 /// What an image is made of.
 ///
 /// # Errors
 /// [`crate::Kind::Configuration`] when kiln.toml lacks a digest that is needed.
-pub fn image_inputs(request: &Request<'_>, caller: &Caller, base: &AmiId) -> Result<ImageInputs> {
+pub fn image_inputs(request: &Request<'_>, caller: &Caller, base: &BaseAmi) -> Result<ImageInputs> {
     inputs::image_inputs(request, &bucket_name(request.config, caller), base)
 }
 
@@ -121,23 +163,24 @@ pub fn image_inputs(request: &Request<'_>, caller: &Caller, base: &AmiId) -> Res
 ///
 /// # Errors
 /// [`crate::Kind::Configuration`] when kiln.toml lacks a digest that is needed.
-pub fn wanted(request: &Request<'_>, caller: &Caller, base: &AmiId, place: &Place) -> Result<Wanted> {
-    let Request { config, variant, .. } = request;
+pub fn wanted(request: &Request<'_>, caller: &Caller, base: &BaseAmi, place: &Place) -> Result<Wanted> {
+    let Request { config, image, .. } = request;
     let bucket = bucket_name(config, caller);
     let inputs = image_inputs(request, caller, base)?.digest();
-    let name = config.image_name(*variant);
-    let tags = tags::bake_tags(config, *variant);
+    let name = config.image_name(&image.name);
+    let tags = tags::bake_tags(config, image);
     Ok(Wanted {
         stack: bake_stack(config, &bucket, place),
         key: inputs::payload_key(request),
-        components: inputs::components(),
+        contents: request.contents.archive().map(|archive| (inputs::contents_key(&archive.sha256), archive)),
+        components: inputs::components(request),
         recipe: Recipe {
             id: Versioned { name: name.clone(), version: inputs::version_of(&inputs) },
-            base: base.clone(),
-            components: inputs::component_uses(request, &bucket, base, &inputs)?,
-            volume_gib: IMAGE_VOLUME_GIB,
+            base: base.id.clone(),
+            components: inputs::component_uses(request, caller, &bucket, base, &inputs)?,
+            volume_gib: image.volume_gib,
             kms_key: config.image_defaults.kms_key.clone(),
-            root_device: inputs::ROOT_DEVICE.to_owned(),
+            root_device: base.root_device.clone(),
             user_data: None,
         },
         infrastructure: Infrastructure {
@@ -160,9 +203,9 @@ pub fn wanted(request: &Request<'_>, caller: &Caller, base: &AmiId, place: &Plac
             share_with: config.image_defaults.share_with.clone(),
             kms_key: config.image_defaults.kms_key.clone(),
         },
-        log_group: log_group(config, *variant),
+        log_group: config.image_log_group(),
         tags,
-        parameter: config.image_parameter(*variant),
+        parameter: config.image_parameter(&image.name),
         bucket,
         record: inputs::record_of(&inputs),
         inputs,
@@ -186,13 +229,14 @@ fn bake_stack(config: &Config, bucket: &str, place: &Place) -> StackRequest {
 }
 
 /// The digest that [`SOURCES_TAG`] holds.
-fn sources_digest(request: &Request<'_>, sources: &Sha256, caller: &Caller, base: &AmiId) -> Result<Sha256> {
+fn sources_digest(request: &Request<'_>, sources: &Sha256, caller: &Caller, base: &BaseAmi) -> Result<Sha256> {
     let instead = Request {
         payload: &[],
         payload_sha256: payload::digest_of_sources(sources),
         sources: None,
         config: request.config,
-        variant: request.variant,
+        image: request.image,
+        contents: request.contents,
         keep_on_failure: request.keep_on_failure,
     };
     Ok(image_inputs(&instead, caller, base)?.digest())
@@ -205,15 +249,17 @@ fn sources_digest(request: &Request<'_>, sources: &Sha256, caller: &Caller, base
 /// What AWS answers, and [`wanted`]'s.
 pub async fn unchanged(
     config: &Config,
-    variant: ImageVariant,
+    image: &Image,
+    contents: &Contents,
     sources: &Sha256,
     cloud: &impl Cloud,
 ) -> Result<Option<AmiId>> {
     let caller = cloud.caller().await?;
-    let base = cloud.newest_base(variant.base, variant.architecture).await?;
+    let base = base(image, cloud).await?;
     let request = Request {
         config,
-        variant,
+        image,
+        contents,
         payload: &[],
         payload_sha256: sources.clone(),
         sources: None,
@@ -221,18 +267,18 @@ pub async fn unchanged(
     };
     // First, since what kiln.toml lacks is told before minutes of compiling, not after.
     let digest = sources_digest(&request, sources, &caller, &base)?;
-    let Some(recorded) = cloud.recorded(&config.image_parameter(variant)).await? else { return Ok(None) };
+    let Some(recorded) = cloud.recorded(&config.image_parameter(&image.name)).await? else { return Ok(None) };
     let Some(ami) = plan::existing(cloud, &recorded).await? else { return Ok(None) };
     Ok((ami.tags.get(SOURCES_TAG).map(String::as_str) == Some(digest.as_str())).then_some(recorded))
 }
 
 /// What is said once about a base image that should not be chosen any more.
-pub fn notice(variant: ImageVariant) -> Option<&'static str> {
-    match variant.base {
+pub fn notice(image: &Image) -> Option<&'static str> {
+    match image.system {
         BaseImage::AmazonLinux2 => Some(
             "Amazon Linux 2 is out of support since 2026-06-30: no more security updates, and a runner that needs a newer \
-             .NET will not start on it; set base_image = \"amazon-linux-2023\"",
+             .NET will not start on it; set base = \"amazon-linux-2023\"",
         ),
-        BaseImage::AmazonLinux2023 => None,
+        _ => None,
     }
 }

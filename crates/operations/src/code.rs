@@ -64,7 +64,7 @@ codes! {
         "First find out where the pinned digest came from. Then `cargo xtask pin` writes the published one."
     NodePinMissing "node-pin-missing" Configuration
         "A fleet uses Amazon Linux 2, and kiln.toml lacks a pinned Node build for a Node major version of the runner."
-        "`cargo xtask pin` writes them; or set `base_image = \"amazon-linux-2023\"`."
+        "`cargo xtask pin` writes them; or set `base = \"amazon-linux-2023\"` in the image's table."
     BootConfigTooLarge "boot-config-too-large" Configuration
         "The boot configuration of an instance is too large for a stack parameter."
         "Use fewer or shorter labels and variables."
@@ -191,6 +191,9 @@ codes! {
     BakeNetworkUnfit "bake-network-unfit" Precondition
         "Images can't be built in the subnet: it does not exist, or is in another VPC."
         "Set a subnet of this account and region as `network` in `[image_defaults]`, or in the first fleet."
+    BaseUnfit "base-unfit" Precondition
+        "What an image's table names as `base` can't be built on: it is missing, of another architecture, or too large."
+        "Name an AMI of this region and of the image's `architecture`, or raise `volume_gib`."
     BakeTypesNotOffered "bake-types-not-offered" Precondition
         "The region, or the subnet's availability zone, offers none of the instance types that images are built on."
         "Set `instance_types` in `[image_defaults]` to types that are offered there, or set another subnet as `network`."

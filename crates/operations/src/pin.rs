@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::SystemTime;
 
-use kiln_config::config::{Config, ImageVariant, NodeMajor, NodePin};
-use kiln_config::model::{AmiId, Architecture, BaseImage, FleetName, NodeVersion, RunnerVersion, Sha256};
+use kiln_config::config::{Config, NodeMajor, NodePin};
+use kiln_config::model::{AmiId, Architecture, BaseImage, FleetName, ImageName, NodeVersion, RunnerVersion, Sha256};
 use kiln_github::{OrgClient, RunnerDownload};
 use toml_edit::{DocumentMut, Item, Table, Value};
 
+use crate::ami;
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::freshness::{self, Lifetime, Releases, Urgency};
@@ -83,7 +84,7 @@ pub async fn offer(config: &Config, github: &OrgClient, web: &impl Web) -> Resul
 
 /// The major versions of Node to pin: those that have a pin and, if Amazon Linux 2 is in use, all of the runner's.
 fn node_majors(config: &Config) -> BTreeSet<NodeMajor> {
-    let needed = config.images().iter().any(|image| image.base == BaseImage::AmazonLinux2);
+    let needed = config.images.values().any(|image| image.system == BaseImage::AmazonLinux2);
     let runners = RUNNER_NODES.into_iter().filter(|_| needed);
     config.runner.node.keys().copied().chain(runners).collect()
 }
@@ -139,7 +140,7 @@ fn published(sums: &str, version: &NodeVersion) -> Option<Sha256> {
 
 /// The architectures to pin: those in use, and those that already have a pin.
 fn architectures(config: &Config) -> BTreeSet<Architecture> {
-    let used = config.images().into_iter().map(|image| image.architecture);
+    let used = config.images.values().map(|image| image.architecture);
     used.chain(config.runner.sha256.keys().copied()).collect()
 }
 
@@ -263,8 +264,8 @@ pub enum Place {
     Pinned,
     /// In the image that `deploy` would roll out.
     Recorded {
-        /// The image's variant.
-        image: ImageVariant,
+        /// The image's name.
+        image: ImageName,
         ami: AmiId,
     },
     /// In the image that a fleet's group launches.
@@ -291,7 +292,7 @@ pub struct Checkup {
     /// Architectures whose pinned digest differs from the published digest of the same version.
     pub wrong_digests: Vec<Architecture>,
     /// For each recorded image, its base image, if its tags name it, and the newest base image.
-    pub bases: Vec<(ImageVariant, Option<AmiId>, AmiId)>,
+    pub bases: Vec<(ImageName, Option<AmiId>, AmiId)>,
 }
 
 impl Checkup {
@@ -338,13 +339,13 @@ pub async fn check(config: &Config, cloud: &impl Cloud, github: &OrgClient) -> R
     let pinned = lifetime(&config.runner.version, &releases, github, &mut known).await?;
     let mut findings = vec![Finding { place: Place::Pinned, lifetime: Some(pinned) }];
     let mut bases = Vec::new();
-    for image in config.images() {
-        let Some(ami) = cloud.recorded(&config.image_parameter(image)).await? else { continue };
+    for (name, image) in &config.images {
+        let Some(ami) = cloud.recorded(&config.image_parameter(name)).await? else { continue };
         let tags = tags(&ami, cloud).await?;
         let lifetime = of_image(&tags, &releases, github, &mut known).await?;
-        findings.push(Finding { place: Place::Recorded { image, ami }, lifetime });
+        findings.push(Finding { place: Place::Recorded { image: name.clone(), ami }, lifetime });
         let baked = tags.get(BASE_IMAGE_TAG).and_then(|base| base.parse().ok());
-        bases.push((image, baked, cloud.newest_base(image.base, image.architecture).await?));
+        bases.push((name.clone(), baked, ami::base(image, cloud).await?.id));
     }
     for fleet in config.fleets.values() {
         let Some(group) = cloud.group(&config.group(&fleet.name)).await? else { continue };

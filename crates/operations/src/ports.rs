@@ -133,8 +133,6 @@ pub struct Component {
     pub id: Versioned,
     /// The YAML document, at most 16,000 characters.
     pub document: String,
-    /// `Amazon Linux 2`, `Amazon Linux 2023`.
-    pub supported_os: Vec<String>,
 }
 
 /// A component's use in a recipe.
@@ -275,6 +273,12 @@ pub struct Ami {
     pub tags: BTreeMap<String, String>,
     /// `available`, or why not.
     pub state: String,
+    /// `x86_64`, `arm64`.
+    pub architecture: String,
+    /// The name of its root device.
+    pub root_device: String,
+    /// The size of its root volume.
+    pub root_gib: u32,
 }
 
 /// Image Builder, and what EC2 and SSM know of images.

@@ -1,7 +1,7 @@
 //! Checks that the pinned digest of the runner is the one that GitHub publishes. It runs on the operator's machine, which can use the
 //! App's key.
 
-use kiln_config::config::{Config, ImageVariant};
+use kiln_config::config::{Config, Image};
 use kiln_github::{OrgClient, RunnerDownload};
 
 use crate::code::Code;
@@ -22,16 +22,16 @@ pub enum Verdict {
 ///
 /// # Errors
 /// [`crate::Kind::Configuration`] when they differ; what GitHub answers.
-pub async fn verify(config: &Config, variant: ImageVariant, github: &OrgClient) -> Result<Verdict> {
-    compare(config, variant, &github.runner_downloads().await?)
+pub async fn verify(config: &Config, image: &Image, github: &OrgClient) -> Result<Verdict> {
+    compare(config, image, &github.runner_downloads().await?)
 }
 
 /// The comparison itself; pure.
 ///
 /// # Errors
 /// [`crate::Kind::Configuration`] when the digests of one release differ.
-pub fn compare(config: &Config, variant: ImageVariant, published: &[RunnerDownload]) -> Result<Verdict> {
-    let (version, architecture) = (&config.runner.version, variant.architecture);
+pub fn compare(config: &Config, image: &Image, published: &[RunnerDownload]) -> Result<Verdict> {
+    let (version, architecture) = (&config.runner.version, image.architecture);
     let name = architecture.runner_name();
     let Some(download) = published.iter().find(|it| it.os == "linux" && it.architecture == name) else {
         return Ok(Verdict::Unpublished);
@@ -62,7 +62,7 @@ mod tests {
 
     fn verdict(version: &str, sha256: Option<&str>) -> Result<Verdict> {
         let config = Config::from_toml("kiln.toml", TOML).unwrap();
-        let variant = *config.images().first().unwrap();
+        let image = config.images.values().next().unwrap();
         let download = RunnerDownload {
             os: "linux".to_owned(),
             architecture: "x64".to_owned(),
@@ -70,7 +70,7 @@ mod tests {
             filename: format!("actions-runner-linux-x64-{version}.tar.gz"),
             sha256_checksum: sha256.map(str::to_owned),
         };
-        compare(&config, variant, &[download])
+        compare(&config, image, &[download])
     }
 
     #[test]

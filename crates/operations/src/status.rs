@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use kiln_config::config::{Config, Fleet, ImageVariant};
-use kiln_config::model::{AmiId, FleetName, GroupName, InstanceId, KeyStore, RunnerVersion};
+use kiln_config::config::{Config, Fleet};
+use kiln_config::model::{AmiId, FleetName, GroupName, ImageName, InstanceId, KeyStore, RunnerVersion};
 use kiln_github::{Fingerprint, OrgClient, Runner};
 
 use crate::deploy::{self, Held, Record, key_names};
@@ -111,8 +111,8 @@ impl RunnerState {
 pub struct ImageStatus {
     /// Its id.
     pub ami: AmiId,
-    /// The variant that it is the newest of, if it is.
-    pub newest_of: Option<ImageVariant>,
+    /// The image that it is the newest of, if it is.
+    pub newest_of: Option<ImageName>,
     /// Whether it exists.
     pub exists: bool,
     /// When it was baked, if it belongs to this account.
@@ -217,7 +217,7 @@ async fn fleet_status(
         name: fleet.name.clone(),
         stack: stack.map(|stack| stack.status),
         image,
-        baked: cloud.recorded(&config.image_parameter(fleet.image())).await?,
+        baked: cloud.recorded(&config.image_parameter(&fleet.image)).await?,
         record: Record::read(config, &fleet.name, cloud).await?,
         lock: deploy::held(config, &fleet.name, cloud).await?,
         runners: runners.map(|runners| match on_demand {
@@ -266,11 +266,11 @@ async fn images(
     cloud: &impl Cloud,
     github: Option<&OrgClient>,
 ) -> Result<(Vec<ImageStatus>, Option<String>)> {
-    let mut wanted: BTreeMap<AmiId, Option<ImageVariant>> = BTreeMap::new();
+    let mut wanted: BTreeMap<AmiId, Option<ImageName>> = BTreeMap::new();
     wanted.extend(statuses.iter().filter_map(|status| Some((status.image.clone()?, None))));
     // After all of those: an image may be launched by one fleet and be the newest of another.
     for (fleet, status) in fleets.iter().zip(statuses) {
-        wanted.extend(status.baked.clone().map(|ami| (ami, Some(fleet.image()))));
+        wanted.extend(status.baked.clone().map(|ami| (ami, Some(fleet.image.clone()))));
     }
     if wanted.is_empty() {
         return Ok((Vec::new(), None));

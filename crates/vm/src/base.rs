@@ -1,4 +1,4 @@
-//! The stand-in for Amazon's base image: this machine's own release of Debian, with a kernel.
+//! The base image: this machine's own release of Debian, with a kernel.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,16 +8,15 @@ use anyhow::Context as _;
 use super::layers::{digest, text};
 use super::sandbox::{Sandbox, run_alone};
 
-/// What Amazon's base images have of what the component documents and the instance use.
+/// What Debian's image for EC2 has of what the component documents and the instance use.
 const PACKAGES: &str = "systemd,systemd-sysv,systemd-timesyncd,dbus,udev,kmod,iproute2,procps,sudo,curl,ca-certificates,e2fsprogs,lz4,busybox,initramfs-tools";
 
 /// What is laid down below /opt/rehearsal.
-const FILES: [(&str, &str, u32); 5] = [
+const FILES: [(&str, &str, u32); 4] = [
     ("agent.sh", include_str!("guest/agent.sh"), 0o755),
     ("rehearsal-agent.service", include_str!("guest/rehearsal-agent.service"), 0o644),
     ("dhcp.network", include_str!("guest/dhcp.network"), 0o644),
     ("timesyncd.conf", include_str!("guest/timesyncd.conf"), 0o644),
-    ("yum", include_str!("guest/yum"), 0o755),
 ];
 
 /// Makes the base image of it.

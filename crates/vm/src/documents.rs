@@ -140,7 +140,7 @@ impl Executor<'_> {
                 }
             }
             (Action::UpdateOs, Place::Root(sandbox)) => {
-                self.hear(sandbox.bash("yum --assumeyes update", bound).await?)?;
+                self.hear(sandbox.bash("apt-get --quiet update && apt-get --assume-yes upgrade", bound).await?)?;
             }
             // Nothing reads them again: that they are there is all there is to see.
             (Action::S3Upload, Place::Root(sandbox)) => {

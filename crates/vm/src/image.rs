@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use kiln_config::model::BaseImage;
 use kiln_image::components::PhaseName;
+use kiln_image::packages;
 use kiln_image::payload::Payload;
 
 use super::base;
@@ -31,6 +33,8 @@ const RECORD: &str = "s3://rehearsal/record";
 pub(super) struct Inputs<'a> {
     /// This machine's release of Debian.
     pub(super) debian: &'a str,
+    /// The same as kiln.toml names it.
+    pub(super) system: BaseImage,
     /// The static binary.
     pub(super) bootstrap: &'a Path,
     /// The runner's version.
@@ -178,6 +182,8 @@ fn values(inputs: &Inputs<'_>, payload: &Payload) -> Values {
         ("DiskGib", DISK_GIB.to_string()),
         ("Inputs", payload.sha256.to_string()),
         ("RecordUri", RECORD.to_owned()),
+        ("SystemPackages", packages::required(inputs.system).join(" ")),
+        ("Toolset", "minimal".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into()

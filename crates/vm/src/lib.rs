@@ -22,6 +22,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use kiln_config::model::BaseImage;
 pub use story::Told;
 
 /// The programs that it takes, and Debian's packages of them.
@@ -86,20 +87,21 @@ pub fn check_needs() -> Result<(), Missing> {
 }
 
 /// This machine's release of Debian: the stand-in runner is built here, and needs a C library as new as here.
-fn release_of_debian() -> Result<String, Missing> {
+fn release_of_debian() -> Result<(String, BaseImage), Missing> {
     let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let value = |key: &str| {
         let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         value.map(|value| value.trim_matches('"').to_owned())
     };
-    match (value("ID").as_deref(), value("VERSION_CODENAME")) {
-        (Some("debian"), Some(release)) => Ok(release),
-        (id, _) => Err(Missing {
+    let system = BaseImage::named(&format!("debian-{}", value("VERSION_ID").unwrap_or_default()));
+    match (value("ID").as_deref(), value("VERSION_CODENAME"), system) {
+        (Some("debian"), Some(release), Some(system)) => Ok((release, system)),
+        (id, ..) => Err(Missing {
             message: format!(
                 "the machine to boot is made from this machine's own Debian release, and this is {}",
                 id.unwrap_or("?")
             ),
-            hint: "run it on a released Debian".to_owned(),
+            hint: "run it on Debian 12 or 13".to_owned(),
         }),
     }
 }

@@ -200,8 +200,8 @@ impl<'a> Story<'a> {
     }
 
     async fn bake(&mut self) -> anyhow::Result<Image> {
-        self.heading("the component documents, on a Debian; only `yum` is another program there");
-        let debian = release_of_debian()?;
+        self.heading("the component documents, on Debian with Debian's packages");
+        let (debian, system) = release_of_debian()?;
         let release = self.github.runner_release(RUNNER_VERSION)?;
         // The instance's network is not this machine's, which downloads.
         let here = TcpListener::bind("127.0.0.1:0").await?;
@@ -209,6 +209,7 @@ impl<'a> Story<'a> {
         let _serving = self.github.also_at(here);
         let inputs = Inputs {
             debian: &debian,
+            system,
             bootstrap: &self.options.bootstrap,
             runner_version: RUNNER_VERSION,
             runner_url: release.url.replace(&self.github.url(), &address),

@@ -76,7 +76,7 @@ export interface BootConfigProps {
 
 /** What every AWS name of the organization begins with. */
 export function prefix(organization: string): string {
-  return ['kiln', ...organization.toLowerCase().split('-')].reduce((prefix, part) => prefix + (part === 'fleet' && prefix !== 'kiln' ? '--' : '-') + part);
+  return ['kiln', ...organization.toLowerCase().split('-')].reduce((prefix, part) => prefix + (['fleet', 'image'].includes(part) && prefix !== 'kiln' ? '--' : '-') + part);
 }
 
 /** The stack, and the Auto Scaling group, of a fleet. */

@@ -25,7 +25,11 @@ fn steps() -> Vec<(String, OnFailure)> {
 
 /// Any fleet of a world that only bakes.
 fn fleets(base: &str) -> String {
-    FLEETS.replace("amazon-linux-2023", base)
+    if base == "amazon-linux-2023" {
+        return FLEETS.to_owned();
+    }
+    let named = FLEETS.replace("registration =", "image = \"it\"\nregistration =");
+    format!("[image.it]\nbase = \"{base}\"\n{named}")
 }
 
 async fn baking(base: &str) -> World {
@@ -122,7 +126,7 @@ async fn an_image_is_copied_and_shared() {
     world.run(&["ami"], quiet).await.unwrap().success().unwrap();
     let baked = world.aws.images().remove(0);
     assert_eq!(baked.shared_with, ["123456789012"]);
-    let parameter = "/kiln-rehearsal/image/al2023-x86_64";
+    let parameter = "/kiln-rehearsal/image/al2023-x86-64";
     let recorded = world.aws.parameter("eu-west-1", parameter).await.unwrap();
     assert_eq!(recorded.as_deref(), Some(baked.copies["eu-west-1"].as_str()));
     assert_ne!(recorded.as_deref(), Some(baked.ami.as_str()));
@@ -213,7 +217,7 @@ async fn where_images_are_built_is_looked_at_before_anything_is_made() {
             "network = { vpc = \"vpc-0000dead\", subnet = \"subnet-00000001\" }",
             "it is in vpc-00000001, not in vpc-0000dead",
         ),
-        ("instance_types = [\"m7i-flex.large\"]", "offers none of the instance types to build al2023-x86_64 on"),
+        ("instance_types = [\"m7i-flex.large\"]", "offers none of the instance types to build image al2023-x86-64 on"),
     ] {
         std::fs::write(world.config(), with(more)).unwrap();
         let said = refused(&world, &["ami"], 5).await;
@@ -256,11 +260,11 @@ async fn a_recorded_image_that_was_not_baked_here_is_not_deployed() {
     let pem = world.download_key("key.pem").unwrap();
     world.run(&["rotate-key", "--pem", pem.to_str().unwrap()], quiet).await.unwrap().success().unwrap();
     let age = std::time::Duration::from_secs(60);
-    let parameter = "/kiln-rehearsal/image/al2023-x86_64";
+    let parameter = "/kiln-rehearsal/image/al2023-x86-64";
     for (kind, why) in [
         ("somebody-s", "its tag kiln:image is somebody-s"),
-        ("kiln-rehearsal-al2-x86-64", "its tag kiln:image is kiln-rehearsal-al2-x86-64"),
-        ("kiln-rehearsal-al2023-x86-64", "it has no tag kiln:inputs"),
+        ("kiln-rehearsal-image-al2-x86-64", "its tag kiln:image is kiln-rehearsal-image-al2-x86-64"),
+        ("kiln-rehearsal-image-al2023-x86-64", "it has no tag kiln:inputs"),
     ] {
         let ami = world.aws.plant_image(world.aws.region(), kind, age).await.unwrap();
         world.aws.put_parameter(parameter, &ami).await.unwrap();

@@ -9,7 +9,6 @@ const FLEET: &str = r#"
 [fleet.linux]
 labels = ["linux-x64"]
 registration = "persistent"
-base_image = "amazon-linux-2023"
 instance_types = ["m6i.large", "m5.large"]
 min = 1
 max = 2
@@ -83,8 +82,8 @@ async fn peak_kib(instances: u32) -> u64 {
     world.aws.make_bucket("kiln-rehearsal-000000000000-eu-central-1").await.unwrap();
     let mut peak = 0;
     for version in VERSIONS {
-        let ami = world.aws.add_image("kiln-rehearsal-al2023-x86-64", version).await.unwrap();
-        world.aws.put_parameter("/kiln-rehearsal/image/al2023-x86_64", &ami).await.unwrap();
+        let ami = world.aws.add_image("kiln-rehearsal-image-al2023-x86-64", version).await.unwrap();
+        world.aws.put_parameter("/kiln-rehearsal/image/al2023-x86-64", &ami).await.unwrap();
         let mut running = world.spawn(&["deploy"], quiet).unwrap();
         let status = format!("/proc/{}/status", running.id().unwrap());
         let mut look = tokio::time::interval(std::time::Duration::from_millis(20));

@@ -26,7 +26,7 @@ fn fleet(name: &str, keys: &str) -> String {
     };
     let types = if keys.contains("instance_types") { "" } else { "instance_types = [\"m6i.large\"]\n" };
     let max = if keys.contains("max") { "" } else { "max = 2\n" };
-    format!("[fleet.{name}]\nbase_image = \"amazon-linux-2023\"\nmin = 1\n{max}{types}{network}{keys}\n")
+    format!("[fleet.{name}]\nmin = 1\n{max}{types}{network}{keys}\n")
 }
 
 /// The findings, and the exit code.

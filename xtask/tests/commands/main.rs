@@ -8,6 +8,7 @@ mod bench;
 mod book;
 mod boot;
 mod cli;
+mod contents;
 mod deploy;
 mod destroy;
 mod doctor;

@@ -30,7 +30,7 @@ fn arn(service: &str, resource: &str) -> String {
 /// service authorization reference says: <https://docs.aws.amazon.com/service-authorization/latest/reference/>.
 fn asked(role: &str, request: &Request, body: &[u8]) -> Option<Call> {
     let Request { service, operation, .. } = request;
-    let kind = format!("{PREFIX}-al2023-x86-64");
+    let kind = format!("{PREFIX}-image-al2023-x86-64");
     let group = arn("autoscaling", &format!("autoScalingGroup:0:autoScalingGroupName/{PREFIX}-fleet-linux"));
     Some(match (service.as_str(), operation.as_str()) {
         // No permission is needed to ask who one is.
@@ -75,7 +75,7 @@ fn asked(role: &str, request: &Request, body: &[u8]) -> Option<Call> {
         }
         ("imagebuilder", operation) => Call::new(
             format!("imagebuilder:{operation}"),
-            arn("imagebuilder", &format!("image/{PREFIX}-al2023-x86-64/1.0.0")),
+            arn("imagebuilder", &format!("image/{PREFIX}-image-al2023-x86-64/1.0.0")),
         ),
         ("kms", "ListKeys") => Call::new("kms:ListKeys", "*"),
         ("kms", operation) => Call::new(format!("kms:{operation}"), arn("kms", "key/1234"))
@@ -83,7 +83,7 @@ fn asked(role: &str, request: &Request, body: &[u8]) -> Option<Call> {
             .with("kms:SigningAlgorithm", "RSASSA_PKCS1_V1_5_SHA_256"),
         ("logs", operation) => Call::new(
             format!("logs:{operation}"),
-            arn("logs", &format!("log-group:/aws/imagebuilder/{PREFIX}-al2023-x86-64:log-stream:1.0.0/1")),
+            arn("logs", &format!("log-group:/aws/imagebuilder/{PREFIX}:log-stream:1.0.0/1")),
         ),
         ("secretsmanager", operation) => Call::new(
             format!("secretsmanager:{operation}"),
@@ -176,7 +176,7 @@ async fn each_pipelines_role_may_do_what_its_command_does() {
     permitted(&world, "StatusRole", &["deploy", "--dry-run"]).await;
     permitted(&world, "StatusRole", &["rotate-key", "--status"]).await;
     permitted(&world, "StatusRole", &["pin", "--check"]).await;
-    let kind = format!("{PREFIX}-al2023-x86-64");
+    let kind = format!("{PREFIX}-image-al2023-x86-64");
     world.aws.plant_image(world.aws.region(), &kind, Duration::from_secs(90 * 24 * 3600)).await.unwrap();
     permitted(&world, "PruneRole", &["prune", "--keep", "1"]).await;
     permitted(&world, "StatusRole", &["status"]).await;

@@ -131,7 +131,7 @@ async fn the_monthly_pipeline_removes_what_nothing_uses() {
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     for days in 1..=4 {
         let age = Duration::from_secs(days * 24 * 3600);
-        world.aws.plant_image(world.aws.region(), "kiln-rehearsal-al2023-x86-64", age).await.unwrap();
+        world.aws.plant_image(world.aws.region(), "kiln-rehearsal-image-al2023-x86-64", age).await.unwrap();
     }
     let prune = workflow("prune.yml");
     let pruned = run(&world, &prune, "prune").await;

@@ -10,7 +10,7 @@ use crate::models::assert_modelled;
 use crate::support::{World, quiet, world};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-const KIND: &str = "kiln-rehearsal-al2023-x86-64";
+const KIND: &str = "kiln-rehearsal-image-al2023-x86-64";
 const HOME: &str = "eu-central-1";
 const AWAY: &str = "eu-west-1";
 

@@ -56,7 +56,7 @@ async fn it_tells_what_is_there_and_deletes_only_orphans() {
     let image = &serving["result"]["images"][0];
     assert_eq!(
         (&image["runner"], &image["exists"], &image["newest_of"]),
-        (&json!(VERSIONS[0]), &json!(true), &json!("al2023-x86_64")),
+        (&json!(VERSIONS[0]), &json!(true), &json!("al2023-x86-64")),
         "{image}"
     );
     assert_eq!(serving["result"]["keys"][0]["fingerprint"], world.github.keys()[0]);

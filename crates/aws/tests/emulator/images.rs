@@ -21,7 +21,7 @@ async fn images_are_found_and_recorded() {
     assert_ne!(base, other);
     assert_eq!(cloud.ami(&base).await.unwrap().unwrap().state, "available");
 
-    let parameter = "/kiln-acme/image/al2-x86_64";
+    let parameter = "/kiln-acme/image/al2-x86-64";
     assert_eq!(cloud.recorded(parameter).await.unwrap(), None);
     for ami in [&base, &base, &other] {
         cloud.record(parameter, ami).await.unwrap();
@@ -56,8 +56,7 @@ phases:
         inputs:
           commands: ['echo hello']
 ";
-    let component =
-        Component { id: id.clone(), document: document.to_owned(), supported_os: vec!["Amazon Linux 2".to_owned()] };
+    let component = Component { id: id.clone(), document: document.to_owned() };
     let tags = BTreeMap::from([("kiln:managed".to_owned(), "true".to_owned())]);
     assert_eq!(cloud.component(&id).await.unwrap(), None);
     cloud.create_component(&component, &tags).await.unwrap();
@@ -80,7 +79,7 @@ phases:
     assert_eq!(cloud.recipe(&recipe.id).await.unwrap().as_ref(), Some(&recipe));
 
     let mut infrastructure = Infrastructure {
-        name: "kiln-acme-al2-x86_64".to_owned(),
+        name: "kiln-acme-image-al2-x86_64".to_owned(),
         instance_profile: "kiln-acme-bake".to_owned(),
         instance_types: vec!["m5.large".to_owned()],
         subnet: "subnet-00000001".to_owned(),
@@ -97,7 +96,7 @@ phases:
         assert_eq!(cloud.infrastructure(&infrastructure.name).await.unwrap().as_ref(), Some(&infrastructure));
     }
     let mut distribution = Distribution {
-        name: "kiln-acme-al2-x86_64".to_owned(),
+        name: "kiln-acme-image-al2-x86_64".to_owned(),
         ami_name: "kiln {{ imagebuilder:buildDate }}".to_owned(),
         ami_tags: BTreeMap::new(),
         copy_to: vec!["eu-west-1".parse().unwrap()],

@@ -12,7 +12,7 @@ use kiln_operations::wait::Tempo;
 
 use crate::{There, config, there};
 
-const IMAGE: &str = "kiln-acme-al2023-x86-64";
+const IMAGE: &str = "kiln-acme-image-al2023-x86-64";
 
 const KILN_TOML: &str = r#"
 organization = "acme"
@@ -25,7 +25,6 @@ version = "2.338.0"
 x86_64 = "af4b794c1bc41d73d40535e3fe092a39f9679cd8d965954c2aca25a05ca41d32"
 [fleet.linux]
 labels = ["linux-x64"]
-base_image = "amazon-linux-2023"
 instance_types = ["m6i.large"]
 min = 1
 max = 4
@@ -111,8 +110,8 @@ async fn unused_images_go_with_their_snapshots_and_nothing_else_does() {
     }
     let [recorded, superseded, launched, elsewhere, unused] = ours.try_into().unwrap();
     let foreign = place.image("somebody's", 90).await;
-    let other = place.image("kiln-another-al2023-x86-64", 90).await;
-    cloud.record("/kiln-acme/image/al2023-x86_64", &recorded.0).await.unwrap();
+    let other = place.image("kiln-another-image-al2023-x86-64", 90).await;
+    cloud.record("/kiln-acme/image/al2023-x86-64", &recorded.0).await.unwrap();
     place.template("kiln-acme-fleet-linux", &superseded.0).await;
     place.next_version("kiln-acme-fleet-linux", &launched.0).await;
     place.template("somebody-elses", &elsewhere.0).await;

@@ -124,14 +124,14 @@ impl Lane {
     pub(crate) async fn bake(&mut self) -> (String, String) {
         self.images += 1;
         let version = format!("2.338.{}", self.images);
-        let ami = self.local.add_image(&self.config.image_name(self.fleet().image()), &version).await.unwrap();
+        let ami = self.local.add_image(&self.config.image_name(&self.fleet().image), &version).await.unwrap();
         self.record(&ami).await;
         (ami, version)
     }
 
     /// Records an image as the one baked last.
     pub(crate) async fn record(&self, ami: &str) {
-        let parameter = self.config.image_parameter(self.fleet().image());
+        let parameter = self.config.image_parameter(&self.fleet().image);
         self.cloud.record(&parameter, &ami.parse().unwrap()).await.unwrap();
     }
 
@@ -206,7 +206,6 @@ x86_64 = "af4b794c1bc41d73d40535e3fe092a39f9679cd8d965954c2aca25a05ca41d32"
 [fleet.linux]
 labels = ["linux-x64"]
 registration = "persistent"
-base_image = "amazon-linux-2023"
 instance_types = ["m6i.large", "m5.large"]
 min = {instances}
 max = {instances}

@@ -158,7 +158,7 @@ async fn account(operation: &'static str) -> Aws {
     let (cloud, _) = wire(move |asked| {
         if asked.operation == "DescribeImages" && operation != "DescribeImages" {
             let tags = "<tagSet><item><key>kiln:managed</key><value>true</value></item><item><key>kiln:image</key>\
-                        <value>kiln-acme-al2023-x86-64</value></item></tagSet>";
+                        <value>kiln-acme-image-al2023-x86-64</value></item></tagSet>";
             let image = format!("<item><imageId>ami-00000001</imageId><name>one</name>{tags}</item>");
             return Answer::of(
                 200,

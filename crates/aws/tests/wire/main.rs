@@ -31,7 +31,6 @@ version = "2.338.0"
 x86_64 = "af4b794c1bc41d73d40535e3fe092a39f9679cd8d965954c2aca25a05ca41d32"
 [fleet.linux]
 labels = ["linux-x64"]
-base_image = "amazon-linux-2023"
 instance_types = ["m6i.large"]
 min = 1
 max = 4

@@ -111,7 +111,7 @@ fn image_row(image: &ImageStatus, at: SystemTime) -> Vec<String> {
     };
     vec![
         image.ami.to_string(),
-        or_none(image.newest_of),
+        or_none(image.newest_of.as_ref()),
         age,
         image.version.as_ref().map_or("?".to_owned(), ToString::to_string),
         image.lifetime.as_ref().map_or("?".to_owned(), |lifetime| lifetime.describe(at)),

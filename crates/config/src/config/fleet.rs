@@ -7,16 +7,15 @@ use std::str::FromStr;
 use toml::Spanned;
 
 use super::diagnostic::{Diagnostic, Findings, cut};
+use super::infrastructure::IMAGE_VOLUME_GIB;
 use super::raw::{RawFleet, RawNetwork, RawRegistration, RawSha256};
 use super::{
     Config, DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_REPLACE_PAUSE_SECS, DEFAULT_RUNNER_GROUP, Fleet,
-    Network, infrastructure, on_demand,
+    Image, Network, infrastructure, on_demand,
 };
 use crate::boot::{self, DockerAccess, MetadataAccess, Retirement};
 use crate::environment::{self, Refused};
-use crate::model::{
-    Architecture, BaseImage, FleetName, InstanceType, KeyStore, Label, Malformed, Registration, SubnetId, VpcId,
-};
+use crate::model::{Architecture, FleetName, InstanceType, KeyStore, Label, Malformed, Registration, SubnetId, VpcId};
 
 /// Auto Scaling keeps an instance waiting for 48 hours or a hundred heartbeat timeouts, whichever is less; the 48 hours
 /// are in the schema.
@@ -27,26 +26,26 @@ const MOST_HEARTBEATS: u32 = 100;
 pub(super) fn validate(
     name: &Spanned<String>,
     raw: &RawFleet,
+    image: Option<&Image>,
     (default_store, github): (KeyStore, Option<&boot::GitHub>),
     found: &mut Findings,
 ) -> Option<Fleet> {
     let fleet_name: Option<FleetName> = found.parse("the fleet's name", name);
-    let architecture = architecture(raw);
-    let base_image = get(raw.base_image.as_ref(), BaseImage::AmazonLinux2023);
+    // Of an image with a mistake of its own nothing more is said.
+    let architecture = image.map_or(Architecture::X86_64, |image| image.architecture);
     let on_demand = on_demand::validate(raw, found);
     let registration = match get(raw.registration.as_ref(), RawRegistration::Persistent) {
         RawRegistration::Persistent => Registration::Persistent,
         RawRegistration::Ephemeral | RawRegistration::OnDemand => Registration::Ephemeral,
     };
-    runs_actions(name, raw, base_image, architecture, found);
-    let labels = labels(name, raw, found);
+    let labels = labels(name, raw, architecture, found);
     let runner_group = runner_group(raw, found);
-    let instance_types = raw.instance_types.as_ref().map(|types| instance_types(types, raw, architecture, found));
+    let instance_types = raw.instance_types.as_ref().map(|types| instance_types(types, raw, image, found));
     let capacity = capacity(raw, found);
     let network = raw.network.as_ref().and_then(|network| self::network(network.get_ref(), found));
     let (heartbeat_secs, drain_limit_secs) = times(name, raw, found);
     let spot = infrastructure::spot(raw, found);
-    let volume = infrastructure::volume(raw, found);
+    let volume = infrastructure::volume(raw, image.map_or(IMAGE_VOLUME_GIB, |image| image.volume_gib), found);
     let egress_ports = github.map(|github| infrastructure::egress_ports(raw, github, found));
     access(raw, found);
     let (min, max) = capacity?;
@@ -56,7 +55,7 @@ pub(super) fn validate(
         runner_group: runner_group?,
         registration,
         on_demand,
-        base_image,
+        image: image?.name.clone(),
         architecture,
         instance_types: instance_types?,
         min,
@@ -156,18 +155,16 @@ fn get<T: Copy>(value: Option<&Spanned<T>>, default: T) -> T {
     value.map_or(default, |value| *value.get_ref())
 }
 
-fn architecture(raw: &RawFleet) -> Architecture {
-    get(raw.architecture.as_ref(), Architecture::X86_64)
-}
-
-/// Where the architecture is said, or the fleet's name where it is left to the default.
-fn architecture_place(name: &Spanned<String>, raw: &RawFleet) -> Range<usize> {
-    raw.architecture.as_ref().map_or_else(|| name.span(), Spanned::span)
-}
-
 /// A runner must be pinned for every architecture in use.
-pub(super) fn pinned(name: &Spanned<String>, raw: &RawFleet, pins: &Spanned<RawSha256>, found: &mut Findings) {
-    let architecture = architecture(raw);
+pub(super) fn pinned(
+    name: &Spanned<String>,
+    raw: &RawFleet,
+    image: &Image,
+    pins: &Spanned<RawSha256>,
+    found: &mut Findings,
+) {
+    let architecture = image.architecture;
+    let place = raw.image.as_ref().map_or_else(|| name.span(), Spanned::span);
     let pin = match architecture {
         Architecture::X86_64 => &pins.get_ref().x86_64,
         Architecture::Aarch64 => &pins.get_ref().aarch64,
@@ -175,35 +172,13 @@ pub(super) fn pinned(name: &Spanned<String>, raw: &RawFleet, pins: &Spanned<RawS
     if pin.is_none() {
         let message = format!("fleet `{}` runs on {architecture}, for which no runner is pinned", name.get_ref());
         found.push(
-            Diagnostic::new(architecture_place(name, raw), message)
+            Diagnostic::new(place, message)
                 .related(pins.span(), format!("expected a digest for {architecture} in here"))
                 .hint(format!(
                     "add `{architecture} = \"…\"`: the SHA-256 of actions-runner-linux-{}-VERSION.tar.gz on the \
                      release's page",
                     architecture.runner_name()
                 )),
-        );
-    }
-}
-
-fn runs_actions(
-    name: &Spanned<String>,
-    raw: &RawFleet,
-    base: BaseImage,
-    architecture: Architecture,
-    found: &mut Findings,
-) {
-    if base == BaseImage::AmazonLinux2 && architecture == Architecture::Aarch64 {
-        found.push(
-            Diagnostic::new(
-                architecture_place(name, raw),
-                "no JavaScript action would run on amazon-linux-2 for aarch64",
-            )
-            .expected("expected x86_64 on amazon-linux-2")
-            .hint(
-                "set `base_image = \"amazon-linux-2023\"`: the runner's Node needs glibc 2.28, Amazon Linux 2 has \
-                     2.26, and nobody builds Node for that and aarch64",
-            ),
         );
     }
 }
@@ -231,7 +206,7 @@ pub(super) fn distinct<T: FromStr<Err = Malformed>>(
     parsed
 }
 
-fn labels(name: &Spanned<String>, raw: &RawFleet, found: &mut Findings) -> Vec<Label> {
+fn labels(name: &Spanned<String>, raw: &RawFleet, architecture: Architecture, found: &mut Findings) -> Vec<Label> {
     let entries = raw.labels.as_ref().map_or(&[][..], |labels| labels.get_ref().as_slice());
     let registration = get(raw.registration.as_ref(), RawRegistration::Persistent);
     if entries.is_empty() && registration == RawRegistration::OnDemand {
@@ -252,7 +227,7 @@ fn labels(name: &Spanned<String>, raw: &RawFleet, found: &mut Findings) -> Vec<L
     }
     // GitHub compares labels without regard to case.
     let labels: Vec<(_, Label)> = distinct("labels", entries, str::to_lowercase, found);
-    let own = given_labels(architecture(raw));
+    let own = given_labels(architecture);
     for (span, label) in &labels {
         let lower = label.as_str().to_lowercase();
         let is_own = own.iter().any(|own| own.to_lowercase() == lower);
@@ -304,7 +279,7 @@ fn runner_group(raw: &RawFleet, found: &mut Findings) -> Option<String> {
 fn instance_types(
     entries: &Spanned<Vec<Spanned<String>>>,
     raw: &RawFleet,
-    wanted: Architecture,
+    image: Option<&Image>,
     found: &mut Findings,
 ) -> Vec<InstanceType> {
     let types: Vec<(_, InstanceType)> = distinct("instance_types", entries.get_ref(), str::to_owned, found);
@@ -317,16 +292,15 @@ fn instance_types(
             continue;
         }
         let is = instance_type.architecture();
-        if is != wanted {
-            let message = format!("{instance_type} has a processor for {is}, the fleet's architecture is {wanted}");
-            let mut diagnostic = Diagnostic::new(span.clone(), message)
-                .expected(format!("expected a type for {wanted}"))
-                .hint(format!("choose another type, or set `architecture = \"{is}\"`"));
-            if let Some(architecture) = &raw.architecture {
-                diagnostic = diagnostic.related(architecture.span(), "the fleet's architecture");
-            }
-            found.push(diagnostic);
-        }
+        let Some(wanted) = image.map(|image| image.architecture).filter(|wanted| *wanted != is) else { continue };
+        let message = format!("{instance_type} has a processor for {is}, the fleet's image is for {wanted}");
+        let diagnostic = Diagnostic::new(span.clone(), message).expected(format!("expected a type for {wanted}"));
+        found.push(match &raw.image {
+            Some(name) => diagnostic
+                .related(name.span(), "the fleet's image")
+                .hint(format!("choose another type, or set `architecture = \"{is}\"` in [image.{name}]")),
+            None => diagnostic.hint("a fleet without `image` has the architecture of its first instance type"),
+        });
     }
     types.into_iter().map(|(_, instance_type)| instance_type).collect()
 }

@@ -8,7 +8,7 @@ use toml::Spanned;
 use super::diagnostic::{Diagnostic, Findings};
 use super::partition::partition;
 use super::raw::{RawBakeNetwork, RawImageDefaults, RawNode};
-use super::{Config, Network};
+use super::{Config, Image, Network};
 use crate::model::{AccountId, InstanceType, KmsKeyArn, NodeVersion, Region, SecurityGroupId, Sha256, SubnetId, VpcId};
 
 /// Where images are built, and where they go beside the region that they are baked in.
@@ -45,8 +45,8 @@ pub enum BakeNetwork {
 }
 
 impl Config {
-    /// Where images are built: where `[image_defaults]` says, or where the first fleet by name lives.
-    pub fn bake_network(&self) -> BakeNetwork {
+    /// Where an image is built: where its table or `[image_defaults]` says, or where the first fleet by name lives.
+    pub fn bake_network(&self, image: &Image) -> BakeNetwork {
         let fleet = || {
             self.fleets.values().next().and_then(|fleet| match &fleet.network {
                 Network::NewVpc => None,
@@ -57,7 +57,12 @@ impl Config {
                 }),
             })
         };
-        self.image_defaults.network.clone().or_else(fleet).unwrap_or(BakeNetwork::Made)
+        image
+            .network
+            .clone()
+            .or_else(|| self.image_defaults.network.clone())
+            .or_else(fleet)
+            .unwrap_or(BakeNetwork::Made)
     }
 }
 
@@ -133,7 +138,7 @@ pub(super) fn validate(raw: Option<&RawImageDefaults>, region: Option<&Region>, 
     }
 }
 
-fn network(raw: &RawBakeNetwork, found: &mut Findings) -> Option<BakeNetwork> {
+pub(super) fn network(raw: &RawBakeNetwork, found: &mut Findings) -> Option<BakeNetwork> {
     let RawBakeNetwork { vpc, subnet, security_group } = raw;
     let vpc: Option<VpcId> = vpc.as_ref().and_then(|vpc| found.parse("`vpc`", vpc));
     let subnet: Option<SubnetId> = subnet.as_ref().and_then(|subnet| found.parse("`subnet`", subnet));

@@ -13,7 +13,7 @@ use crate::boot;
 use crate::environment;
 use crate::model::{Region, SpotStrategy};
 
-/// The root volume of every image, and so the least an instance can have.
+/// The root volume of an image that asks for no larger one, and so the least an instance can have.
 pub const IMAGE_VOLUME_GIB: u32 = 30;
 
 /// What gp3 gives at no extra charge.
@@ -85,17 +85,23 @@ pub(super) fn spot(raw: &RawFleet, found: &mut Findings) -> Option<Spot> {
     })
 }
 
-pub(super) fn volume(raw: &RawFleet, found: &mut Findings) -> Volume {
+pub(super) fn volume(raw: &RawFleet, image_gib: u32, found: &mut Findings) -> Volume {
     let Some(table) = &raw.volume else {
-        return Volume { gib: IMAGE_VOLUME_GIB, iops: DEFAULT_IOPS, throughput_mibps: DEFAULT_THROUGHPUT_MIBPS };
+        return Volume { gib: image_gib, iops: DEFAULT_IOPS, throughput_mibps: DEFAULT_THROUGHPUT_MIBPS };
     };
     let RawVolume { gib, iops, throughput_mibps } = table.get_ref();
     let volume = Volume {
-        gib: get(gib.as_ref(), IMAGE_VOLUME_GIB),
+        gib: get(gib.as_ref(), image_gib),
         iops: get(iops.as_ref(), DEFAULT_IOPS),
         throughput_mibps: get(throughput_mibps.as_ref(), DEFAULT_THROUGHPUT_MIBPS),
     };
     let place = |value: &Option<Spanned<u32>>| value.as_ref().map_or_else(|| table.span(), Spanned::span);
+    if volume.gib < image_gib {
+        found.push(
+            Diagnostic::new(place(gib), format!("a volume of {} GiB can't hold the fleet's image", volume.gib))
+                .expected(format!("expected at least {image_gib}, the image's `volume_gib`")),
+        );
+    }
     let most = volume.gib.saturating_mul(MOST_IOPS_A_GIB);
     if volume.iops > most {
         found.push(

@@ -3,6 +3,7 @@
 mod diagnostic;
 mod fleet;
 mod image;
+mod images;
 mod infrastructure;
 mod notice;
 mod on_demand;
@@ -21,13 +22,14 @@ use url::Url;
 
 use crate::boot;
 use crate::model::{
-    Architecture, BaseImage, FleetName, GroupName, InstanceType, KeyStore, Label, Organization, Region, Registration,
+    Architecture, FleetName, GroupName, ImageName, InstanceType, KeyStore, Label, Organization, Region, Registration,
     RunnerVersion, Sha256, SubnetId,
 };
 
 pub use diagnostic::{ConfigError, Problem};
 use diagnostic::{Diagnostic, Findings};
 pub use image::{BakeNetwork, ImageDefaults, NodeMajor, NodePin};
+pub use images::{Base, ComponentSource, ContentsError, Image, ImageFile, LocalPath};
 pub use infrastructure::{IMAGE_VOLUME_GIB, MOST_EGRESS_PORTS, MOST_TAGS, Spot, Volume};
 pub use notice::Notice;
 pub use on_demand::OnDemand;
@@ -57,6 +59,8 @@ pub struct Config {
     pub cloudformation_role: Option<String>,
     /// Tags on everything.
     pub tags: BTreeMap<String, String>,
+    /// The images that fleets run, by name; what no fleet runs is not in here.
+    pub images: BTreeMap<ImageName, Image>,
     /// At least one fleet, by name.
     pub fleets: BTreeMap<FleetName, Fleet>,
     /// What is valid, but probably not meant.
@@ -118,8 +122,8 @@ pub struct Fleet {
     pub registration: Registration,
     /// What an on-demand fleet has beyond the others, and in place of a group.
     pub on_demand: Option<OnDemand>,
-    /// The image's operating system.
-    pub base_image: BaseImage,
+    /// Its image, one of [`Config::images`].
+    pub image: ImageName,
     /// The image's architecture.
     pub architecture: Architecture,
     /// In order of preference; never empty.
@@ -171,27 +175,6 @@ pub enum Network {
         /// At least one.
         subnets: Vec<SubnetId>,
     },
-}
-
-/// What identifies an image to be shared between fleets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ImageVariant {
-    /// The operating system.
-    pub base: BaseImage,
-    pub architecture: Architecture,
-}
-
-impl std::fmt::Display for ImageVariant {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}-{}", self.base.short_name(), self.architecture)
-    }
-}
-
-impl Fleet {
-    /// The image the fleet runs.
-    pub fn image(&self) -> ImageVariant {
-        ImageVariant { base: self.base_image, architecture: self.architecture }
-    }
 }
 
 /// The hook that holds a new instance until its runner is registered.
@@ -386,9 +369,9 @@ impl Config {
         format!("{}/app-key", self.prefix())
     }
 
-    /// The SSM parameter that records the newest tested AMI of a variant.
-    pub fn image_parameter(&self, variant: ImageVariant) -> String {
-        format!("/{}/image/{variant}", self.prefix())
+    /// The SSM parameter that records the newest tested AMI of an image.
+    pub fn image_parameter(&self, image: &ImageName) -> String {
+        format!("/{}/image/{image}", self.prefix())
     }
 
     /// The parameter that records one of a fleet's images: the `current` one, the `former`, the `rejected`.
@@ -396,15 +379,25 @@ impl Config {
         format!("/{}/fleet/{fleet}/{which}", self.prefix())
     }
 
-    /// The name of every Image Builder resource of a variant: `kiln-acme-al2023-x86-64`. It has nothing in it that Image
-    /// Builder writes otherwise in an ARN (upper case, spaces, underscores), so that one name serves for all.
-    pub fn image_name(&self, variant: ImageVariant) -> String {
-        format!("{}-{variant}", self.prefix()).replace('_', "-")
+    /// The name of every Image Builder resource of an image: `kiln-acme-image-al2023-x86-64`. It has nothing in it that
+    /// Image Builder writes otherwise in an ARN (upper case, spaces, underscores), so that one name serves for all.
+    pub fn image_name(&self, image: &ImageName) -> String {
+        format!("{}{image}", self.image_prefix())
     }
 
-    /// The distinct images the fleets run.
-    pub fn images(&self) -> std::collections::BTreeSet<ImageVariant> {
-        self.fleets.values().map(Fleet::image).collect()
+    /// What the names of all images begin with.
+    pub fn image_prefix(&self) -> String {
+        format!("{}-image-", self.prefix())
+    }
+
+    /// The log group of all builds.
+    pub fn image_log_group(&self) -> String {
+        format!("/aws/imagebuilder/{}", self.prefix())
+    }
+
+    /// The image that a fleet runs.
+    pub fn image_of(&self, fleet: &Fleet) -> &Image {
+        self.images.get(&fleet.image).expect("a valid configuration has the image of each fleet")
     }
 
     /// The distinct key stores the fleets use.

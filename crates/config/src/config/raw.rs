@@ -13,13 +13,16 @@ use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
+use super::images::{
+    CERTIFICATES, COMPONENT, COMPONENTS, CONTAINER, CONTAINERS, DESTINATION, FILES, MODE, PACKAGE, PACKAGES, SCRIPTS,
+};
 use super::infrastructure::{DEFAULT_IOPS, DEFAULT_THROUGHPUT_MIBPS, IMAGE_VOLUME_GIB};
 use super::{
     DEFAULT_DRAIN_LIMIT_SECS, DEFAULT_HEARTBEAT_SECS, DEFAULT_LINGER_SECS, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL,
     DEFAULT_REPLACE_PAUSE_SECS, DEFAULT_RUNNER_GROUP,
 };
 use crate::boot::{DockerAccess, MetadataAccess};
-use crate::model::{Architecture, BaseImage, KeyStore, SpotStrategy};
+use crate::model::{Architecture, BaseImage, KeyStore, SpotStrategy, Toolset};
 
 type Field<T> = Option<Spanned<T>>;
 
@@ -82,6 +85,12 @@ pub(super) struct RawConfig {
     #[serde(default)]
     #[schemars(with = "RawImageDefaults")]
     pub(super) image_defaults: Option<RawImageDefaults>,
+    /// What images are made of, by the image's name: lower-case letters, digits and hyphens. A fleet without `image` has one
+    /// of Amazon Linux 2023 with nothing of yours in it.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, RawImage>")]
+    #[schemars(extend("propertyNames" = { "pattern": FLEET }))]
+    pub(super) image: Option<BTreeMap<Spanned<String>, RawImage>>,
     // Where something goes wrong at night, somebody has to hear of it.
     /// An SNS topic in this region. It gets a message when a group has too few instances in service, and when a launch or
     /// an instance refresh fails. The topic's policy must allow cloudwatch.amazonaws.com and events.amazonaws.com to
@@ -268,16 +277,13 @@ pub(super) struct RawFleet {
     #[serde(default)]
     #[schemars(with = "RawRegistration", extend("default" = RawRegistration::Persistent))]
     pub(super) registration: Field<RawRegistration>,
-    /// The image's operating system.
+    /// The image, a table `[image.NAME]`. Without it: Amazon Linux 2023 for the architecture of the instance types, with
+    /// nothing of yours in it.
     #[serde(default)]
-    #[schemars(with = "BaseImage", extend("default" = BaseImage::AmazonLinux2023))]
-    pub(super) base_image: Field<BaseImage>,
-    /// The image's architecture, which all instance types must have.
-    #[serde(default)]
-    #[schemars(with = "Architecture", extend("default" = Architecture::X86_64))]
-    pub(super) architecture: Field<Architecture>,
+    #[schemars(with = "String", regex(pattern = FLEET), example = &"tools")]
+    pub(super) image: Field<String>,
     // The stack's template declares five parameters for them.
-    /// Instance types in order of preference.
+    /// Instance types in order of preference, all of the image's architecture.
     #[schemars(with = "Vec<String>", length(min = 1, max = 5), inner(regex(pattern = INSTANCE_TYPE)))]
     #[schemars(extend("examples" = [["m6i.large", "m5.large"]], "uniqueItems" = true))]
     pub(super) instance_types: Field<Vec<Spanned<String>>>,
@@ -377,6 +383,96 @@ pub(super) struct RawFleet {
     pub(super) environment: Option<BTreeMap<Spanned<String>, Spanned<String>>>,
 }
 
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawImage {
+    /// What the image is built on: "amazon-linux-2023", "amazon-linux-2", "ubuntu-24.04", "ubuntu-22.04", "debian-13" or
+    /// "debian-12", the newest image of its maker; or an AMI of your own, by its id or by the name of an SSM parameter that
+    /// holds it.
+    #[serde(default)]
+    #[schemars(with = "String", example = &"ubuntu-24.04", extend("default" = BaseImage::AmazonLinux2023))]
+    pub(super) base: Field<String>,
+    /// For an AMI of your own: the operating system that is on it.
+    #[serde(default)]
+    #[schemars(with = "BaseImage")]
+    pub(super) family: Field<BaseImage>,
+    /// The architecture, which the instance types of its fleets must have.
+    #[serde(default)]
+    #[schemars(with = "Architecture", extend("default" = Architecture::X86_64))]
+    pub(super) architecture: Field<Architecture>,
+    /// "standard" adds what most workflows expect, as far as the distribution has it; the handbook lists it.
+    #[serde(default)]
+    #[schemars(with = "Toolset", extend("default" = Toolset::Minimal))]
+    pub(super) toolset: Field<Toolset>,
+    /// Packages of the distribution, by its names; `name=version` (deb) or `name-version` (rpm) for a certain version.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", length(max = PACKAGES), inner(regex(pattern = PACKAGE), length(max = 128)))]
+    #[schemars(extend("examples" = [["jq", "postgresql-client"]], "uniqueItems" = true))]
+    pub(super) packages: Field<Vec<Spanned<String>>>,
+    /// Scripts for bash, files next to kiln.toml, run as root in this order on the machine that becomes the image. One that
+    /// fails ends the bake.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", length(max = SCRIPTS), inner(length(min = 1, max = 256)))]
+    #[schemars(extend("examples" = [["image/install.sh"]], "uniqueItems" = true))]
+    pub(super) scripts: Field<Vec<Spanned<String>>>,
+    /// Scripts for bash, run as root on an instance that is started from the new image. Where one fails, the image is not
+    /// recorded and no fleet gets it. They stay in the image, in /opt/kiln/tests.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", length(max = SCRIPTS), inner(length(min = 1, max = 256)))]
+    #[schemars(extend("examples" = [["image/test.sh"]], "uniqueItems" = true))]
+    pub(super) tests: Field<Vec<Spanned<String>>>,
+    /// Files that are laid down in the image; they belong to root.
+    #[serde(default)]
+    #[schemars(with = "Vec<RawImageFile>", length(max = FILES))]
+    pub(super) files: Field<Vec<RawImageFile>>,
+    /// Component documents of your own for EC2 Image Builder, files next to kiln.toml, or ARNs of components with version
+    /// and build number. They run after all of the above.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", length(max = COMPONENTS), inner(regex(pattern = COMPONENT), length(max = 256)))]
+    #[schemars(extend("examples" = [["image/agent.yml"]], "uniqueItems" = true))]
+    pub(super) components: Field<Vec<Spanned<String>>>,
+    /// Certificates of authorities to be trusted, PEM files next to kiln.toml. The system, docker, .NET and Node trust them.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", length(max = CERTIFICATES), inner(length(min = 1, max = 256)))]
+    #[schemars(extend("examples" = [["image/our-ca.pem"]], "uniqueItems" = true))]
+    pub(super) ca_certificates: Field<Vec<Spanned<String>>>,
+    /// Containers' images that docker pulls in the bake, so that no job waits for them: by digest only, for a tag moves.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", length(max = CONTAINERS), inner(regex(pattern = CONTAINER), length(max = 512)))]
+    #[schemars(extend("uniqueItems" = true))]
+    #[schemars(extend("examples" = [["docker.io/library/alpine@sha256:0000000000000000000000000000000000000000000000000000000000000000"]]))]
+    pub(super) containers: Field<Vec<Spanned<String>>>,
+    /// The size of the image's root volume in GiB. The volume of its fleets is at least as large.
+    #[serde(default)]
+    #[schemars(with = "u32", range(min = IMAGE_VOLUME_GIB, max = 1024), extend("default" = IMAGE_VOLUME_GIB))]
+    pub(super) volume_gib: Field<u32>,
+    /// The network that it is built in, in place of the one of [image_defaults].
+    #[serde(default)]
+    #[schemars(with = "RawBakeNetwork")]
+    pub(super) network: Field<RawBakeNetwork>,
+    /// Instance types to build it on, in place of those of [image_defaults].
+    #[serde(default)]
+    #[schemars(with = "Vec<String>", inner(regex(pattern = INSTANCE_TYPE)))]
+    #[schemars(extend("examples" = [["m6i.large", "m5.large"]], "uniqueItems" = true))]
+    pub(super) instance_types: Field<Vec<Spanned<String>>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawImageFile {
+    /// A file next to kiln.toml.
+    #[schemars(with = "String", length(min = 1, max = 256), example = &"image/settings.xml")]
+    pub(super) source: Field<String>,
+    /// Its path in the image.
+    #[schemars(with = "String", regex(pattern = DESTINATION), length(max = 256))]
+    #[schemars(example = &"/etc/maven/settings.xml")]
+    pub(super) destination: Field<String>,
+    /// Its permissions, in octal digits.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = MODE), extend("default" = "0644"))]
+    pub(super) mode: Field<String>,
+}
+
 /// Spot capacity in addition to On-Demand capacity.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -408,7 +504,7 @@ pub(super) struct RawSpot {
 pub(super) struct RawVolume {
     /// The size in GiB; at least that of the image's volume.
     #[serde(default)]
-    #[schemars(with = "u32", range(min = 30, max = 65536), extend("default" = IMAGE_VOLUME_GIB))]
+    #[schemars(with = "u32", range(min = IMAGE_VOLUME_GIB, max = 65536), extend("default" = IMAGE_VOLUME_GIB))]
     pub(super) gib: Field<u32>,
     /// I/O operations per second; at most 500 for each GiB.
     #[serde(default)]

@@ -163,6 +163,12 @@ impl Shape<'_> {
         };
         let keys: Vec<&str> = properties.keys().map(String::as_str).collect();
         let list = format!("{path} has: {}", keys.join(", "));
+        if let Some((_, now)) =
+            MOVED.iter().find(|(moved, _)| *moved == key && path.keys.first().is_some_and(|first| first == "fleet"))
+        {
+            self.found.push(diagnostic.expected(format!("it is {now}")));
+            return None;
+        }
         let nearest = nearest(key, &keys);
         self.found.push(match (nearest, self.elsewhere(key), as_value(key, properties)) {
             (Some(nearest), ..) => diagnostic.expected(format!("did you mean `{nearest}`?")).hint(list),
@@ -227,12 +233,28 @@ fn wrong_kind(kind: &str, span: Range<usize>, schema: &Value, path: &Path) -> Di
     let diagnostic = Diagnostic::new(span, format!("{} is {}", path.name(), with_article(kind)))
         .expected(format!("expected {}", expected.join(" or ")));
     if let [table, name] = path.keys.as_slice()
-        && table == "fleet"
+        && let Some((article, example)) = named_table(table)
     {
-        return diagnostic.hint(format!("a fleet has a name: write [fleet.linux], for one, above `{name}`"));
+        return diagnostic
+            .hint(format!("{article} {table} has a name: write [{table}.{example}], for one, above `{name}`"));
     }
     if path.entry { diagnostic } else { with_about(diagnostic, &[(path.last(), schema)]) }
 }
+
+/// Tables whose entries have names of the user's: with article and example.
+fn named_table(table: &str) -> Option<(&'static str, &'static str)> {
+    match table {
+        "fleet" => Some(("a", "linux")),
+        "image" => Some(("an", "tools")),
+        _ => None,
+    }
+}
+
+/// Keys that are another one elsewhere.
+const MOVED: [(&str, &str); 2] = [
+    ("base_image", "`base` of a table [image.NAME], which the fleet's `image` names"),
+    ("architecture", "`architecture` of a table [image.NAME], which the fleet's `image` names"),
+];
 
 fn wrong_choice(text: &str, span: Range<usize>, choices: &[&str], path: &Path) -> Diagnostic {
     let list = choices.iter().map(|choice| format!("\"{choice}\"")).collect::<Vec<_>>().join(" or ");

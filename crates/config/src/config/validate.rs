@@ -9,11 +9,13 @@ use url::{Host, Url};
 use super::diagnostic::{Diagnostic, Findings};
 use super::raw::{RawApp, RawConfig, RawGitHub, RawRunner};
 use super::{
-    App, AppId, Config, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL, Fleet, RunnerPin, fleet, image, infrastructure, notice,
-    on_demand, partition,
+    App, AppId, Config, DEFAULT_NODE_URL, DEFAULT_RELEASE_URL, Fleet, Image, RunnerPin, fleet, image, images,
+    infrastructure, notice, on_demand, partition,
 };
 use crate::boot;
-use crate::model::{Architecture, FleetName, KeyStore, OLDEST_RUNNER, Organization, Region, RunnerVersion, Sha256};
+use crate::model::{
+    Architecture, FleetName, ImageName, KeyStore, OLDEST_RUNNER, Organization, Region, RunnerVersion, Sha256,
+};
 
 pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Option<Config> {
     let organization = raw.organization.as_ref().and_then(|value| found.parse_or("`organization`", value, login));
@@ -22,7 +24,7 @@ pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Opt
     let github = github(raw.github.as_ref(), found);
     let runner = raw.runner.as_ref().and_then(|runner| self::runner(runner, found));
     let image_defaults = image::validate(raw.image_defaults.as_ref(), region.as_ref(), found);
-    let fleets = fleets(raw, github.as_ref(), found);
+    let (fleets, images) = fleets(raw, github.as_ref(), found);
     let arn = |key: &str, value: Option<&Spanned<String>>, form, found: &mut Findings| {
         infrastructure::arn(key, value, form, region.as_ref(), found)
     };
@@ -43,6 +45,7 @@ pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Opt
         permissions_boundary: boundary,
         cloudformation_role,
         tags,
+        images,
         fleets,
         notices: Vec::new(),
     };
@@ -302,17 +305,23 @@ pub(super) fn digest(what: &str, value: &Spanned<String>, found: &mut Findings) 
     })
 }
 
-fn fleets(raw: &RawConfig, github: Option<&boot::GitHub>, found: &mut Findings) -> BTreeMap<FleetName, Fleet> {
+/// The fleets, and the images that they run.
+type Fleets = (BTreeMap<FleetName, Fleet>, BTreeMap<ImageName, Image>);
+
+fn fleets(raw: &RawConfig, github: Option<&boot::GitHub>, found: &mut Findings) -> Fleets {
+    let images = images::tables(raw, found);
     let default_store = raw.app.as_ref().and_then(|app| app.get_ref().key_store.as_ref()).map(|store| *store.get_ref());
     let pins = raw.runner.as_ref().and_then(|runner| runner.sha256.as_ref());
-    let tables = raw.fleet.iter().flatten();
-    tables
-        .filter_map(|(name, table)| {
-            let fleet = fleet::validate(name, table, (default_store.unwrap_or(KeyStore::Kms), github), found);
-            if let Some(pins) = pins {
-                fleet::pinned(name, table, pins, found);
-            }
-            fleet.map(|fleet| (fleet.name.clone(), fleet))
-        })
-        .collect()
+    let (mut fleets, mut used) = (BTreeMap::new(), BTreeMap::new());
+    for (name, table) in raw.fleet.iter().flatten() {
+        let image = images::of_fleet(table, &images, found);
+        let store = default_store.unwrap_or(KeyStore::Kms);
+        let fleet = fleet::validate(name, table, image.as_ref(), (store, github), found);
+        if let (Some(pins), Some(image)) = (pins, &image) {
+            fleet::pinned(name, table, image, pins, found);
+        }
+        fleets.extend(fleet.map(|fleet| (fleet.name.clone(), fleet)));
+        used.extend(image.map(|image| (image.name.clone(), image)));
+    }
+    (fleets, used)
 }

@@ -8,7 +8,7 @@ use kiln_config::model::{AmiId, Region};
 use super::place::first;
 use super::plan::{Prepared, Step};
 use super::tags::{INPUTS_TAG, SOURCES_TAG, bake_tags, content_tags, manifest_tags};
-use super::{Request, Wanted, sources_digest};
+use super::{BaseAmi, Request, Wanted, sources_digest};
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::fleet_stack::{resolve, resolved};
@@ -67,6 +67,10 @@ impl Run<'_> {
                 stacks::apply(cloud, &step, progress).await?;
             }
             Step::Upload { bucket, key, .. } => self.upload(bucket, key, cloud).await?,
+            Step::UploadContents { bucket, key, .. } => {
+                let (_, archive) = self.wanted.contents.as_ref().expect("an upload of contents follows from them");
+                cloud.put_blob(bucket, key, archive.bytes.clone(), &archive.sha256).await?;
+            }
             Step::Component(component) => cloud.create_component(component, tags).await?,
             Step::Recipe(recipe) => cloud.create_recipe(recipe, tags).await?,
             Step::Infrastructure(infrastructure) => put_infrastructure(infrastructure, cloud).await?,
@@ -124,13 +128,15 @@ impl Run<'_> {
     /// What is in the image, as far as it can be told in a tag; where the rest of it is.
     async fn tags(&self, cloud: &impl Cloud) -> Result<BTreeMap<String, String>> {
         let Self { request, wanted, .. } = self;
-        let mut tags = bake_tags(request.config, request.variant);
-        tags.extend(content_tags(request.config, request.variant, wanted.recipe.base.as_str()));
+        let mut tags = bake_tags(request.config, request.image);
+        tags.extend(content_tags(request.config, request.image, wanted.recipe.base.as_str()));
         tags.insert(INPUTS_TAG.to_owned(), wanted.inputs.to_string());
         tags.insert("kiln:payload".to_owned(), request.payload_sha256.to_string());
         tags.insert("kiln:sbom".to_owned(), format!("s3://{}/{}", wanted.bucket, wanted.record));
         if let Some(sources) = &request.sources {
-            let digest = sources_digest(request, sources, &cloud.caller().await?, &wanted.recipe.base)?;
+            let recipe = &wanted.recipe;
+            let base = BaseAmi { id: recipe.base.clone(), root_device: recipe.root_device.clone() };
+            let digest = sources_digest(request, sources, &cloud.caller().await?, &base)?;
             tags.insert(SOURCES_TAG.to_owned(), digest.to_string());
         }
         let manifest = cloud.document(&wanted.bucket, &format!("{}/manifest.json", wanted.record)).await?;

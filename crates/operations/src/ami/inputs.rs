@@ -6,32 +6,31 @@
 
 use std::collections::BTreeMap;
 
-use kiln_config::config::{Config, IMAGE_VOLUME_GIB, ImageVariant};
-use kiln_config::model::{AmiId, BaseImage, Sha256};
+use kiln_config::config::{ComponentSource, Config, Image};
+use kiln_config::model::{BaseImage, Sha256};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256 as Hasher};
 
-use super::Request;
+use super::{BaseAmi, Request};
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::pin;
-use crate::ports::{Component, ComponentUse, Versioned};
+use crate::ports::{Caller, Component, ComponentUse, Versioned};
 use kiln_image::components;
+use kiln_image::contents::{CERTIFICATES, CONTENTS};
+use kiln_image::packages;
 
 /// The form of [`ImageInputs`]. Raised when a field changes its meaning; then every image is baked again, and the changelog
 /// has to say so. A new field that is absent by default changes no digest, and needs no other form.
 pub(super) const FORMAT: u32 = 1;
-
-/// The root device's name on Amazon Linux.
-pub(super) const ROOT_DEVICE: &str = "/dev/xvda";
 
 /// Everything that decides what is in an image and where it is: equal inputs, equal image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ImageInputs {
     /// `FORMAT`.
     pub format: u32,
-    /// The image's name: organization, base image and architecture.
+    /// The name of the image's resources: organization and image.
     pub image: String,
     /// The AMI it is built on.
     pub base_image: String,
@@ -52,7 +51,8 @@ pub struct ImageInputs {
 pub struct ComponentInputs {
     /// Its name.
     pub name: String,
-    /// The digest of its document.
+    /// The digest of its document; empty for one that has an immutable ARN in place of it.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub document_sha256: String,
     /// Values of its parameters.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -121,27 +121,32 @@ fn write_canonical(value: &Value, text: &mut String) {
 ///
 /// # Errors
 /// [`crate::Kind::Configuration`] when kiln.toml has no digest for the architecture, or no Node where one is needed.
-pub(super) fn image_inputs(request: &Request<'_>, bucket: &str, base: &AmiId) -> Result<ImageInputs> {
-    let Request { config, variant, .. } = request;
-    let values = component_values(request, &payload_uri(request, bucket), base)?;
-    let image = &config.image_defaults;
-    let component = |component: &Component| ComponentInputs {
-        name: component.id.name.clone(),
-        document_sha256: sha256(component.document.as_bytes()).to_string(),
-        parameters: component_use(component, &values).parameters,
+pub(super) fn image_inputs(request: &Request<'_>, bucket: &str, base: &BaseAmi) -> Result<ImageInputs> {
+    let Request { config, image, .. } = request;
+    let values = component_values(request, bucket, base)?;
+    let defaults = &config.image_defaults;
+    let inputs = |part: &Part| match part {
+        Part::Ours(component) | Part::Theirs(component) => ComponentInputs {
+            name: component.id.name.clone(),
+            document_sha256: sha256(component.document.as_bytes()).to_string(),
+            parameters: parameters(part, &values),
+        },
+        Part::Existing(arn) => {
+            ComponentInputs { name: arn.clone(), document_sha256: String::new(), parameters: BTreeMap::new() }
+        }
     };
     Ok(ImageInputs {
         format: FORMAT,
-        image: config.image_name(*variant),
-        base_image: base.to_string(),
-        components: components().iter().map(component).collect(),
+        image: config.image_name(&image.name),
+        base_image: base.id.to_string(),
+        components: parts(request).iter().map(inputs).collect(),
         root_volume: RootVolume {
-            device: ROOT_DEVICE.to_owned(),
-            gib: IMAGE_VOLUME_GIB,
-            kms_key: image.kms_key.as_ref().map(ToString::to_string),
+            device: base.root_device.clone(),
+            gib: image.volume_gib,
+            kms_key: defaults.kms_key.as_ref().map(ToString::to_string),
         },
-        copied_to: sorted(&image.copy_to),
-        shared_with: sorted(&image.share_with),
+        copied_to: sorted(&defaults.copy_to),
+        shared_with: sorted(&defaults.share_with),
     })
 }
 
@@ -155,14 +160,32 @@ fn sorted<T: ToString>(values: &[T]) -> Vec<String> {
 /// The components as the recipe uses them.
 pub(super) fn component_uses(
     request: &Request<'_>,
+    caller: &Caller,
     bucket: &str,
-    base: &AmiId,
+    base: &BaseAmi,
     inputs: &Sha256,
 ) -> Result<Vec<ComponentUse>> {
-    let mut values = component_values(request, &payload_uri(request, bucket), base)?;
+    let mut values = component_values(request, bucket, base)?;
     values.insert("Inputs", inputs.to_string());
     values.insert("RecordUri", format!("s3://{bucket}/{}", record_of(inputs)));
-    Ok(components().iter().map(|component| component_use(component, &values)).collect())
+    let used = |part: &Part| {
+        let id = match part {
+            Part::Ours(component) | Part::Theirs(component) => component.id.clone(),
+            Part::Existing(arn) => existing(arn, caller, request.config),
+        };
+        ComponentUse { id, parameters: parameters(part, &values) }
+    };
+    Ok(parts(request).iter().map(used).collect())
+}
+
+/// A component by its ARN: one of this account and region has a name and a version, as those that Kiln makes; of another one
+/// the ARN is the name.
+fn existing(arn: &str, caller: &Caller, config: &Config) -> Versioned {
+    let own = format!("arn:{}:imagebuilder:{}:{}:component/", caller.partition, config.region, caller.account);
+    match arn.strip_prefix(&own).map(|rest| rest.split('/').collect::<Vec<_>>()).as_deref() {
+        Some(&[name, version, "1"]) => Versioned { name: name.to_owned(), version: version.to_owned() },
+        _ => Versioned { name: arn.to_owned(), version: String::new() },
+    }
 }
 
 /// The folder in the bucket for what an image writes down of itself. It is named by the inputs, and so is no part of them.
@@ -175,8 +198,9 @@ pub(super) fn payload_key(request: &Request<'_>) -> String {
     format!("payload/{}.tar.gz", request.payload_sha256)
 }
 
-fn payload_uri(request: &Request<'_>, bucket: &str) -> String {
-    format!("s3://{bucket}/{}", payload_key(request))
+/// The key of the archive with what kiln.toml adds.
+pub(super) fn contents_key(digest: &Sha256) -> String {
+    format!("payload/contents-{digest}.tar.gz")
 }
 
 /// The digest of bytes.
@@ -193,51 +217,102 @@ pub(super) fn version_of(digest: &Sha256) -> String {
     format!("1.{}.{}", node(0..8), node(8..16))
 }
 
-/// The documents of `ami/components` as components, each with a version of its own content.
-pub(super) fn components() -> Vec<Component> {
-    components::COMPONENTS
-        .iter()
-        .map(|(name, document)| Component {
-            id: Versioned { name: format!("kiln-{name}"), version: version_of(&sha256(document.as_bytes())) },
-            document: (*document).to_owned(),
-            supported_os: vec!["Amazon Linux 2".to_owned(), "Amazon Linux 2023".to_owned()],
-        })
-        .collect()
+/// A component of a recipe.
+#[derive(Debug)]
+enum Part {
+    /// Kiln's own, or generated: it is given the values of the parameters that it declares.
+    Ours(Component),
+    /// A document of the user's, which is given none.
+    Theirs(Component),
+    /// One that exists.
+    Existing(String),
+}
+
+/// The components of an image in order: authorities first, for what is downloaded later; what kiln.toml adds after all that
+/// Kiln needs, so that it finds it; then what looks at the result.
+fn parts(request: &Request<'_>) -> Vec<Part> {
+    let Request { image, contents, .. } = request;
+    let mut parts = Vec::new();
+    let generated = |name: &str, text: Option<String>| text.map(|text| Part::Ours(component(name, text)));
+    parts.extend(generated(CERTIFICATES, contents.certificates_document()));
+    for (name, document) in components::COMPONENTS {
+        if name == FIRST_AFTER_CONTENTS {
+            parts.extend(generated(CONTENTS, contents.contents_document()));
+            let mut documents = contents.documents.iter();
+            parts.extend(image.components.iter().filter_map(|source| match source {
+                ComponentSource::Arn(arn) => Some(Part::Existing(arn.clone())),
+                ComponentSource::Document(_) => {
+                    documents.next().map(|(name, text)| Part::Theirs(component(&format!("own-{name}"), text.clone())))
+                }
+            }));
+        }
+        parts.push(Part::Ours(component(name, document.to_owned())));
+    }
+    parts
+}
+
+/// The first of Kiln's documents that runs after the user's.
+const FIRST_AFTER_CONTENTS: &str = "manifest";
+
+/// A component with a version of its own content. It names no operating systems: Image Builder would compare them with its
+/// own names for the base's, and does not know each one's.
+///
+/// source: `botocore`, `imagebuilder/2019-12-02/service-2.json`, `CreateComponentRequest$supportedOsVersions`: "if the OS
+/// information is available, a prefix match is performed against the base image OS version"
+fn component(name: &str, document: String) -> Component {
+    let id = Versioned { name: format!("kiln-{name}"), version: version_of(&sha256(document.as_bytes())) };
+    Component { id, document }
+}
+
+/// The components of an image that have to be made.
+pub(super) fn components(request: &Request<'_>) -> Vec<Component> {
+    let made = |part| match part {
+        Part::Ours(component) | Part::Theirs(component) => Some(component),
+        Part::Existing(_) => None,
+    };
+    parts(request).into_iter().filter_map(made).collect()
 }
 
 /// Every value that the documents may ask for.
 fn component_values(
     request: &Request<'_>,
-    payload_uri: &str,
-    base_image: &AmiId,
+    bucket: &str,
+    base_image: &BaseAmi,
 ) -> Result<BTreeMap<&'static str, String>> {
-    let Request { config, variant, payload_sha256, .. } = request;
-    let pin = &config.runner;
-    let Some(runner_sha256) = pin.sha256.get(&variant.architecture) else {
+    let Request { config, image, contents, payload_sha256, .. } = request;
+    let (pin, architecture) = (&config.runner, image.architecture);
+    let Some(runner_sha256) = pin.sha256.get(&architecture) else {
         return Err(Error::new(
             Code::RunnerDigestMissing,
-            format!("kiln.toml pins no sha256 of runner {} for {}", pin.version, variant.architecture),
+            format!("kiln.toml pins no sha256 of runner {} for {architecture}", pin.version),
         )
-        .hint(format!("add `{} = \"…\"` to [runner.sha256]", variant.architecture)));
+        .hint(format!("add `{architecture} = \"…\"` to [runner.sha256]")));
     };
-    let file = format!("actions-runner-linux-{}-{}.tar.gz", variant.architecture.runner_name(), pin.version);
+    let file = format!("actions-runner-linux-{}-{}.tar.gz", architecture.runner_name(), pin.version);
     let base = pin.release_url.as_str().trim_end_matches('/');
-    Ok(BTreeMap::from([
+    let mut values = BTreeMap::from([
         ("RunnerVersion", pin.version.to_string()),
         ("RunnerUrl", format!("{base}/v{}/{file}", pin.version)),
         ("RunnerSha256", runner_sha256.to_string()),
-        ("NodeBuilds", node_builds(config, *variant)?),
-        ("PayloadUri", payload_uri.to_owned()),
+        ("NodeBuilds", node_builds(config, image)?),
+        ("SystemPackages", packages::required(image.system).join(" ")),
+        ("PayloadUri", format!("s3://{bucket}/{}", payload_key(request))),
         ("PayloadSha256", payload_sha256.to_string()),
-        ("DiskGib", IMAGE_VOLUME_GIB.to_string()),
-        ("BaseImage", base_image.to_string()),
-    ]))
+        ("DiskGib", image.volume_gib.to_string()),
+        ("BaseImage", base_image.id.to_string()),
+        ("Toolset", image.toolset.name().to_owned()),
+    ]);
+    if let Some(archive) = contents.archive() {
+        values.insert("ContentsUri", format!("s3://{bucket}/{}", contents_key(&archive.sha256)));
+        values.insert("ContentsSha256", archive.sha256.to_string());
+    }
+    Ok(values)
 }
 
 /// What stands in for the runner's own Node, as the document wants it. Only Amazon Linux 2 needs it, and builds for glibc
 /// 2.17 exist for x86_64 only; the configuration's check has refused the other.
-fn node_builds(config: &Config, variant: ImageVariant) -> Result<String> {
-    if variant.base != BaseImage::AmazonLinux2 {
+fn node_builds(config: &Config, image: &Image) -> Result<String> {
+    if image.system != BaseImage::AmazonLinux2 {
         return Ok("none".to_owned());
     }
     let pin = &config.runner;
@@ -253,7 +328,7 @@ fn node_builds(config: &Config, variant: ImageVariant) -> Result<String> {
             missing.join(" and ")
         );
         return Err(Error::new(Code::NodePinMissing, message).hint(
-            "`cargo xtask pin` writes [runner.node] into kiln.toml; or set `base_image = \"amazon-linux-2023\"`",
+            "`cargo xtask pin` writes [runner.node] into kiln.toml; or set `base = \"amazon-linux-2023\"` in the image's table",
         ));
     }
     let url = pin.node_url.as_str().trim_end_matches('/');
@@ -261,14 +336,12 @@ fn node_builds(config: &Config, variant: ImageVariant) -> Result<String> {
     Ok(builds.collect::<Vec<_>>().join(","))
 }
 
-fn component_use(component: &Component, values: &BTreeMap<&'static str, String>) -> ComponentUse {
-    let document = components::Document::parse(&component.document).expect("the committed documents are tested");
-    let parameters = values
-        .iter()
-        .filter(|(name, _)| document.parameters.contains_key(**name))
-        .map(|(name, value)| ((*name).to_owned(), value.clone()))
-        .collect();
-    ComponentUse { id: component.id.clone(), parameters }
+/// The values of the parameters that a document of Kiln's declares.
+fn parameters(part: &Part, values: &BTreeMap<&'static str, String>) -> BTreeMap<String, String> {
+    let Part::Ours(component) = part else { return BTreeMap::new() };
+    let document = components::Document::parse(&component.document).expect("checked before it is used");
+    let declared = values.iter().filter(|(name, _)| document.parameters.contains_key(**name));
+    declared.map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
 }
 
 #[cfg(test)]

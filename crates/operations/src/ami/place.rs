@@ -1,6 +1,6 @@
 //! Where images are built: network and instance types, looked up before anything is made.
 
-use kiln_config::config::{BakeNetwork, Config, ImageVariant};
+use kiln_config::config::{BakeNetwork, Config, Image};
 use kiln_config::model::{Architecture, InstanceType};
 
 use crate::code::Code;
@@ -18,7 +18,7 @@ const TYPES: [(Architecture, &[&str]); 2] = [
     (Architecture::Aarch64, &["m6g.large", "m7g.large", "m8g.large", "t4g.large"]),
 ];
 
-/// Where images of a variant are built.
+/// Where an image is built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The network's stack, where it has to be made first.
@@ -41,23 +41,23 @@ pub struct Place {
 /// [`crate::Kind::Precondition`] when no build could start there; what AWS answers.
 pub async fn observe(
     config: &Config,
-    variant: ImageVariant,
+    image: &Image,
     cloud: &(impl Cloud + Account),
     progress: &dyn Progress,
 ) -> Result<Place> {
-    match config.bake_network() {
+    match config.bake_network(image) {
         BakeNetwork::Made => {
             let name = config.network_stack();
             let stack = stacks::settled_stack(cloud, &name, progress).await?;
             let stack = stack.filter(|stack| stack.outputs.contains_key("SubnetIds"));
-            made(config, variant, stack.as_ref(), cloud).await
+            made(config, image, stack.as_ref(), cloud).await
         }
         BakeNetwork::Subnet { vpc, subnet, security_group } => {
             let facts = cloud.subnets(&[subnet.to_string()]).await?.into_iter().next();
             let (zone, warning) = require_subnet(&vpc, subnet.as_str(), facts)?;
             Ok(Place {
                 network: None,
-                instance_types: types(config, variant, Some(&zone), cloud).await?,
+                instance_types: types(config, image, Some(&zone), cloud).await?,
                 vpc,
                 subnet: subnet.to_string(),
                 security_group,
@@ -67,12 +67,7 @@ pub async fn observe(
     }
 }
 
-async fn made(
-    config: &Config,
-    variant: ImageVariant,
-    stack: Option<&Stack>,
-    cloud: &(impl Cloud + Account),
-) -> Result<Place> {
+async fn made(config: &Config, image: &Image, stack: Option<&Stack>, cloud: &(impl Cloud + Account)) -> Result<Place> {
     let subnet = first(&output(config, stack, "SubnetIds")).to_owned();
     let zone = match stack {
         Some(_) => cloud.subnets(std::slice::from_ref(&subnet)).await?.into_iter().next().map(|facts| facts.zone),
@@ -82,7 +77,7 @@ async fn made(
     Ok(Place {
         network: stack.is_none().then(missing),
         vpc: output(config, stack, "VpcId"),
-        instance_types: types(config, variant, zone.as_deref(), cloud).await?,
+        instance_types: types(config, image, zone.as_deref(), cloud).await?,
         subnet,
         security_group: None,
         warning: None,
@@ -127,17 +122,14 @@ fn require_subnet(vpc: &str, subnet: &str, facts: Option<SubnetFacts>) -> Result
 }
 
 /// Image Builder picks one of those it is given by availability; what the place does not offer at all would end the build.
-async fn types(
-    config: &Config,
-    variant: ImageVariant,
-    zone: Option<&str>,
-    cloud: &impl Account,
-) -> Result<Vec<String>> {
-    let of_variant = |name: &&InstanceType| name.architecture() == variant.architecture;
-    let mut wanted: Vec<String> =
-        config.image_defaults.instance_types.iter().filter(of_variant).map(ToString::to_string).collect();
+async fn types(config: &Config, image: &Image, zone: Option<&str>, cloud: &impl Account) -> Result<Vec<String>> {
+    let architecture = image.architecture;
+    let fits = |name: &&InstanceType| name.architecture() == architecture;
+    let own = Some(&image.instance_types).filter(|types| !types.is_empty());
+    let given = own.unwrap_or(&config.image_defaults.instance_types);
+    let mut wanted: Vec<String> = given.iter().filter(fits).map(ToString::to_string).collect();
     if wanted.is_empty() {
-        let known = TYPES.iter().filter(|(architecture, _)| *architecture == variant.architecture);
+        let known = TYPES.iter().filter(|(of, _)| *of == architecture);
         wanted = known.flat_map(|(_, names)| names.iter()).map(|&name| name.to_owned()).collect();
     }
     let offered = cloud.offered_types(&wanted, zone).await?;
@@ -145,7 +137,7 @@ async fn types(
     wanted.retain(|name| offered.contains(name));
     if wanted.is_empty() {
         let place = zone.unwrap_or(config.region.as_str());
-        let message = format!("{place} offers none of the instance types to build {variant} on: {names}");
+        let message = format!("{place} offers none of the instance types to build image {} on: {names}", image.name);
         return Err(Error::new(Code::BakeTypesNotOffered, message).hint(
             "name some that it offers as `instance_types` in [image_defaults]; `aws ec2 describe-instance-type-offerings \
              --location-type availability-zone` lists them",

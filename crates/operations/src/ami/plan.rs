@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use kiln_config::config::ImageVariant;
+use kiln_config::config::Image;
 use kiln_config::model::{AmiId, Region};
 
 use super::inputs::sha256;
@@ -28,6 +28,8 @@ pub struct Observed {
     pub stack: Option<stacks::Difference>,
     /// The payload is in its bucket.
     pub payload: bool,
+    /// The archive with what kiln.toml adds is there, or there is none.
+    pub contents: bool,
     /// For each wanted component: it exists.
     pub components: Vec<bool>,
     /// The recipe exists.
@@ -65,6 +67,15 @@ pub enum Step {
         /// The key.
         key: String,
         /// The payload's length.
+        bytes: usize,
+    },
+    /// Put the archive with what kiln.toml adds into the bucket.
+    UploadContents {
+        /// The bucket.
+        bucket: String,
+        /// The key.
+        key: String,
+        /// The archive's length.
         bytes: usize,
     },
     /// Make a component.
@@ -108,6 +119,9 @@ impl fmt::Display for Step {
             Self::Upload { bucket, key, bytes } => {
                 write!(f, "upload the payload, {bytes} bytes, to s3://{bucket}/{key}")
             }
+            Self::UploadContents { bucket, key, bytes } => {
+                write!(f, "upload what kiln.toml adds, {bytes} bytes, to s3://{bucket}/{key}")
+            }
             Self::Component(component) => write!(f, "create component {}", component.id),
             Self::Recipe(recipe) => {
                 write!(f, "create recipe {} on {}", recipe.id, recipe.base)?;
@@ -145,8 +159,8 @@ pub async fn observe(
     progress: &dyn Progress,
 ) -> Result<Prepared> {
     let caller = cloud.caller().await?;
-    let base = cloud.newest_base(request.variant.base, request.variant.architecture).await?;
-    let place = place::observe(request.config, request.variant, cloud, progress).await?;
+    let base = super::base(request.image, cloud).await?;
+    let place = place::observe(request.config, request.image, cloud, progress).await?;
     let mut wanted = wanted(request, &caller, &base, &place)?;
     let stack = stacks::settled_stack(cloud, &wanted.stack.name, progress).await?;
     let difference = stacks::difference(stack.as_ref(), &wanted.stack);
@@ -154,8 +168,12 @@ pub async fn observe(
         wanted.infrastructure = known(&wanted.infrastructure, stack);
     }
     // The bucket exists with the stack; a look at a bucket that does not exist would be a permission error.
-    let payload = stack.as_ref().is_some_and(|s| s.outputs.contains_key("Bucket"))
-        && cloud.has_blob(&wanted.bucket, &wanted.key).await?;
+    let bucket = stack.as_ref().is_some_and(|s| s.outputs.contains_key("Bucket"));
+    let payload = bucket && cloud.has_blob(&wanted.bucket, &wanted.key).await?;
+    let contents = match &wanted.contents {
+        Some((key, _)) => bucket && cloud.has_blob(&wanted.bucket, key).await?,
+        None => true,
+    };
     let mut components = Vec::new();
     for component in &wanted.components {
         components.push(is_there(component, cloud).await?);
@@ -177,6 +195,7 @@ pub async fn observe(
         network,
         stack: difference,
         payload,
+        contents,
         components,
         recipe,
         infrastructure,
@@ -240,21 +259,21 @@ pub(super) async fn existing(cloud: &impl Images, ami: &AmiId) -> Result<Option<
 }
 
 /// The plan where an AMI holds all of it already.
-pub fn settled(variant: ImageVariant, ami: &AmiId) -> Plan<Step> {
+pub fn settled(image: &Image, ami: &AmiId) -> Plan<Step> {
     Plan {
-        subject: format!("image {variant}"),
+        subject: format!("image {}", image.name),
         steps: Vec::new(),
         settled: format!("{ami} holds these inputs already"),
     }
 }
 
 /// What has to be done; pure.
-pub fn plan(variant: ImageVariant, bytes: usize, prepared: &Prepared) -> Plan<Step> {
+pub fn plan(image: &Image, bytes: usize, prepared: &Prepared) -> Plan<Step> {
     let Prepared { wanted, observed } = prepared;
-    let mut plan = Plan { subject: format!("image {variant}"), steps: Vec::new(), settled: String::new() };
+    let mut plan = Plan { subject: format!("image {}", image.name), steps: Vec::new(), settled: String::new() };
     let is_current = |ami: &Ami| ami.tags.get(INPUTS_TAG).map(String::as_str) == Some(wanted.inputs.as_str());
     if let Some(ami) = observed.recorded.as_ref().filter(|ami| is_current(ami)) {
-        return settled(variant, &ami.id);
+        return settled(image, &ami.id);
     }
     let record = |built| Step::Record { built, parameter: wanted.parameter.clone() };
     let copies = (!wanted.distribution.copy_to.is_empty()).then(|| Step::RecordCopies {
@@ -300,6 +319,10 @@ fn prerequisites(wanted: &Wanted, observed: &Observed, bytes: usize) -> Vec<Step
     }
     if !observed.payload {
         steps.push(Step::Upload { bucket: wanted.bucket.clone(), key: wanted.key.clone(), bytes });
+    }
+    if let Some((key, archive)) = wanted.contents.as_ref().filter(|_| !observed.contents) {
+        let (bucket, bytes) = (wanted.bucket.clone(), archive.bytes.len());
+        steps.push(Step::UploadContents { bucket, key: key.clone(), bytes });
     }
     for (component, exists) in wanted.components.iter().zip(&observed.components) {
         if !exists {

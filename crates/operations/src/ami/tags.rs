@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use kiln_config::config::{Config, ImageVariant};
-use kiln_config::model::{Architecture, BaseImage};
+use kiln_config::config::{Config, Image};
+use kiln_config::model::ImageName;
 
 use crate::code::Code;
 use crate::error::{Error, Result};
@@ -24,22 +24,24 @@ pub const SOURCES_TAG: &str = "kiln:sources";
 
 /// The tags of everything that a bake of an image makes: Image Builder's resources, its instances, AMIs and snapshots. A
 /// policy of the organization that demands kiln.toml's `[tags]` on a launch is met by them.
-pub(super) fn bake_tags(config: &Config, variant: ImageVariant) -> BTreeMap<String, String> {
+pub(super) fn bake_tags(config: &Config, image: &Image) -> BTreeMap<String, String> {
     let mut tags = stack_tags(config);
-    tags.insert(IMAGE_TAG.to_owned(), config.image_name(variant));
+    tags.insert(IMAGE_TAG.to_owned(), config.image_name(&image.name));
     tags
 }
 
 /// The tags that say what is in an image, as far as this is known without the image.
-pub(super) fn content_tags(config: &Config, variant: ImageVariant, base: &str) -> BTreeMap<String, String> {
+pub(super) fn content_tags(config: &Config, image: &Image, base: &str) -> BTreeMap<String, String> {
     let runner = &config.runner;
     let mut tags = BTreeMap::from([
         (BASE_IMAGE_TAG.to_owned(), base.to_owned()),
         (RUNNER_VERSION_TAG.to_owned(), runner.version.to_string()),
     ]);
-    if let Some(digest) = runner.sha256.get(&variant.architecture) {
+    if let Some(digest) = runner.sha256.get(&image.architecture) {
         tags.insert("kiln:runner-sha256".to_owned(), digest.to_string());
     }
+    tags.insert("kiln:system".to_owned(), image.system.name().to_owned());
+    tags.insert("kiln:toolset".to_owned(), image.toolset.name().to_owned());
     tags
 }
 
@@ -72,8 +74,8 @@ pub(super) fn manifest_tags(manifest: &str) -> BTreeMap<String, String> {
 ///
 /// # Errors
 /// [`crate::Kind::Precondition`] that names what is not as it should be.
-pub fn require_ours(config: &Config, variant: ImageVariant, ami: &Ami, caller: &Caller) -> Result<()> {
-    let name = config.image_name(variant);
+pub fn require_ours(config: &Config, image: &ImageName, ami: &Ami, caller: &Caller) -> Result<()> {
+    let name = config.image_name(image);
     let tag = |key: &str| ami.tags.get(key).map(String::as_str);
     let shared_by =
         config.image_defaults.owner.as_ref().map(|owner| owner.as_str()).filter(|owner| *owner != caller.account);
@@ -98,7 +100,7 @@ pub fn require_ours(config: &Config, variant: ImageVariant, ami: &Ami, caller: &
         None => Ok(()),
         Some(wrong) => Err(Error::new(
             Code::ImageForeign,
-            format!("{} is not an image {variant} that Kiln baked here: {wrong}", ami.id),
+            format!("{} is not an image {image} that Kiln baked here: {wrong}", ami.id),
         )
         .hint(
             "find out who wrote its id into the parameter (CloudTrail, PutParameter); `cargo xtask ami` records the right \
@@ -107,15 +109,14 @@ pub fn require_ours(config: &Config, variant: ImageVariant, ami: &Ami, caller: &
     }
 }
 
-/// The same of an image that served before: the fleet's base image may have been another one then.
+/// The same of an image that served before: the fleet may have had another image then.
 ///
 /// # Errors
-/// [`require_ours`]'s, for the variant that the fleet has now.
-pub(crate) fn require_any_of_ours(config: &Config, variant: ImageVariant, ami: &Ami, caller: &Caller) -> Result<()> {
-    let variants = BaseImage::ALL.into_iter().flat_map(|base| {
-        let of = move |architecture| ImageVariant { base, architecture };
-        Architecture::ALL.map(of)
-    });
-    let is_ours = |variant| require_ours(config, variant, ami, caller).is_ok();
-    if variants.into_iter().any(is_ours) { Ok(()) } else { require_ours(config, variant, ami, caller) }
+/// [`require_ours`]'s, for the image that the fleet has now.
+pub(crate) fn require_any_of_ours(config: &Config, image: &ImageName, ami: &Ami, caller: &Caller) -> Result<()> {
+    let tagged = ami.tags.get(IMAGE_TAG).map(String::as_str);
+    let named = tagged.or_else(|| ami.name.split(' ').next());
+    let then = named.and_then(|name| name.strip_prefix(&config.image_prefix())?.parse::<ImageName>().ok());
+    let is_ours = |image: &ImageName| require_ours(config, image, ami, caller).is_ok();
+    if then.is_some_and(|then| is_ours(&then)) { Ok(()) } else { require_ours(config, image, ami, caller) }
 }

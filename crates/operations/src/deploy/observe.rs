@@ -80,7 +80,7 @@ pub async fn observe(
     let Request { config, fleet, .. } = request;
     let baked = recorded_image(request, cloud).await?;
     let caller = cloud.caller().await?;
-    ami::require_ours(config, fleet.image(), &baked, &caller)?;
+    ami::require_ours(config, &fleet.image, &baked, &caller)?;
     let mut dead = Vec::new();
     let network = match &fleet.network {
         Network::NewVpc => found(stacks::find(cloud, &config.network_stack(), progress).await?, &mut dead),
@@ -99,7 +99,7 @@ pub async fn observe(
         baked.tags
     } else {
         let former = available(&aim.ami, cloud).await?;
-        ami::require_any_of_ours(config, fleet.image(), &former, &caller)?;
+        ami::require_any_of_ours(config, &fleet.image, &former, &caller)?;
         former.tags
     };
     let tags_now = match asked_for {
@@ -165,13 +165,10 @@ pub async fn require_key(config: &Config, fleet: &Fleet, cloud: &impl Cloud) -> 
 
 pub(crate) async fn recorded_image(request: &Request<'_>, cloud: &impl Cloud) -> Result<Ami> {
     let Request { config, fleet, .. } = request;
-    let parameter = config.image_parameter(fleet.image());
+    let parameter = config.image_parameter(&fleet.image);
     let Some(id) = cloud.recorded(&parameter).await? else {
-        return Err(Error::new(
-            Code::ImageNotRecorded,
-            format!("no image {} is recorded in {parameter}", fleet.image()),
-        )
-        .hint("run `cargo xtask ami` first: it bakes, tests and records it"));
+        return Err(Error::new(Code::ImageNotRecorded, format!("no image {} is recorded in {parameter}", fleet.image))
+            .hint("run `cargo xtask ami` first: it bakes, tests and records it"));
     };
     available(&id, cloud).await
 }

@@ -24,8 +24,8 @@ pub(super) async fn examine(config: &Config, caller: &Caller, cloud: &(impl Clou
     findings.extend(networks(config, cloud).await);
     findings.extend(config.fleets.values().filter_map(proxy));
     findings.extend(encryption(config, cloud).await);
-    for variant in config.images() {
-        findings.push(image(config, variant, cloud).await);
+    for wanted in config.images.values() {
+        findings.push(image(config, wanted, cloud).await);
     }
     findings.extend(instances(config, cloud).await);
     findings
@@ -311,33 +311,28 @@ fn subnets_of(fleet: &Fleet, vpc: &str, wanted: &[String], found: &[SubnetFacts]
     Finding::good(check, format!("fleet `{name}`: {} subnets in {} zones, with a way out", wanted.len(), zones.len()))
 }
 
-async fn image(config: &Config, variant: kiln_config::config::ImageVariant, cloud: &impl Cloud) -> Finding {
+async fn image(config: &Config, image: &kiln_config::config::Image, cloud: &impl Cloud) -> Finding {
     let check = "image";
-    let parameter = config.image_parameter(variant);
+    let parameter = config.image_parameter(&image.name);
+    let name = &image.name;
     let recorded = match cloud.recorded(&parameter).await {
         Ok(recorded) => recorded,
         Err(error) => return Finding::failed(check, Verdict::Unknown, &error.into()),
     };
     let Some(id) = recorded else {
-        return Finding::notice(
-            check,
-            format!("{variant}: none is recorded in {parameter} yet"),
-            "run `cargo xtask ami`",
-        );
+        return Finding::notice(check, format!("{name}: none is recorded in {parameter} yet"), "run `cargo xtask ami`");
     };
     match cloud.ami(&id).await {
         Ok(Some(ami)) if ami.state == "available" => {
             let version = ami.tags.get("kiln:runner-version").map(|version| format!(", runner {version}"));
-            match ami::notice(variant) {
-                Some(notice) => {
-                    Finding::notice(check, format!("{variant}: {id}{}", version.unwrap_or_default()), notice)
-                }
-                None => Finding::good(check, format!("{variant}: {id}{}", version.unwrap_or_default())),
+            match ami::notice(image) {
+                Some(notice) => Finding::notice(check, format!("{name}: {id}{}", version.unwrap_or_default()), notice),
+                None => Finding::good(check, format!("{name}: {id}{}", version.unwrap_or_default())),
             }
         }
         Ok(found) => {
             let state = found.map_or_else(|| "does not exist any more".to_owned(), |ami| format!("is {}", ami.state));
-            Finding::wrong(check, format!("{variant}: {id}, recorded in {parameter}, {state}"), "run `cargo xtask ami`")
+            Finding::wrong(check, format!("{name}: {id}, recorded in {parameter}, {state}"), "run `cargo xtask ami`")
         }
         Err(error) => Finding::failed(check, Verdict::Unknown, &Error::from(error)),
     }

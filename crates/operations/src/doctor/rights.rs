@@ -171,17 +171,17 @@ pub fn needed(config: &Config, caller: &Caller) -> Vec<Right> {
         let group = config.group(name);
         add(GROUPS, arn("autoscaling", &format!("autoScalingGroup:*:autoScalingGroupName/{group}")));
     }
-    for variant in config.images() {
-        add(IMAGE_BUILDER, arn("imagebuilder", &format!("image/{}/1.0.0/1", config.image_name(variant))));
-        let parameter = config.image_parameter(variant);
+    for image in config.images.keys() {
+        add(IMAGE_BUILDER, arn("imagebuilder", &format!("image/{}/1.0.0/1", config.image_name(image))));
+        let parameter = config.image_parameter(image);
         add(&["ssm:GetParameter", "ssm:PutParameter"], arn("ssm", &format!("parameter{parameter}")));
         for region in &config.image_defaults.copy_to {
             let there = format!("arn:{partition}:ssm:{region}:{account}:parameter{parameter}");
             add(&["ssm:GetParameter", "ssm:PutParameter"], there);
         }
-        let group = format!("log-group:/aws/imagebuilder/{}:log-stream:*", config.image_name(variant));
-        add(&["logs:GetLogEvents"], arn("logs", &group));
     }
+    let group = format!("log-group:{}:log-stream:*", config.image_log_group());
+    add(&["logs:GetLogEvents"], arn("logs", &group));
     for store in config.key_stores() {
         match store {
             KeyStore::Kms => {

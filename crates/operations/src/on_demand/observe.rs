@@ -79,7 +79,7 @@ pub async fn observe(
     let Request { config, fleet, .. } = request;
     let baked = recorded_image(request, cloud).await?;
     let caller = cloud.caller().await?;
-    ami::require_ours(config, fleet.image(), &baked, &caller)?;
+    ami::require_ours(config, &fleet.image, &baked, &caller)?;
     let mut dead = Vec::new();
     let mut look = async |name: &str| -> Result<Option<Stack>> {
         Ok(found(stacks::find(cloud, name, progress).await?, &mut dead)
@@ -97,7 +97,7 @@ pub async fn observe(
         baked.tags
     } else {
         let former = available(&aim.ami, cloud).await?;
-        ami::require_any_of_ours(config, fleet.image(), &former, &caller)?;
+        ami::require_any_of_ours(config, &fleet.image, &former, &caller)?;
         former.tags
     };
     let bucket = control_bucket(config, &caller);

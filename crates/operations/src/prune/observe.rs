@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_config::config::{Config, ImageVariant};
-use kiln_config::model::{AmiId, Architecture, BaseImage, SnapshotId};
+use kiln_config::config::Config;
+use kiln_config::model::{AmiId, SnapshotId};
 
 use super::{IMAGE_TAG, Observed, PRUNED_TAG, Use};
 use crate::error::Result;
@@ -19,12 +19,12 @@ type Uses = BTreeMap<AmiId, BTreeSet<Use>>;
 /// # Errors
 /// What AWS answers.
 pub async fn observe(config: &Config, cloud: &impl Cloud) -> Result<Observed> {
-    let names = image_names(config);
+    let prefix = config.image_prefix();
     // First of all: whatever comes to name one of them from here on is seen below.
     let mut images = cloud.own_images().await?;
-    images.retain(|image| is_ours(&image.tags, &names));
+    images.retain(|image| is_ours(&image.tags, &prefix));
     let mut left = cloud.own_snapshots().await?;
-    left.retain(|snapshot| is_ours(&snapshot.tags, &names) && is_left(snapshot, &images));
+    left.retain(|snapshot| is_ours(&snapshot.tags, &prefix) && is_left(snapshot, &images));
     let of_images = images.iter().flat_map(|image| image.snapshots.iter().map(|(snapshot, _)| snapshot));
     let snapshots: Vec<SnapshotId> = of_images.chain(left.iter().map(|snapshot| &snapshot.id)).cloned().collect();
     let holders = cloud.holders(&snapshots).await?;
@@ -32,15 +32,10 @@ pub async fn observe(config: &Config, cloud: &impl Cloud) -> Result<Observed> {
     Ok(Observed { images, left, uses, holders })
 }
 
-/// The names of all images that this organization can have.
-fn image_names(config: &Config) -> BTreeSet<String> {
-    let of = |base| Architecture::ALL.map(|architecture| config.image_name(ImageVariant { base, architecture }));
-    BaseImage::ALL.into_iter().flat_map(of).collect()
-}
-
-fn is_ours(tags: &BTreeMap<String, String>, names: &BTreeSet<String>) -> bool {
+/// The names of this organization's images, those that kiln.toml has no more included, begin with the prefix.
+fn is_ours(tags: &BTreeMap<String, String>, prefix: &str) -> bool {
     tags.get("kiln:managed").is_some_and(|managed| managed == "true")
-        && tags.get(IMAGE_TAG).is_some_and(|name| names.contains(name))
+        && tags.get(IMAGE_TAG).is_some_and(|name| name.starts_with(prefix))
 }
 
 /// Its AMI is gone, and it was an earlier run that removed it.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use kiln_config::config::{BakeNetwork, Config, ImageVariant};
-use kiln_config::model::{AmiId, Architecture, BaseImage, Sha256};
-use kiln_operations::ami::{self, INPUTS_TAG, Observed, Place, Prepared, Request, Step, Wanted};
+use kiln_config::config::{BakeNetwork, Config, Image};
+use kiln_config::model::{AmiId, Architecture, Sha256};
+use kiln_image::contents::Contents;
+use kiln_operations::ami::{self, BaseAmi, INPUTS_TAG, Observed, Place, Prepared, Request, Step, Wanted};
 use kiln_operations::plan::Plan;
 use kiln_operations::ports::{Ami, Build, BuildStatus, Caller};
 use kiln_operations::stacks::{Difference, StackStep};
@@ -12,23 +13,39 @@ use kiln_operations::stacks::{Difference, StackStep};
 use crate::{KILN_TOML, assert_nothing_to_do, steps};
 
 const BASE: &str = "ami-00000000000000001";
-const BUILD: &str = "arn:aws:imagebuilder:eu-central-1:000000000000:image/kiln-acme-al2023-x86-64/1.2.3/1";
+const BUILD: &str = "arn:aws:imagebuilder:eu-central-1:000000000000:image/kiln-acme-image-al2023-x86-64/1.2.3/1";
 
-fn variant(config: &Config) -> ImageVariant {
-    *config.images().first().unwrap()
+/// Nothing of the user's.
+static NOTHING: Contents = Contents {
+    packages: Vec::new(),
+    certificates: Vec::new(),
+    files: Vec::new(),
+    scripts: Vec::new(),
+    tests: Vec::new(),
+    containers: Vec::new(),
+    documents: Vec::new(),
+};
+
+fn image(config: &Config) -> &Image {
+    config.images.values().next().unwrap()
+}
+
+fn base(id: &str) -> BaseAmi {
+    BaseAmi { id: id.parse().unwrap(), root_device: "/dev/xvda".to_owned() }
 }
 
 fn wanted(toml: &str, payload: char, base: &str) -> Wanted {
     let config = Config::from_toml("kiln.toml", toml).unwrap();
     let payload_sha256: Sha256 = String::from(payload).repeat(64).parse().unwrap();
     let request = request(&config, payload_sha256);
-    ami::wanted(&request, &caller(), &base.parse().unwrap(), &place()).unwrap()
+    ami::wanted(&request, &caller(), &self::base(base), &place()).unwrap()
 }
 
 fn request(config: &Config, payload_sha256: Sha256) -> Request<'_> {
     Request {
         config,
-        variant: variant(config),
+        image: image(config),
+        contents: &NOTHING,
         payload: b"payload",
         payload_sha256,
         sources: None,
@@ -57,6 +74,7 @@ fn nothing(wanted: &Wanted) -> Observed {
         network: None,
         stack: Some(Difference::Absent),
         payload: false,
+        contents: true,
         components: vec![false; wanted.components.len()],
         recipe: false,
         infrastructure: None,
@@ -87,8 +105,11 @@ fn build(status: BuildStatus) -> Option<Build> {
 fn ami_of(wanted: &Wanted) -> Ami {
     let tags = BTreeMap::from([(INPUTS_TAG.to_owned(), wanted.inputs.to_string())]);
     Ami {
+        architecture: "x86_64".to_owned(),
+        root_device: "/dev/xvda".to_owned(),
+        root_gib: 30,
         id: "ami-000000000000000aa".parse::<AmiId>().unwrap(),
-        name: "kiln-acme-al2023-x86-64 1".to_owned(),
+        name: "kiln-acme-image-al2023-x86-64 1".to_owned(),
         owner: "000000000000".to_owned(),
         tags,
         state: "available".to_owned(),
@@ -97,7 +118,7 @@ fn ami_of(wanted: &Wanted) -> Ami {
 
 fn plan(wanted: &Wanted, observed: Observed) -> Plan<Step> {
     let config = crate::config();
-    ami::plan(variant(&config), 7, &Prepared { wanted: wanted.clone(), observed })
+    ami::plan(image(&config), 7, &Prepared { wanted: wanted.clone(), observed })
 }
 
 fn token(plan: &Plan<Step>) -> &str {
@@ -126,11 +147,11 @@ fn an_account_that_has_never_seen_kiln() {
     let recipe = format!("create recipe {} on {BASE}", wanted.recipe.id);
     let expected = [
         recipe.as_str(),
-        "put infrastructure configuration kiln-acme-al2023-x86-64",
-        "put distribution configuration kiln-acme-al2023-x86-64",
+        "put infrastructure configuration kiln-acme-image-al2023-x86-64",
+        "put distribution configuration kiln-acme-image-al2023-x86-64",
         "start the build",
         "wait until the AMI is built and tested",
-        "tag the AMI and record it in /kiln-acme/image/al2023-x86_64",
+        "tag the AMI and record it in /kiln-acme/image/al2023-x86-64",
     ];
     assert_eq!(rest, expected);
 }
@@ -166,12 +187,12 @@ fn amazon_linux_2_gets_the_pinned_builds_of_node_and_the_other_keeps_the_runners
     let builds = |toml: &str| {
         let config = Config::from_toml("kiln.toml", toml).unwrap();
         let payload_sha256 = "a".repeat(64).parse().unwrap();
-        let wanted = ami::wanted(&request(&config, payload_sha256), &caller(), &BASE.parse().unwrap(), &place())?;
+        let wanted = ami::wanted(&request(&config, payload_sha256), &caller(), &base(BASE), &place())?;
         let runner = wanted.recipe.components.into_iter().find(|used| used.id.name == "kiln-runner").unwrap();
         Ok::<_, kiln_operations::Error>(runner.parameters["NodeBuilds"].clone())
     };
     assert_eq!(builds(KILN_TOML).unwrap(), "none");
-    let old = KILN_TOML.replace("amazon-linux-2023", "amazon-linux-2");
+    let old = crate::on_amazon_linux_2();
     let refused = builds(&old).unwrap_err();
     assert_eq!(refused.code, kiln_operations::Code::NodePinMissing);
     assert!(refused.message.contains("[runner.node.20] and [runner.node.24]"), "{refused}");
@@ -200,7 +221,7 @@ fn copies_are_recorded_before_the_image_itself() {
     let observed =
         Observed { build: build(BuildStatus::Available(ami.id.clone())), built: Some(ami), ..ready(&wanted) };
     let steps = steps(&plan(&wanted, observed));
-    assert_eq!(steps[0], "tag the copies in eu-west-1 and record them there in /kiln-acme/image/al2023-x86_64");
+    assert_eq!(steps[0], "tag the copies in eu-west-1 and record them there in /kiln-acme/image/al2023-x86-64");
     assert!(steps[1].starts_with("tag ami-000000000000000aa and record it"), "{steps:?}");
 }
 
@@ -224,7 +245,7 @@ fn a_finished_build_is_only_recorded() {
         ..ready(&wanted)
     };
     let steps = steps(&plan(&wanted, observed));
-    assert_eq!(steps, ["tag ami-000000000000000aa and record it in /kiln-acme/image/al2023-x86_64"]);
+    assert_eq!(steps, ["tag ami-000000000000000aa and record it in /kiln-acme/image/al2023-x86-64"]);
 }
 
 #[test]
@@ -253,7 +274,10 @@ fn what_someone_changed_by_hand_is_put_back_before_a_build() {
     let mut infrastructure = wanted.infrastructure.clone();
     infrastructure.instance_types = vec!["t2.nano".to_owned()];
     let plan = plan(&wanted, Observed { infrastructure: Some(infrastructure), ..ready(&wanted) });
-    assert_eq!(steps(&plan)[..2], ["put infrastructure configuration kiln-acme-al2023-x86-64", "start the build"]);
+    assert_eq!(
+        steps(&plan)[..2],
+        ["put infrastructure configuration kiln-acme-image-al2023-x86-64", "start the build"]
+    );
 }
 
 /// Kiln sends it, and none of the service's rules for it: see `arn_segment` in `kiln-aws`.
@@ -261,11 +285,9 @@ fn what_someone_changed_by_hand_is_put_back_before_a_build() {
 fn an_image_s_name_is_what_it_is_in_an_arn() {
     for toml in [KILN_TOML.to_owned(), KILN_TOML.replace("\"acme\"", "\"ACME-Corp\"")] {
         let config = Config::from_toml("kiln.toml", &toml).unwrap();
-        for base in BaseImage::ALL {
-            for architecture in Architecture::ALL {
-                let name = config.image_name(ImageVariant { base, architecture });
-                assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
-            }
+        for architecture in Architecture::ALL {
+            let name = config.image_name(&Image::implied(architecture).name);
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'), "{name}");
         }
     }
 }
@@ -281,7 +303,7 @@ fn two_long_logins_that_begin_alike_have_a_bucket_each() {
     let bucket = |login: &str| {
         let config = Config::from_toml("kiln.toml", &KILN_TOML.replace("\"acme\"", &format!("\"{login}\""))).unwrap();
         let request = request(&config, "a".repeat(64).parse().unwrap());
-        ami::wanted(&request, &caller(), &BASE.parse().unwrap(), &place()).unwrap().bucket
+        ami::wanted(&request, &caller(), &base(BASE), &place()).unwrap().bucket
     };
     let alike = "the-first-thirty-characters-are";
     let [one, other] = ["-theirs", "-ours"].map(|end| bucket(&format!("{alike}{end}")));
@@ -305,7 +327,10 @@ fn the_tags_of_kiln_toml_are_on_all_that_a_bake_makes() {
 
 #[test]
 fn images_are_built_where_the_fleets_live_unless_told_otherwise() {
-    let network = |toml: &str| Config::from_toml("kiln.toml", toml).unwrap().bake_network();
+    let network = |toml: &str| {
+        let config = Config::from_toml("kiln.toml", toml).unwrap();
+        config.bake_network(image(&config))
+    };
     let BakeNetwork::Subnet { subnet, security_group: None, .. } = network(KILN_TOML) else { panic!() };
     assert_eq!(subnet.as_str(), "subnet-00000001");
     let given = KILN_TOML.lines().find(|line| line.starts_with("network")).unwrap();
@@ -330,21 +355,21 @@ fn a_missing_network_is_made_before_the_bake_stack() {
 type Change = fn(&mut Ami);
 
 fn ours(config: &Config, ami: &Ami) -> Result<(), String> {
-    ami::require_ours(config, variant(config), ami, &caller()).map_err(|error| error.message)
+    ami::require_ours(config, &image(config).name, ami, &caller()).map_err(|error| error.message)
 }
 
 #[test]
-fn only_an_image_that_was_baked_here_for_the_variant_is_rolled_out() {
+fn only_an_image_that_was_baked_here_for_the_fleet_is_rolled_out() {
     let (wanted, config) = (wanted(KILN_TOML, 'a', BASE), crate::config());
     let mut ami = ami_of(&wanted);
-    ami.tags.insert("kiln:image".to_owned(), config.image_name(variant(&config)));
+    ami.tags.insert("kiln:image".to_owned(), config.image_name(&image(&config).name));
     assert_eq!(ours(&config, &ami), Ok(()));
     let foreign: [(Change, &str); 4] = [
         (|ami| ami.owner = "111111111111".to_owned(), "it belongs to account 111111111111, not to 000000000000"),
         (|ami| drop(ami.tags.remove("kiln:image")), "its tag kiln:image is missing"),
         (
-            |ami| drop(ami.tags.insert("kiln:image".into(), "kiln-acme-al2-x86-64".into())),
-            "is kiln-acme-al2-x86-64, not",
+            |ami| drop(ami.tags.insert("kiln:image".into(), "kiln-acme-image-al2-x86-64".into())),
+            "is kiln-acme-image-al2-x86-64, not",
         ),
         (|ami| drop(ami.tags.remove(INPUTS_TAG)), "it has no tag kiln:inputs"),
     ];
@@ -365,7 +390,7 @@ fn a_shared_image_is_known_by_its_owner_and_its_name() {
     for wrong in [
         Ami { owner: "222222222222".to_owned(), ..shared.clone() },
         Ami { owner: "000000000000".to_owned(), ..shared.clone() },
-        Ami { name: "kiln-acme-al2023-x86-64-of-mine".to_owned(), ..shared },
+        Ami { name: "kiln-acme-image-al2023-x86-64-of-mine".to_owned(), ..shared },
     ] {
         ours(&config, &wrong).unwrap_err();
     }

@@ -37,7 +37,6 @@ x86_64 = "af4b794c1bc41d73d40535e3fe092a39f9679cd8d965954c2aca25a05ca41d32"
 [fleet.linux]
 labels = ["linux-x64"]
 registration = "persistent"
-base_image = "amazon-linux-2023"
 instance_types = ["m6i.large"]
 min = 1
 max = 4
@@ -46,13 +45,18 @@ network = { vpc = "vpc-00000001", subnets = ["subnet-00000001"] }
 [fleet.once]
 labels = ["once"]
 registration = "ephemeral"
-base_image = "amazon-linux-2023"
 instance_types = ["m6i.large"]
 min = 1
 max = 4
 network = "create-vpc"
 key_store = "secrets-manager"
 "#;
+
+/// The same with Amazon Linux 2 under the fleets.
+fn on_amazon_linux_2() -> String {
+    let named = KILN_TOML.replace("registration =", "image = \"old\"\nregistration =");
+    format!("{named}\n[image.old]\nbase = \"amazon-linux-2\"\n")
+}
 
 fn config() -> Config {
     Config::from_toml("kiln.toml", KILN_TOML).unwrap()

@@ -130,7 +130,7 @@ fn mirror() -> Mirror {
 #[tokio::test]
 async fn amazon_linux_2_gets_builds_of_node_with_their_published_digests() {
     assert!(pin::newest_nodes(&config(), &Mirror(BTreeMap::new())).await.unwrap().is_empty(), "nothing asks for one");
-    let text = KILN_TOML.replacen("amazon-linux-2023", "amazon-linux-2", 1);
+    let text = crate::on_amazon_linux_2();
     let config = Config::from_toml("kiln.toml", &text).unwrap();
     let node = pin::newest_nodes(&config, &mirror()).await.unwrap();
     let plan = pin::plan(&config, &Offer { node, ..offer("2.338.0", &[(Architecture::X86_64, PINNED)]) });
@@ -146,7 +146,7 @@ async fn amazon_linux_2_gets_builds_of_node_with_their_published_digests() {
 
 #[tokio::test]
 async fn a_build_that_is_missing_is_named() {
-    let text = KILN_TOML.replacen("amazon-linux-2023", "amazon-linux-2", 1);
+    let text = crate::on_amazon_linux_2();
     let config = Config::from_toml("kiln.toml", &text).unwrap();
     let mut mirror = mirror();
     mirror.0.insert("v24.19.0/SHASUMS256.txt", String::new());

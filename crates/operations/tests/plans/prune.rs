@@ -10,8 +10,8 @@ use kiln_operations::prune::{self, Observed, Request, Step, Use};
 
 use crate::{assert_nothing_to_do, config, steps};
 
-const X86: &str = "kiln-acme-al2023-x86-64";
-const ARM: &str = "kiln-acme-al2023-aarch64";
+const X86: &str = "kiln-acme-image-al2023-x86-64";
+const ARM: &str = "kiln-acme-image-al2023-aarch64";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn now() -> SystemTime {

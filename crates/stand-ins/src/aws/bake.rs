@@ -92,22 +92,42 @@ pub(super) fn values(configuration: &Json, document: &Document) -> Result<BTreeM
 
 /// The "public" base images, and the parameters that name the newest.
 pub(super) async fn publish_bases(shared: &Shared) -> anyhow::Result<()> {
-    for (name, parameter) in [
-        ("amzn2-ami-kernel-5.10-hvm", "/aws/service/ami-amazon-linux-latest/amzn2-ami-kernel-5.10-hvm-x86_64-gp2"),
-        ("al2023-ami-kernel-default", "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64"),
+    for (name, architecture, parameter) in [
+        (
+            "amzn2-ami-kernel-5.10-hvm",
+            "x86_64",
+            "/aws/service/ami-amazon-linux-latest/amzn2-ami-kernel-5.10-hvm-x86_64-gp2",
+        ),
+        (
+            "al2023-ami-kernel-default",
+            "x86_64",
+            "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64",
+        ),
+        ("debian-12-amd64", "x86_64", "/aws/service/debian/release/12/latest/amd64"),
+        ("debian-12-arm64", "arm64", "/aws/service/debian/release/12/latest/arm64"),
     ] {
-        let ami = register(shared, REGION, name, &json!({})).await?;
+        let ami = register_for(shared, REGION, name, architecture, &json!({})).await?;
         lock(&shared.image_builder).bases.insert(parameter.to_owned(), ami);
     }
     Ok(())
 }
 
 pub(super) async fn register(shared: &Shared, region: &str, name: &str, tags: &Json) -> anyhow::Result<String> {
+    register_for(shared, region, name, "x86_64", tags).await
+}
+
+async fn register_for(
+    shared: &Shared,
+    region: &str,
+    name: &str,
+    architecture: &str,
+    tags: &Json,
+) -> anyhow::Result<String> {
     let snapshot = snapshot(shared, region).await?;
     let fields = [
         ("Name", name),
         ("RootDeviceName", "/dev/xvda"),
-        ("Architecture", "x86_64"),
+        ("Architecture", architecture),
         ("BlockDeviceMapping.1.DeviceName", "/dev/xvda"),
         ("BlockDeviceMapping.1.Ebs.SnapshotId", &snapshot),
         ("BlockDeviceMapping.1.Ebs.VolumeSize", "30"),

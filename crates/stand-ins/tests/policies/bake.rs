@@ -21,7 +21,7 @@ fn a_build_reads_its_payload_and_writes_its_logs_and_its_record_only() {
         Call::new("s3:PutBucketPolicy", "arn:aws:s3:::kiln-acme"),
         call("kms:Sign", "kms", "key/1234").with("kms:ResourceAliases", "alias/kiln-acme-app-key"),
         call("secretsmanager:GetSecretValue", "secretsmanager", "secret:kiln-acme/app-key-AbCdEf"),
-        call("ssm:PutParameter", "ssm", "parameter/kiln-acme/image/al2023-x86_64"),
+        call("ssm:PutParameter", "ssm", "parameter/kiln-acme/image/al2023-x86-64"),
         Call::new("iam:PassRole", "arn:aws:iam::000000000000:role/kiln-acme-bake"),
         Call::new("ec2:RunInstances", "*"),
     ];

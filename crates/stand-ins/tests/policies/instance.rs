@@ -62,8 +62,8 @@ fn never() -> Vec<Call> {
         Call::new("iam:PutRolePolicy", "arn:aws:iam::000000000000:role/kiln-acme-fleet-linux-Role"),
         Call::new("sts:AssumeRole", "arn:aws:iam::000000000000:role/admin"),
         Call::new("s3:GetObject", "arn:aws:s3:::kiln-acme/payload/x"),
-        call("ssm:GetParameter", "ssm", "parameter/kiln-acme/image/al2023-x86_64"),
-        call("ssm:PutParameter", "ssm", "parameter/kiln-acme/image/al2023-x86_64"),
+        call("ssm:GetParameter", "ssm", "parameter/kiln-acme/image/al2023-x86-64"),
+        call("ssm:PutParameter", "ssm", "parameter/kiln-acme/image/al2023-x86-64"),
     ];
     let on_group = ["SetDesiredCapacity", "UpdateAutoScalingGroup", "StartInstanceRefresh", "DetachInstances"];
     calls.extend(on_group.map(|action| group(&format!("autoscaling:{action}"), STACK)));

@@ -288,7 +288,7 @@ fn attacks_of_a_controller() -> Vec<Call> {
             "autoscaling",
             "autoScalingGroup:0:autoScalingGroupName/kiln-acme-fleet-x",
         ),
-        call("ssm:GetParameter", "ssm", "parameter/kiln-acme/image/al2023-x86_64"),
+        call("ssm:GetParameter", "ssm", "parameter/kiln-acme/image/al2023-x86-64"),
     ];
     calls.push(
         Call::new("iam:CreateServiceLinkedRole", "arn:aws:iam::000000000000:role/aws-service-role/rds.amazonaws.com/X")

@@ -17,8 +17,8 @@ fn each_pipeline_changes_only_what_it_is_for() {
         ("DeployRole", on_group("autoscaling:StartInstanceRefresh")),
         ("DeployRole", record("fleet/linux/current")),
         ("BakeRole", call("cloudformation:ExecuteChangeSet", "cloudformation", "stack/kiln-acme-bake/0123")),
-        ("BakeRole", record("image/al2023-x86_64")),
-        ("BakeRole", call("imagebuilder:CreateImage", "imagebuilder", "image/kiln-acme-al2023-x86-64/1.0.0")),
+        ("BakeRole", record("image/al2023-x86-64")),
+        ("BakeRole", call("imagebuilder:CreateImage", "imagebuilder", "image/kiln-acme-image-al2023-x86-64/1.0.0")),
         ("BakeRole", Call::new("s3:PutObject", "arn:aws:s3:::kiln-acme-000000000000-eu-central-1/payload/x.tar.gz")),
         ("StackRole", on_group("autoscaling:CreateAutoScalingGroup")),
     ];
@@ -181,12 +181,12 @@ fn what_prunes_removes_nothing_of_others() {
         let call = Call::new(action, resource);
         tags.iter().fold(call, |call, (key, value)| call.with(format!("aws:{key}"), *value))
     };
-    let ours = ("ResourceTag/kiln:image", "kiln-acme-al2023-x86-64");
-    let theirs = ("ResourceTag/kiln:image", "kiln-acme-corp-al2023-x86-64");
+    let ours = ("ResourceTag/kiln:image", "kiln-acme-image-al2023-x86-64");
+    let theirs = ("ResourceTag/kiln:image", "kiln-acme-corp-image-al2023-x86-64");
     let managed = ("ResourceTag/kiln:managed", "true");
     let marked = ("ResourceTag/kiln:pruned-from", "ami-1");
     let marks = [
-        ("RequestTag/kiln:image", "kiln-acme-al2023-x86-64"),
+        ("RequestTag/kiln:image", "kiln-acme-image-al2023-x86-64"),
         ("TagKeys", "kiln:image"),
         ("TagKeys", "kiln:pruned-from"),
     ];

@@ -232,7 +232,7 @@ fn own_calls(action: &str) -> Vec<Call> {
                 .with("events:TargetArn", "arn:aws:sns:eu-central-1:000000000000:alarms"),
         ],
         ("logs", _) => {
-            vec![call(action, service, "log-group:/aws/imagebuilder/kiln-acme-al2023-x86-64")]
+            vec![call(action, service, "log-group:/aws/imagebuilder/kiln-acme")]
         }
         ("s3", _) => ["kiln-acme", "kiln-acme--control"]
             .map(|name| on(format!("arn:aws:s3:::{name}-000000000000-eu-central-1")))

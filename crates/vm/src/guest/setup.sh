@@ -1,4 +1,4 @@
-# Makes of Debian's least system a base image: what Amazon's has before any component is run.
+# Makes of Debian's least system a base image: what one for EC2 has before any component is run.
 set -euo pipefail
 # No pages to read, or most of the disk would be those.
 printf 'path-exclude=/usr/share/%s/*\n' doc man locale info >/etc/dpkg/dpkg.cfg.d/lean
@@ -15,8 +15,7 @@ echo '/dev/vda / ext4 defaults,noatime 0 1' >/etc/fstab
 install -D --mode=644 /opt/rehearsal/dhcp.network /etc/systemd/network/80-dhcp.network
 install -D --mode=644 /opt/rehearsal/timesyncd.conf /etc/systemd/timesyncd.conf.d/amazon.conf
 install -D --mode=644 /opt/rehearsal/rehearsal-agent.service /etc/systemd/system/rehearsal-agent.service
-install --mode=755 /opt/rehearsal/yum /usr/bin/yum
 systemctl enable systemd-networkd.service systemd-timesyncd.service rehearsal-agent.service
-# Debian's own housekeeping, which no image of Amazon's has.
+# Debian's own housekeeping; apt's timers are disabled by the image's own documents too.
 systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service \
   fstrim.timer
