@@ -55,6 +55,8 @@ struct Cli {
 enum Command {
     /// Register and serve; what the systemd unit starts.
     Run,
+    /// Control an organization's on-demand fleets; what the systemd unit of the controller's instance starts.
+    Control,
     /// Have the group replace this instance, if its service has ended for good and the group does not know; what systemd
     /// starts when the service has failed.
     MarkUnhealthy,
@@ -82,7 +84,9 @@ fn main() -> ExitCode {
         Command::Enter => return enter::enter(),
         // A hook's output is its job's log.
         Command::BetweenJobs { .. } => {}
-        Command::Run | Command::MarkUnhealthy | Command::Check(_) => kiln_instance::journal::set_up(),
+        Command::Run | Command::Control | Command::MarkUnhealthy | Command::Check(_) => {
+            kiln_instance::journal::set_up();
+        }
     }
     let machine = Machine::new(cli.root);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -94,6 +98,7 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Run => runtime.block_on(run::run(&machine)),
+        Command::Control => runtime.block_on(kiln_controller::program::run(&machine.path("/"))),
         Command::MarkUnhealthy => runtime.block_on(run::mark_unhealthy(&machine)),
         Command::Check(args) => runtime.block_on(check::check(&machine, &args)),
         Command::BetweenJobs { moment } => runtime.block_on(between_jobs::ask(&machine, moment)),

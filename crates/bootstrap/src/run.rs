@@ -72,7 +72,11 @@ pub(crate) async fn run(machine: &Machine) -> ExitCode {
 async fn start_controller(machine: &Machine) -> ExitCode {
     tracing::info!(phase = "configure", unit = CONTROLLER_UNIT, "this instance is the controller's");
     match machine.start_unit(CONTROLLER_UNIT).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            // Without this word systemd takes the service's end for a failure.
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             tracing::error!(phase = "configure", error = %format!("{error:#}"), "this boot can't succeed");
             ExitCode::FAILURE

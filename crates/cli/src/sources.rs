@@ -125,8 +125,9 @@ mod tests {
             assert!(files.contains_key(path), "{path}");
         }
         let others = files.keys().filter(|path| path.starts_with("crates/"));
-        let linked = ["crates/bootstrap/", "crates/config/", "crates/github/"];
-        let others: Vec<_> = others.filter(|path| !linked.iter().any(|known| path.starts_with(known))).collect();
+        let linked = ["bootstrap", "config", "controller", "github", "instance"].map(|name| format!("crates/{name}/"));
+        let others: Vec<_> =
+            others.filter(|path| !linked.iter().any(|known| path.starts_with(known.as_str()))).collect();
         assert!(others.is_empty(), "{others:?}");
     }
 

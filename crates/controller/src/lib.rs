@@ -6,7 +6,7 @@
 //! * [`intents`]: what was asked of EC2 and is not seen yet, on disk, so that a crash never exceeds the maximum.
 //! * [`github`]: the port on GitHub, by `kiln-github`'s client. [`aws`]: the ports on EC2 and S3, and the App's signer.
 //!
-//! `src/main.rs` is the program. `tests/schedules` is a model of GitHub and EC2 in which thousands of
+//! [`program`] is all of it, as it runs on the controller's instance. `tests/schedules` is a model of GitHub and EC2 in which thousands of
 //! generated schedules are run.
 
 pub mod aws;
@@ -20,4 +20,5 @@ pub mod intents;
 pub mod limits;
 pub mod poller;
 pub mod ports;
+pub mod program;
 pub mod reconcile;

@@ -5,7 +5,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,18 +165,22 @@ fn control(max: u32) -> Vec<u8> {
     serde_json::to_vec(&Control { format: FORMAT, fleets: fleets.into() }).unwrap()
 }
 
-/// The machines: each takes its configuration, and switches itself off once its runner is gone.
+/// The machines: each takes its configuration, and switches itself off once its runner is gone. The emulator's runners work
+/// from the moment they are registered, so that a machine that is slow to look may find its configuration taken back already.
 async fn live(fleets: Arc<FleetAws>, emulator: Arc<Emulator>) {
-    let mut serving: BTreeSet<String> = BTreeSet::new();
     loop {
+        let handed = |id: &str| {
+            let key = hand_over_key(&format!("{ROLE}:{id}"));
+            (fleets.count(&format!("PUT /{BUCKET}/{key}")) > 0).then_some(key)
+        };
+        let alive = fleets.instances().into_iter().filter(|one| one.alive);
+        let serving: Vec<_> = alive.filter_map(|one| Some((handed(&one.id)?, one.id))).collect();
+        // A runner is there before its configuration.
         let state = emulator.state();
-        for one in fleets.instances().into_iter().filter(|one| one.alive) {
-            let key = hand_over_key(&format!("{ROLE}:{}", one.id));
-            if fleets.object(&key).is_some() {
-                fleets.delete(&key);
-                serving.insert(one.id);
-            } else if serving.contains(&one.id) && !state.runners.iter().any(|runner| runner.name.ends_with(&one.id)) {
-                fleets.power_off(&one.id);
+        for (key, id) in serving {
+            fleets.delete(&key);
+            if !state.runners.iter().any(|runner| runner.name.ends_with(&id)) {
+                fleets.power_off(&id);
             }
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -23,7 +23,7 @@ macro_rules! file {
 }
 
 /// The files of `ami/files`.
-const FILES: [(&str, u32, &[u8]); 17] = [
+const FILES: [(&str, u32, &[u8]); 18] = [
     file!("etc/cloud/cloud.cfg.d/95-kiln.cfg", 0o644),
     file!("etc/docker/daemon.json", 0o644),
     file!("etc/systemd/journald.conf.d/kiln.conf", 0o644),
@@ -35,6 +35,7 @@ const FILES: [(&str, u32, &[u8]); 17] = [
     file!("usr/lib/systemd/system/kiln-bootstrap-failed.service", 0o644),
     file!("usr/lib/systemd/system/kiln-bootstrap.service", 0o644),
     file!("usr/lib/systemd/system/kiln-bootstrap.service.d/oom.conf", 0o644),
+    file!("usr/lib/systemd/system/kiln-controller.service", 0o644),
     file!("usr/lib/systemd/system/kiln-jobs.service", 0o644),
     file!("usr/lib/systemd/system/kiln-jobs.service.d/limits.conf", 0o644),
     file!("usr/lib/systemd/system/kiln-jobs.slice", 0o644),

@@ -334,9 +334,9 @@ fn more_jobs_than_runners_are_all_run() {
     assert_eq!(shown.ends, [End::Finished; 30]);
 }
 
-/// Nothing to do for a day: the queue is polled at its own pace, and nothing is changed.
+/// Nothing to do for two hours and a half: the queue is polled at its own pace, and nothing is changed.
 #[test]
-fn a_quiet_day_costs_nothing() {
+fn a_quiet_time_costs_nothing() {
     let plan = Schedule::quiet(3).with_jobs([(24 * 60 * 60 / 10, 1)]);
     let shown = run(plan, Without::Nothing, true);
     assert_eq!(shown.violation, None, "{}", shown.log.join("\n"));
