@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use flate2::{Compression, GzBuilder};
 use kiln_config::model::Architecture;
-use kiln_image::{payload, sbom};
+use kiln_image::payload::{self, Entry};
+use kiln_image::sbom;
 use kiln_operations::{Code, Error};
 use xshell::{Shell, cmd};
 
@@ -17,24 +18,49 @@ use kiln_cli::ui::Ui;
 
 /// Make what is published for a version of Kiln, under target/dist.
 ///
-/// The source and the templates as archives, the instance's static binary for each architecture with a list of what it is
-/// made of, the construct for CDK, the notes out of CHANGELOG.md, and SHA256SUMS. The same commit gives the same bytes.
-/// Refuses while something is not committed, or where the version is not in CHANGELOG.md.
+/// The operator's `kiln`, static for each architecture, with the instance's binaries built in; those binaries alone; for each
+/// the list of what it is made of. The source and the templates as archives, the construct for CDK, install.sh, the notes
+/// out of CHANGELOG.md, and SHA256SUMS. The same commit gives the same bytes. Refuses while something is not committed, or
+/// where the version is not in CHANGELOG.md.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask dist
+  cargo xtask dist --kiln target/kiln --architecture x86_64     # kiln alone, of what is checked out
 
 Results: commit, version, folder, files (each with its SHA-256)")]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Make only the operator's `kiln`, of whatever is checked out, in this folder.
+    #[arg(long, value_name = "FOLDER")]
+    kiln: Option<PathBuf>,
+
+    /// For this architecture; may be repeated. All, unless given.
+    #[arg(long, value_name = "ARCHITECTURE", requires = "kiln", value_parser = architecture)]
+    architecture: Vec<Architecture>,
+}
+
+fn architecture(text: &str) -> Result<Architecture, String> {
+    let known = Architecture::ALL.into_iter().find(|known| known.to_string() == text);
+    known.ok_or_else(|| "expected x86_64 or aarch64".to_owned())
+}
 
 /// A gzip's header names the system that made it; 255 is none.
 const UNKNOWN_OS: u8 = 255;
 
-pub(crate) fn run(ui: &Ui) -> anyhow::Result<()> {
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let shell = Shell::new()?;
     shell.change_dir(tools::workspace_root()?);
-    let version = env!("CARGO_PKG_VERSION");
+    let version = VERSION;
+    if let Some(folder) = &args.kiln {
+        let folder = std::path::absolute(folder)?;
+        shell.create_dir(&folder)?;
+        let all = args.architecture.is_empty();
+        let architectures = Architecture::ALL.into_iter().filter(|known| all || args.architecture.contains(known));
+        kiln(&shell, &folder, &architectures.collect::<Vec<_>>(), ui)?;
+        return report(&shell, &folder, ui);
+    }
     let Release { commit, notes } = check(&shell, version)?;
     let folder = tools::workspace_root()?.join("target/dist").join(format!("kiln-{version}"));
     // What an earlier run left would be in the sums.
@@ -47,27 +73,63 @@ pub(crate) fn run(ui: &Ui) -> anyhow::Result<()> {
         let bytes = archive(&shell, &format!("{name}-{version}"), paths)?;
         shell.write_file(folder.join(format!("{name}-{version}.tar.gz")), bytes)?;
     }
-    for architecture in Architecture::ALL {
-        let built = musl::build_bootstrap(&shell, architecture, Fallback::Refuse)?;
-        let binary = shell.read_binary_file(&built.path)?;
-        let name = folder.join(format!("kiln-bootstrap-{version}-{}", architecture.musl_target()));
-        let list = serde_json::to_string_pretty(&sbom::of_bootstrap(&binary)).context("write the list of crates")?;
-        // Not `with_extension`: a version has dots.
-        shell.write_file(format!("{}.cdx.json", name.display()), format!("{list}\n"))?;
-        shell.copy_file(&built.path, &name)?;
-    }
+    kiln(&shell, &folder, &Architecture::ALL, ui)?;
+    shell.copy_file("install.sh", folder.join("install.sh"))?;
     construct(&shell, &folder)?;
+    ui.record("commit", commit);
+    report(&shell, &folder, ui)
+}
 
-    let sums = sums(&folder)?;
+/// Writes the sums, and says what was made.
+fn report(shell: &Shell, folder: &Path, ui: &Ui) -> anyhow::Result<()> {
+    // What an earlier run left would be summed up too.
+    shell.remove_path(folder.join(SUMS))?;
+    let sums = sums(folder)?;
     let lines = lines(&sums);
-    shell.write_file(folder.join("SHA256SUMS"), &lines)?;
+    shell.write_file(folder.join(SUMS), &lines)?;
     ui.talk(&format!("in {}:", folder.display()));
     ui.data(lines.trim_end());
-    ui.record("commit", commit);
-    ui.record("version", version);
+    ui.record("version", VERSION);
     ui.record("folder", folder.display().to_string());
     ui.record("files", serde_json::json!(sums.into_iter().collect::<BTreeMap<_, _>>()));
     Ok(())
+}
+
+/// The file of the digests.
+const SUMS: &str = "SHA256SUMS";
+
+/// The instance's binaries, and `kiln` with all of them in it.
+fn kiln(shell: &Shell, folder: &Path, architectures: &[Architecture], ui: &Ui) -> anyhow::Result<()> {
+    // Not in the folder, whose files are published under other names.
+    let bundle = tools::workspace_root()?.join("target/bundle");
+    shell.create_dir(&bundle)?;
+    for architecture in Architecture::ALL {
+        ui.talk(&format!("building kiln-bootstrap for {}", architecture.musl_target()));
+        let built = musl::build_bootstrap(shell, architecture, Fallback::Refuse)?;
+        shell.copy_file(&built.path, bundle.join(format!("kiln-bootstrap-{architecture}")))?;
+        let name = folder.join(format!("kiln-bootstrap-{VERSION}-{}", architecture.musl_target()));
+        shell.copy_file(&built.path, &name)?;
+        list(shell, &name, "kiln-bootstrap", &shell.read_binary_file(&built.path)?)?;
+    }
+    for architecture in architectures {
+        ui.talk(&format!("building kiln for {}", architecture.musl_target()));
+        let binary = shell.read_binary_file(musl::build_kiln(shell, *architecture, &bundle)?.path)?;
+        let name = format!("kiln-{VERSION}-{}", architecture.musl_target());
+        list(shell, &folder.join(&name), "kiln", &binary)?;
+        let mut entries = BTreeMap::from([(format!("{name}/kiln"), Entry { mode: 0o755, bytes: binary })]);
+        for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
+            entries.insert(format!("{name}/{licence}"), Entry { mode: 0o644, bytes: shell.read_binary_file(licence)? });
+        }
+        shell.write_file(folder.join(format!("{name}.tar.gz")), payload::pack(&entries))?;
+    }
+    Ok(())
+}
+
+/// Writes what a binary is made of next to it.
+fn list(shell: &Shell, path: &Path, name: &str, binary: &[u8]) -> anyhow::Result<()> {
+    let list = serde_json::to_string_pretty(&sbom::of(name, binary)).context("write the list of crates")?;
+    // Not `with_extension`: a version has dots.
+    Ok(shell.write_file(format!("{}.cdx.json", path.display()), format!("{list}\n"))?)
 }
 
 /// What is published.

@@ -74,7 +74,7 @@ impl Program for Cli {
             Command::Ci(args) => Ok(ci::run(args, ui)?),
             Command::Schema(args) => Ok(schema::run(args)?),
             Command::Book(args) => Ok(book::run(args, ui)?),
-            Command::Dist(dist::Args {}) => Ok(dist::run(ui)?),
+            Command::Dist(args) => Ok(dist::run(args, ui)?),
             Command::Setup => Ok(tools::setup().map(drop)?),
             Command::Bootstrap(args) => Ok(bootstrap::run(args, ui)?),
         }
@@ -103,6 +103,9 @@ mod tests {
         section.lines().take_while(|line| !line.is_empty()).map(str::trim).collect()
     }
 
+    const CARGO: &str = "cargo xtask ";
+    const PROGRAMS: [&str; 2] = [CARGO, "kiln "];
+
     fn understands(place: &str, line: &str) {
         // Beyond a gap is what it is good for.
         let line = line.split("  ").next().and_then(|line| line.split([')', '|', '>', '#', ';', '\\', '`']).next());
@@ -127,9 +130,16 @@ mod tests {
             let blocks: Vec<&str> = if markdown { text.split("```").skip(1).step_by(2).collect() } else { vec![&text] };
             for line in blocks.iter().flat_map(|block| block.lines()).filter(|line| !line.trim_start().starts_with('#'))
             {
-                for (at, command) in line.match_indices("cargo xtask ") {
-                    understands(&place, &line[at + command.len()..]);
-                    found += 1;
+                for (at, program) in
+                    PROGRAMS.iter().flat_map(|program| line.match_indices(*program).map(move |(at, _)| (at, program)))
+                {
+                    let (before, after) = (&line[..at], &line[at + program.len()..]);
+                    let named = after.split_whitespace().next().unwrap_or_default();
+                    let begins = before.is_empty() || before.ends_with([' ', '(', '`']);
+                    if *program == CARGO || (begins && Cli::command().find_subcommand(named).is_some()) {
+                        understands(&place, after);
+                        found += 1;
+                    }
                 }
             }
         }

@@ -66,9 +66,9 @@ fn commands(document: &Value) -> Vec<String> {
     scripts.collect()
 }
 
-/// A workflow's steps that run a script.
-fn runs(workflow: &Value) -> Vec<String> {
-    let jobs = workflow["jobs"].as_mapping().into_iter().flatten();
-    let steps = jobs.flat_map(|(_, job)| job["steps"].as_sequence().into_iter().flatten());
+/// The steps of a workflow or of a composite action that run a script.
+fn runs(document: &Value) -> Vec<String> {
+    let jobs = document["jobs"].as_mapping().into_iter().flatten().map(|(_, job)| job);
+    let steps = jobs.chain([&document["runs"]]).flat_map(|job| job["steps"].as_sequence().into_iter().flatten());
     steps.filter_map(|step| step["run"].as_str()).map(|run| format!("{run}\n")).collect()
 }

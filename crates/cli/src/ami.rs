@@ -14,13 +14,14 @@ use kiln_operations::published::{self, Verdict};
 use kiln_operations::{Code, Error, Kind};
 
 use crate::ui::{Failure, Ui};
-use crate::{cloud, contents, musl, sources, tools};
+use crate::{bundle, cloud, contents, musl, sources, tools};
 
 /// Bake and test the image, and record its AMI.
 ///
-/// One image for each table [image.NAME] that a fleet runs, or the one of fleets without `image`. Builds the bootstrap binary static for musl, packs it, and bakes through EC2 Image Builder. Nothing is done when the
-/// recorded AMI was baked from the same inputs, and nothing built when its sources did not change; a bake that is running
-/// already is waited for.
+/// One image for each table [image.NAME] that a fleet runs, or the one of fleets without `image`. Packs the bootstrap binary
+/// and bakes through EC2 Image Builder. A released `kiln` has the binary built in; in a checkout it is built from source,
+/// static for musl. Nothing is done when the recorded AMI was baked from the same inputs, and nothing is built when its
+/// sources did not change; a bake that is running already is waited for.
 ///
 /// Prints the AMI's id alone on stdout; one a line when the fleets need several images.
 #[derive(Debug, clap::Args)]
@@ -44,8 +45,8 @@ pub struct Args {
     #[arg(long)]
     keep_on_failure: bool,
 
-    /// Use this bootstrap binary instead of building one; it must be static. Of a folder, the one for the image's
-    /// architecture, as `cargo xtask bootstrap --images` leaves them.
+    /// Use this bootstrap binary; it must be static. Of a folder, its
+    /// `kiln-bootstrap-ARCHITECTURE`.
     #[arg(long, value_name = "FILE")]
     bootstrap: Option<PathBuf>,
 }
@@ -110,9 +111,10 @@ impl Bake<'_> {
         let Self { args, config, image, contents, aws, ui } = self;
         // A base that does not fit is shown before minutes of compiling, not after.
         ami::base(image, *aws).await?;
-        let sources = match &args.bootstrap {
-            Some(_) => None,
-            None => Some(sources::digest(tools::workspace_root()?, image.architecture)?),
+        // A binary that is at hand is packed, which takes less time than a look at its sources.
+        let sources = match args.bootstrap.is_some() || bundle::bootstrap(image.architecture).is_some() {
+            true => None,
+            false => Some(sources::digest(checkout()?, image.architecture)?),
         };
         if let Some(sources) = &sources
             && let Some(ami) = ami::unchanged(config, image, contents, sources, *aws).await?
@@ -177,15 +179,34 @@ impl Bake<'_> {
     }
 }
 
-/// Builds the binary, or takes the given one; proves that it is static; packs it.
+/// The checkout to build from.
+fn checkout() -> Result<&'static Path, Error> {
+    tools::workspace_root().map_err(|_| {
+        Error::new(
+            Code::BootstrapMissing,
+            "this `kiln` was built without the instance's binary, and this is no checkout",
+        )
+        .hint(
+            "install a released `kiln`, which has the binaries built in; or run it in a checkout of Kiln, which \
+                 builds them; or give `--bootstrap FILE`",
+        )
+    })
+}
+
+/// The binary: the given one, the one that is built in, or one built from this checkout. Proves that it is static; packs it.
 fn packed(args: &Args, architecture: Architecture, ui: &Ui) -> Result<Payload, Failure> {
+    if let (None, Some(binary)) = (&args.bootstrap, bundle::bootstrap(architecture)) {
+        let unfit = |error| Error::new(Code::BootstrapUnfit, "the binary that is built in is unfit").caused_by(error);
+        payload::prove_static(binary, architecture).map_err(unfit)?;
+        return Ok(Payload::of_bootstrap(binary));
+    }
     let path = match &args.bootstrap {
         Some(path) if path.is_dir() => path.join(format!("kiln-bootstrap-{architecture}")),
         Some(path) => path.clone(),
         None => {
             ui.talk(&format!("building the bootstrap binary for {}", architecture.musl_target()));
             let shell = xshell::Shell::new().map_err(anyhow::Error::new)?;
-            shell.change_dir(tools::workspace_root()?);
+            shell.change_dir(checkout()?);
             musl::build_bootstrap(&shell, architecture, musl::Fallback::Refuse)?.path
         }
     };
@@ -196,7 +217,7 @@ fn packed(args: &Args, architecture: Architecture, ui: &Ui) -> Result<Payload, F
     payload::prove_static(&binary, architecture).map_err(|error| {
         Error::new(Code::BootstrapUnfit, format!("`{}` can't go into the image", path.display()))
             .caused_by(error)
-            .hint("leave out --bootstrap to have it built")
+            .hint("leave `--bootstrap` out: the binary is then built in, or built from the checkout")
     })?;
     Ok(Payload::of_bootstrap(&binary))
 }

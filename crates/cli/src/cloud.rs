@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_aws::Aws;
-use kiln_config::config::{Config, Fleet, MOST_BYTES as MOST_CONFIG_BYTES, decode};
+use kiln_config::config::{Config, Fleet, MOST_BYTES as MOST_CONFIG_BYTES, decode, is_version, wanted_version};
 use kiln_config::model::{FleetName, KeyStore};
 use kiln_github::OrgClient;
 use kiln_operations::deploy::key_names;
+use kiln_operations::init;
 use kiln_operations::pin::Web;
 use kiln_operations::ports::Keys as _;
 use kiln_operations::rotate_key::USER_AGENT;
@@ -28,8 +29,29 @@ pub(crate) fn read_config(path: &Path) -> Result<Config, Error> {
 /// The same without a word.
 pub(crate) fn look_at_config(path: &Path) -> Result<Config, Error> {
     let name = path.display().to_string();
-    Config::from_toml(&name, &config_text(path)?)
-        .map_err(|error| Error::new(Code::ConfigInvalid, error.to_string()).caused_by(error))
+    let text = config_text(path)?;
+    require_version(&name, &text)?;
+    let config = Config::from_toml(&name, &text)
+        .map_err(|error| Error::new(Code::ConfigInvalid, error.to_string()).caused_by(error))?;
+    init::refuse_placeholders(&config.organization, &config.app.id)?;
+    Ok(config)
+}
+
+/// The version of this program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Checked before anything else of the file: another version may have other keys.
+fn require_version(name: &str, text: &str) -> Result<(), Error> {
+    match wanted_version(text) {
+        Some(wanted) if !is_version(VERSION, &wanted) => {
+            Err(Error::new(Code::VersionDiffers, format!("`{name}` is for Kiln {wanted}, and this is Kiln {VERSION}"))
+                .hint(format!(
+                    "install {wanted}; or, to move to {VERSION}, read its changes and set `version = \"{VERSION}\"` in \
+                     `[kiln]`"
+                )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The text of a kiln.toml, whatever it says.
@@ -99,6 +121,17 @@ pub(crate) async fn stored_key(config: &Config, aws: &Aws) -> Result<Option<KeyS
         }
     }
     Ok(None)
+}
+
+/// The stores in use that have no key.
+pub(crate) async fn stores_without_key(config: &Config, aws: &Aws) -> Result<Vec<KeyStore>, Error> {
+    let mut missing = Vec::new();
+    for store in config.key_stores() {
+        if aws.current_key(&key_names(config), store).await?.is_none() {
+            missing.push(store);
+        }
+    }
+    Ok(missing)
 }
 
 /// A list of Node's releases is under a megabyte; a mirror that answers with more than ten sends something else.

@@ -8,7 +8,7 @@ use kiln_operations::{Code, Error};
 use xshell::{Shell, cmd};
 
 use crate::ui::{Failure, Ui};
-use crate::{cloud, musl, tools};
+use crate::{bundle, cloud, musl, tools};
 
 /// Look at every precondition, on this machine, in AWS and at GitHub, and say how what is wrong is mended.
 ///
@@ -84,14 +84,17 @@ fn as_json(finding: &Finding) -> serde_json::Value {
 /// What building the image needs of this machine.
 fn machine() -> Vec<Finding> {
     let check = "machine";
+    if Architecture::ALL.into_iter().all(|architecture| bundle::bootstrap(architecture).is_some()) {
+        return vec![Finding::good(check, "the instance's binaries are built in: no compiler is needed")];
+    }
     let Ok(shell) = Shell::new() else {
         return vec![Finding::unknown(check, "this directory can't be read", "change into the checkout")];
     };
     let Ok(root) = tools::workspace_root() else {
         return vec![Finding::unknown(
             check,
-            "`ami` needs Kiln's source, and this is no checkout",
-            "change into a checkout",
+            "`ami` needs the instance's binary: this `kiln` has none built in, and this is no checkout to build it from",
+            "install a released `kiln`, or change into a checkout, or give `ami --bootstrap FILE`",
         )];
     };
     shell.change_dir(root);

@@ -37,7 +37,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) {
             let exit = code.kind().exit_code();
             format!("{code} (exit code {exit})\n\n{}\n\n{}", code.meaning(), code.remedy())
         }
-        None => page(),
+        // The committed page is for whoever installed `kiln`.
+        None => page().replace("cargo xtask ", "kiln "),
     };
     ui.data(&text);
     let rows = codes.iter().map(|code| {

@@ -1,7 +1,7 @@
 //! `cargo xtask init`.
 
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dialoguer::Input;
 use kiln_aws::Aws;
@@ -14,16 +14,17 @@ use url::Url;
 
 use crate::ui::{Failure, Ui};
 
-/// Write a kiln.toml of your own.
+/// Write what your repository needs: kiln.toml, its schema, the workflows.
 ///
-/// Asks on a terminal for what no flag gives, and looks at each answer where it can: the credentials and the region in
-/// AWS, the subnets and their way out. Prints the form that registers the GitHub App with its one permission, and what to
-/// do next. A file that is there is replaced only with --force.
+/// Asks on a terminal for what no flag gives, and checks each answer when it is given: the credentials and the region in
+/// AWS, the subnets and their route to the internet. Prints the form that registers the GitHub App with its one permission,
+/// and what to do next. No file that is there is replaced without --force.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask init
   cargo xtask init --organization acme --region eu-central-1 --client-id Iv23liEXAMPLE0000000 --network create-vpc
+  cargo xtask init --workflows --force          # after an upgrade: the workflows and the schema of this version
   cargo xtask init --network vpc-0123456789abcdef0:subnet-0123456789abcdef0,subnet-0123456789abcdef1")]
 pub struct Args {
     /// The organization's login at GitHub.
@@ -50,71 +51,137 @@ pub struct Args {
     #[arg(long, value_name = "URL", value_parser = init::github_url)]
     github_url: Option<Url>,
 
-    /// Replace a file that is there.
+    /// Replace files that are there.
     #[arg(long)]
     force: bool,
 
-    /// Look at nothing in AWS.
+    /// Write kiln.toml and its schema only.
+    #[arg(long, conflicts_with = "workflows")]
+    no_workflows: bool,
+
+    /// Write all but kiln.toml, and ask nothing.
+    #[arg(long)]
+    workflows: bool,
+
+    /// Check nothing in AWS.
     #[arg(long)]
     offline: bool,
 }
 
 pub(crate) async fn run(args: &Args, path: &Path, ui: &Ui) -> Result<(), Failure> {
-    refuse_to_replace(args, path)?;
+    let files = files(args, path);
+    refuse_to_replace(args, path, &files)?;
     ui.clear();
+    if args.workflows {
+        write(&files, ui)?;
+        return Ok(());
+    }
+    let mut typed = Vec::new();
+    let (answers, text) = match Box::pin(answers(args, ui, &mut typed)).await {
+        Ok(answered) => answered,
+        Err(failure) => {
+            if !typed.is_empty() {
+                ui.talk(&format!("your answers so far: cargo xtask init {}", typed.join(" ")));
+            }
+            return Err(failure);
+        }
+    };
+    write(&[(path.to_owned(), text)], ui)?;
+    write(&files, ui)?;
+    if !args.no_workflows && path.parent().is_some_and(|folder| !is_top(folder)) {
+        ui.warn("GitHub reads .github at the top of a repository only: move it there, or run this there");
+    }
+    ui.talk(&format!("next:\n{NEXT}\n{}", subject(&answers.organization)));
+    Ok(())
+}
+
+/// Asks for what no flag gives; `typed` are the answers as flags. The text is that of kiln.toml.
+async fn answers(args: &Args, ui: &Ui, typed: &mut Vec<String>) -> Result<(Answers, String), Failure> {
     let github_url = args.github_url.clone().unwrap_or_else(|| Url::parse(GITHUB).expect("the address is a constant"));
     let ask = Asker { flag: "--organization", question: "GitHub organization", default: None };
-    let organization = ask.for_it(args.organization.as_ref(), init::organization)?;
+    let organization = ask.for_it(args.organization.as_ref(), init::organization, typed)?;
     if args.client_id.is_none() {
         ui.talk(&format!(
-            "An owner registers the App here, one permission filled in already; install it, and note its client id:\n  {}",
+            "An owner of the organization registers the App with this form, in which its one permission is filled in. \
+             Install the App, and copy its client id:\n  {}",
             init::app_form(&github_url, organization.as_str())
         ));
     }
-    let ask = Asker { flag: "--client-id", question: "the App's client id", default: None };
-    let app = ask.for_it(args.client_id.as_ref(), init::app)?;
-    let region = region(args)?;
+    let ask = Asker { flag: "--client-id", question: "Client id of the App", default: None };
+    let app = ask.for_it(args.client_id.as_ref(), |text| own_app(&organization, text), typed)?;
+    // One that a flag gives, too.
+    init::refuse_placeholders(&organization, &app)?;
+    let region = region(args, typed)?;
     let ask = Asker {
         flag: "--network",
-        question: "network: create-vpc, or VPC:SUBNET,SUBNET",
+        question: "Network (create-vpc, or VPC:SUBNET,SUBNET)",
         default: Some("create-vpc".to_owned()),
     };
     let mut given = args.network.as_ref();
-    let text = loop {
+    loop {
         let answers = Answers {
             organization: organization.clone(),
             region: region.clone(),
             app: app.clone(),
             installation_id: args.installation_id,
-            network: ask.for_it(given.take(), |text| text.parse::<NetworkAnswer>())?,
+            network: ask.for_it(given.take(), |text| text.parse::<NetworkAnswer>(), &mut Vec::new())?,
             github_url: args.github_url.clone(),
         };
         let text = init::kiln_toml(&answers)?;
-        let looked = if args.offline { Ok(()) } else { look(&answers, ui).await };
-        match looked {
-            Ok(()) => break text,
+        let checked = if args.offline { Ok(()) } else { check(&answers, ui).await };
+        match checked {
+            Ok(()) => return Ok((answers, text)),
             // The other answers are good: only this one is asked for once more.
             Err(Failure::Release(error)) if args.network.is_none() && std::io::stdin().is_terminal() => {
                 ui.warn(&error.to_string());
             }
             Err(failure) => return Err(failure),
         }
-    };
-    std::fs::write(path, text).map_err(|error| {
-        Error::new(Code::FileUnwritable, format!("can't write `{}`", path.display())).caused_by(error)
-    })?;
-    ui.talk(&format!("wrote {}; next:\n{NEXT}\n{}", path.display(), subject(&organization)));
+    }
+}
+
+/// An App's id that is not the example's.
+fn own_app(organization: &Organization, text: &str) -> Result<AppId, String> {
+    let app = init::app(text)?;
+    init::refuse_placeholders(organization, &app).map_err(|error| error.to_string())?;
+    Ok(app)
+}
+
+/// What is written next to kiln.toml.
+fn files(args: &Args, config: &Path) -> Vec<(PathBuf, String)> {
+    let folder = config.parent().unwrap_or(Path::new(""));
+    let wanted = init::FILES.iter().filter(|(name, _)| !args.no_workflows || !name.starts_with(".github/"));
+    wanted.map(|(name, text)| (folder.join(name), (*text).to_owned())).collect()
+}
+
+/// Whether a folder is where GitHub looks for workflows, as far as that can be known.
+fn is_top(folder: &Path) -> bool {
+    let Ok(folder) = std::path::absolute(folder) else { return true };
+    folder.join(".git").exists() || !folder.ancestors().any(|above| above.join(".git").exists())
+}
+
+fn write(files: &[(PathBuf, String)], ui: &Ui) -> Result<(), Error> {
+    for (path, text) in files {
+        let unwritable = |error: std::io::Error| {
+            Error::new(Code::FileUnwritable, format!("can't write `{}`", path.display())).caused_by(error)
+        };
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(unwritable)?;
+        }
+        std::fs::write(path, text).map_err(unwritable)?;
+        ui.talk(&format!("wrote {}", path.display()));
+    }
     Ok(())
 }
 
 const GITHUB: &str = "https://github.com";
 
+/// The steps of README and the handbook, in their order.
 const NEXT: &str = "  \
+  cargo xtask doctor                   check every precondition
   cargo xtask rotate-key --pem FILE    install the App's key (its settings: \"Generate a private key\")
-  cargo xtask pin                      the newest runner and its digest
-  cargo xtask doctor                   every precondition
   cargo xtask ami                      bake the image
-  cargo xtask deploy                   bring the fleet up
+  cargo xtask deploy                   start the runners
 ";
 
 /// What a workflow of the organization's says of itself to AWS.
@@ -130,24 +197,33 @@ fn subject(organization: &Organization) -> String {
     )
 }
 
-fn region(args: &Args) -> Result<Region, Error> {
+fn region(args: &Args, typed: &mut Vec<String>) -> Result<Region, Error> {
     let default = std::env::var("AWS_REGION").ok().filter(|region| !region.is_empty());
     let ask = Asker { flag: "--region", question: "AWS region", default };
-    let region = ask.for_it(args.region.as_ref(), init::region)?;
+    let region = ask.for_it(args.region.as_ref(), init::region, typed)?;
     if args.offline || args.force {
         return Ok(region);
     }
     init::region(region.as_str()).map_err(|what| {
-        Error::new(Code::AnswerInvalid, what).hint("is it spelt right? With --offline it is taken unseen")
+        Error::new(Code::AnswerInvalid, what).hint("is it spelt right? With --offline it is not checked")
     })
 }
 
-fn refuse_to_replace(args: &Args, path: &Path) -> Result<(), Error> {
-    if args.force || std::fs::symlink_metadata(path).is_err() {
+/// Nothing is written where one file would have to be replaced. One that is as it would be written may stay.
+fn refuse_to_replace(args: &Args, config: &Path, files: &[(PathBuf, String)]) -> Result<(), Error> {
+    if args.force {
         return Ok(());
     }
-    Err(Error::new(Code::FileExists, format!("`{}` is there already", path.display()))
-        .hint("edit it; or replace it with --force; or write another with --config FILE"))
+    let differs = |path: &Path, text: &str| {
+        std::fs::symlink_metadata(path).is_ok() && std::fs::read(path).ok().as_deref() != Some(text.as_bytes())
+    };
+    let config = Some(config).filter(|config| !args.workflows && std::fs::symlink_metadata(config).is_ok());
+    let other = files.iter().find(|(path, text)| differs(path, text)).map(|(path, _)| path.as_path());
+    match config.or(other) {
+        Some(path) => Err(Error::new(Code::FileExists, format!("`{}` is there already", path.display()))
+            .hint("edit it; or replace it with --force; or write to another folder with --config FOLDER/kiln.toml")),
+        None => Ok(()),
+    }
 }
 
 /// Asks for one thing.
@@ -158,14 +234,19 @@ struct Asker {
 }
 
 impl Asker {
-    /// A flag's value, or an answer on the terminal, looked at when it is given.
-    fn for_it<T: Clone>(&self, given: Option<&T>, read: impl Fn(&str) -> Result<T, String>) -> Result<T, Error> {
+    /// A flag's value, or an answer on the terminal, checked when it is given.
+    fn for_it<T: Clone>(
+        &self,
+        given: Option<&T>,
+        read: impl Fn(&str) -> Result<T, String>,
+        typed: &mut Vec<String>,
+    ) -> Result<T, Error> {
         let Self { flag, question, default } = self;
         if let Some(given) = given {
             return Ok(given.clone());
         }
         if !std::io::stdin().is_terminal() {
-            return Err(Error::new(Code::NoTerminal, format!("there is no terminal to ask for the {question}"))
+            return Err(Error::new(Code::NoTerminal, format!("there is no terminal to ask: {question}"))
                 .hint(format!("give {flag}; `cargo xtask init --help` has examples")));
         }
         let mut input = Input::<String>::new().with_prompt(*question);
@@ -176,18 +257,20 @@ impl Asker {
         let answer = answer.map_err(|error| {
             Error::new(Code::NoTerminal, "the terminal gave no answer").caused_by(std::io::Error::other(error))
         })?;
-        read(&answer).map_err(|what| Error::new(Code::AnswerInvalid, what))
+        let answer = answer.trim();
+        typed.extend([(*flag).to_owned(), answer.to_owned()]);
+        read(answer).map_err(|what| Error::new(Code::AnswerInvalid, what))
     }
 }
 
-/// Looks at what can be looked at before there is a key.
-async fn look(answers: &Answers, ui: &Ui) -> Result<(), Failure> {
+/// Checks what can be checked before there is a key.
+async fn check(answers: &Answers, ui: &Ui) -> Result<(), Failure> {
     let aws = Aws::connect(&answers.region).await;
     match aws.caller().await {
         Ok(caller) => ui.talk(&format!("AWS account {} in {}, as {}", caller.account, answers.region, caller.arn)),
         Err(error) => {
             let error = Error::from(error);
-            ui.warn(&format!("AWS could not be asked ({error}): subnets and account are not looked at"));
+            ui.warn(&format!("could not ask AWS ({error}): account and subnets were not checked"));
             return Ok(());
         }
     }
@@ -198,13 +281,13 @@ async fn look(answers: &Answers, ui: &Ui) -> Result<(), Failure> {
             None => Some(format!("there is no subnet {id} in {}", answers.region)),
             Some(subnet) if subnet.vpc != *vpc => Some(format!("subnet {id} is in {}, not in {vpc}", subnet.vpc)),
             Some(subnet) if matches!(subnet.way_out, WayOut::None | WayOut::Gateway { public: false }) => {
-                Some(format!("instances in subnet {id} have no way out to the internet"))
+                Some(format!("instances in subnet {id} have no route to the internet"))
             }
             Some(_) => None,
         };
         if let Some(what) = refused {
             return Err(Error::new(Code::SubnetUnfit, what)
-                .hint("name other subnets in --network, or `create-vpc`; --offline takes them unseen")
+                .hint("name other subnets in --network, or `create-vpc`; --offline does not check them")
                 .into());
         }
     }

@@ -3,6 +3,7 @@
 //! The binary `kiln` has these commands alone; `cargo xtask` adds the contributor's. Both are a [`Program`].
 
 mod ami;
+mod bundle;
 mod cloud;
 mod completions;
 mod contents;
@@ -11,6 +12,7 @@ mod destroy;
 mod doctor;
 mod explain;
 mod files;
+mod find;
 mod init;
 pub mod musl;
 mod operator;
@@ -22,10 +24,11 @@ mod sources;
 mod status;
 pub mod tools;
 pub mod ui;
+mod up;
 
 use std::borrow::Cow;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
@@ -36,9 +39,9 @@ use crate::ui::{Failure, Ui, Voice};
 /// The flags that every command has.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// The configuration file.
-    #[arg(long, global = true, default_value = "kiln.toml", value_name = "FILE", env = "KILN_CONFIG")]
-    config: PathBuf,
+    /// The configuration file; otherwise kiln.toml in this folder, or in the nearest one above it in the same Git repository.
+    #[arg(long, global = true, value_name = "FILE", env = "KILN_CONFIG")]
+    config: Option<PathBuf>,
 
     #[command(flatten)]
     voice: Voice,
@@ -47,17 +50,47 @@ pub struct Options {
 /// The operator's commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Init(init::Args),
+    Doctor(doctor::Args),
+    Up(up::Args),
     Ami(ami::Args),
     Deploy(deploy::Args),
     RotateKey(rotate_key::Args),
     Status(status::Args),
-    Destroy(destroy::Args),
-    Init(init::Args),
-    Doctor(doctor::Args),
     Pin(pin::Args),
     Prune(prune::Args),
+    Destroy(destroy::Args),
     Explain(explain::Args),
     Completions(completions::Args),
+}
+
+/// The headings of the help, and what is under them; every other command is under the last one.
+const GROUPS: [(&str, &[&str]); 3] = [
+    ("Get started", &["init", "rehearse", "doctor", "up"]),
+    ("Operate", &["ami", "deploy", "rotate-key", "status", "pin", "prune", "destroy", "explain", "completions"]),
+    ("Develop", &[]),
+];
+
+/// The list of commands by groups.
+fn groups(command: &clap::Command) -> String {
+    let known: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+    let width = command.get_subcommands().map(|command| command.get_name().len()).max().unwrap_or_default();
+    let line = |command: &clap::Command| {
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        format!("  {:<width$}  {about}\n", command.get_name())
+    };
+    let mut text = String::new();
+    for (heading, names) in GROUPS {
+        let mut lines: Vec<String> = names.iter().filter_map(|name| command.find_subcommand(name)).map(line).collect();
+        if names.is_empty() {
+            let others = command.get_subcommands().filter(|command| !known.contains(&command.get_name()));
+            lines.extend(others.map(line));
+        }
+        if !lines.is_empty() {
+            text.push_str(&format!("{heading}:\n{}\n", lines.concat()));
+        }
+    }
+    text
 }
 
 /// The help's list of exit codes, after a program's own examples.
@@ -156,7 +189,23 @@ fn commands<P: Program>() -> clap::Command {
             None => command,
         }
     };
-    P::command().mut_subcommands(named)
+    let command = P::command().mut_subcommands(named);
+    let help = command.get_after_help().map(|help| with_program_name(&help.to_string()).into_owned());
+    match help {
+        Some(help) => command.after_help(help),
+        None => command,
+    }
+}
+
+/// The same with a help whose commands are in groups, which clap knows for options only.
+fn grouped<P: Program>() -> clap::Command {
+    let command = commands::<P>();
+    let template = format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{}{{all-args}}{{after-help}}",
+        groups(&command)
+    );
+    let usage = format!("{} [OPTIONS] <COMMAND>", P::NAME);
+    command.mut_subcommands(|command| command.hide(true)).help_template(template).override_usage(usage)
 }
 
 /// A parsed command line.
@@ -173,8 +222,8 @@ impl<P: Program> Parsed<P> {
     /// # Errors
     /// clap's, ready to be printed; asking for help is one too.
     pub fn new(arguments: &[OsString]) -> Result<Self, clap::Error> {
-        let matches = commands::<P>().try_get_matches_from(arguments)?;
-        let program = P::from_arg_matches(&matches).map_err(|error| error.format(&mut commands::<P>()))?;
+        let matches = grouped::<P>().try_get_matches_from(arguments)?;
+        let program = P::from_arg_matches(&matches).map_err(|error| error.format(&mut grouped::<P>()))?;
         let (command, matches) = matches.subcommand().map_or(("", None), |(name, matches)| (name, Some(matches)));
         let dry_run = matches.and_then(|matches| matches.try_get_one("dry_run").ok().flatten().copied());
         Ok(Self { program, command: command.to_owned(), dry_run: dry_run.unwrap_or(false) })
@@ -194,7 +243,13 @@ fn usage_error<P: Program>(arguments: &[OsString], error: clap::Error) -> ExitCo
 /// # Errors
 /// The command's own.
 pub async fn run<P: Program>(command: &Command, options: &Options, ui: &Ui) -> Result<(), Failure> {
-    let config = &options.config;
+    let here = Path::new(".");
+    let found = options.config.clone().unwrap_or_else(|| match command {
+        // What `init` writes belongs where it is run.
+        Command::Init(_) => PathBuf::from(find::NAME),
+        _ => find::config(here),
+    });
+    let config = &*found;
     match command {
         Command::Ami(args) => Box::pin(ami::run(args, config, ui)).await,
         Command::Deploy(args) => Box::pin(deploy::run(args, config, ui)).await,
@@ -202,6 +257,7 @@ pub async fn run<P: Program>(command: &Command, options: &Options, ui: &Ui) -> R
         Command::Destroy(args) => Box::pin(destroy::run(args, config, ui)).await,
         Command::Status(args) => Box::pin(status::run(args, config, ui)).await,
         Command::Init(args) => Box::pin(init::run(args, config, ui)).await,
+        Command::Up(args) => Box::pin(up::run(args, config, ui)).await,
         Command::Doctor(args) => Box::pin(doctor::run(args, config, ui)).await,
         Command::Prune(args) => Box::pin(prune::run(args, config, ui)).await,
         Command::Pin(args) => Box::pin(pin::run(args, config, ui)).await,

@@ -54,6 +54,34 @@ enum Way {
     },
 }
 
+/// What is built for musl.
+#[derive(Debug, Clone, Copy)]
+struct Package<'a> {
+    name: &'a str,
+    binary: &'a str,
+    profile: &'a str,
+    /// Turns on `bundled`, with what is in this folder.
+    bundle: Option<&'a Path>,
+}
+
+const BOOTSTRAP: Package<'_> =
+    Package { name: "kiln-bootstrap", binary: "kiln-bootstrap", profile: "instance", bundle: None };
+
+/// Builds the operator's `kiln` from the workspace in the shell's current directory, with the instance's binaries of a folder
+/// built in.
+///
+/// # Errors
+/// The target's standard library can be had in no way; the build fails; the result is not static.
+pub fn build_kiln(shell: &Shell, architecture: Architecture, bundle: &Path) -> anyhow::Result<Built> {
+    let target = architecture.musl_target();
+    let way = way(shell, target).ok_or_else(|| no_standard_library(target))?;
+    let package = Package { name: "kiln-cli", binary: "kiln", profile: "tool", bundle: Some(bundle) };
+    let path = build_musl(shell, &shell.current_dir(), package, target, &way)?;
+    let binary = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    payload::prove_static(&binary, architecture).with_context(|| format!("{} is not fit", path.display()))?;
+    Ok(Built { path })
+}
+
 /// Builds the binary from the workspace in the shell's current directory.
 ///
 /// # Errors
@@ -62,7 +90,7 @@ pub fn build_bootstrap(shell: &Shell, architecture: Architecture, fallback: Fall
     let root = shell.current_dir();
     let target = architecture.musl_target();
     let path = match way(shell, target) {
-        Some(way) => build_musl(shell, &root, target, &way)?,
+        Some(way) => build_musl(shell, &root, BOOTSTRAP, target, &way)?,
         None if fallback == Fallback::StaticGlibc => {
             note(&format!(
                 "no standard library for {target}: this rehearsal's binary is linked statically with glibc instead"
@@ -115,7 +143,8 @@ fn from_source(shell: &Shell) -> Option<Way> {
     source.exists().then(|| Way::FromSource { cargo: cargo.to_owned() })
 }
 
-fn build_musl(shell: &Shell, root: &Path, target: &str, way: &Way) -> anyhow::Result<PathBuf> {
+fn build_musl(shell: &Shell, root: &Path, package: Package<'_>, target: &str, way: &Way) -> anyhow::Result<PathBuf> {
+    let Package { name, binary, profile, bundle } = package;
     // zig is the C compiler for musl, on every machine the same one: aws-lc compiles C.
     let tools = tools::tools()?;
     // It leaves the list of crates in the binary, from which the image's SBOM is made.
@@ -123,10 +152,13 @@ fn build_musl(shell: &Shell, root: &Path, target: &str, way: &Way) -> anyhow::Re
     let tools = tools.build_bin()?;
     // Of its own, since another toolchain's artifacts in the common one would have both rebuilt in turns.
     let target_dir = root.join("target/instance");
-    let mut build = cmd!(shell, "{auditable} auditable zigbuild --locked --profile instance --package kiln-bootstrap")
-        .args(["--target", target])
+    let mut build = cmd!(shell, "{auditable} auditable zigbuild --locked --profile {profile} --package {name}")
+        .args(["--bin", binary, "--target", target])
         .arg("--target-dir")
         .arg(&target_dir);
+    if let Some(bundle) = bundle {
+        build = build.args(["--features", "bundled"]).env("KILN_BUNDLE", bundle);
+    }
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     let mut path = std::env::var("PATH").unwrap_or_default();
     if let Way::FromSource { cargo } = way {
@@ -138,7 +170,7 @@ fn build_musl(shell: &Shell, root: &Path, target: &str, way: &Way) -> anyhow::Re
     // First, since cargo-zigbuild asks the first Python it finds for zig.
     let path = format!("{}:{path}", tools.display());
     run_reproducibly(build.env("PATH", path), root, flags)?;
-    Ok(target_dir.join(target).join("instance/kiln-bootstrap"))
+    Ok(target_dir.join(target).join(profile).join(binary))
 }
 
 fn build_glibc(shell: &Shell, root: &Path) -> anyhow::Result<PathBuf> {
@@ -178,7 +210,7 @@ fn run_reproducibly(build: Cmd<'_>, root: &Path, mut flags: Vec<String>) -> anyh
         .env_remove("RUSTUP_TOOLCHAIN")
         .quiet()
         .run()
-        .context("build the bootstrap binary")
+        .context("build the binary")
 }
 
 fn home() -> Option<PathBuf> {

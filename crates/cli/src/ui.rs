@@ -82,7 +82,8 @@ pub(crate) fn prompt(question: &str) {
 /// A text that is said in any case. Foreign parts of it are [`clean()`] before they are painted; whatever was forgotten is
 /// caught here, as are commands to the runner.
 fn aside(text: &str) {
-    let text = clean_but_for_styles(text);
+    let text = crate::with_program_name(text);
+    let text = clean_but_for_styles(&text);
     raw(&if actions().is_some() { harmless(&text) } else { text });
 }
 
@@ -161,7 +162,7 @@ impl Ui {
     pub fn data(&self, text: &str) {
         if self.document_goes_to.is_none() {
             self.clear();
-            let text = clean(text);
+            let text = clean(&crate::with_program_name(text));
             println!("{}", if actions().is_some() { harmless(&text) } else { text });
         }
     }
@@ -203,7 +204,8 @@ impl Ui {
             }
         }
         if let Some(stdout) = &self.document_goes_to {
-            let mut text = clean_json(&serde_json::to_string_pretty(&*document).expect("the document is JSON"));
+            let text = serde_json::to_string_pretty(&*document).expect("the document is JSON");
+            let mut text = clean_json(&crate::with_program_name(&text));
             text.push('\n');
             // Whoever reads it may be gone; the exit code still tells.
             let _ = { stdout }.write_all(text.as_bytes());

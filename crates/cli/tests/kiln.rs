@@ -29,3 +29,25 @@ fn the_contributors_commands_are_not_among_its_own() {
         assert_eq!(output.status.code(), Some(2), "kiln {command}");
     }
 }
+
+#[test]
+fn commands_are_grouped_by_what_they_are_for() {
+    let help = String::from_utf8(kiln(&["--help"]).stdout).unwrap();
+    let place = |text: &str| help.find(text).unwrap_or_else(|| panic!("no {text:?} in:\n{help}"));
+    assert!(place("Get started:\n  init") < place("\n  up "), "{help}");
+    assert!(place("\n  up ") < place("Operate:\n  ami") && place("Operate:") < place("\n  destroy"), "{help}");
+    assert!(!help.contains("Develop:") && !help.contains("\nCommands:"), "{help}");
+    assert!(help.contains("Usage: kiln [OPTIONS] <COMMAND>"), "{help}");
+}
+
+/// Without the feature `bundled`, outside of a checkout.
+#[cfg(not(feature = "bundled"))]
+#[test]
+fn a_kiln_without_the_instances_binaries_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("kiln");
+    std::fs::copy(env!("CARGO_BIN_EXE_kiln"), &copy).unwrap();
+    let output = Command::new(copy).args(["doctor"]).current_dir(folder.path()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("install a released `kiln`"), "{text}");
+}

@@ -6,7 +6,7 @@
 use std::str::FromStr;
 
 use kiln_config::boot::BootConfig;
-use kiln_config::config::{Config, json_schema};
+use kiln_config::config::{Config, is_version, json_schema, wanted_version};
 use kiln_config::model::{
     AccountId, FleetName, InstanceType, KmsKeyArn, Label, NodeVersion, Organization, Region, RunnerVersion, Sha256,
     SubnetId, VpcId,
@@ -45,6 +45,23 @@ fn the_example_is_valid_for_us_and_for_editors() {
 }
 
 #[test]
+fn the_example_is_for_this_version() {
+    let wanted = wanted_version(EXAMPLE).unwrap();
+    assert_eq!(wanted, env!("CARGO_PKG_VERSION"), "docs/kiln.toml names another version than Cargo.toml");
+    for (version, wanted, is) in [
+        ("0.1.0", "0.1.0", true),
+        ("0.1.0", "0.1", true),
+        ("0.1.10", "0.1.1", false),
+        ("0.10.0", "0.1", false),
+        ("0.2.0", "0.1", false),
+    ] {
+        assert_eq!(is_version(version, wanted), is, "{version}, {wanted}");
+    }
+    let newer = "[kiln]\nversion = \"7.0\"\n[unheard_of]\nkey = 1\n";
+    assert_eq!(wanted_version(newer).as_deref(), Some("7.0"), "what else is in the file does not matter");
+}
+
+#[test]
 fn what_the_example_suggests_in_comments_is_valid_too() {
     let text = uncommented();
     assert!(text.lines().count() == EXAMPLE.lines().count() && text != EXAMPLE);
@@ -60,6 +77,7 @@ fn the_example_shows_every_key() {
     let tables = [
         "",
         "/properties/app",
+        "/properties/kiln",
         "/properties/github",
         "/properties/image_defaults",
         "/properties/runner",

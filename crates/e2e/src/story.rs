@@ -128,7 +128,9 @@ impl<'a> Story<'a> {
         first_runner = self.work(&first_runner).await.context("a runner's work")?;
         self.roll_out_second(&first_ami, &first_runner).await.context("the second image, while a job runs")?;
         let second_key = self.rotate(&first_key).await.context("rotating the key")?;
-        self.nothing_changed(&second_key).await.context("every command once more")
+        self.nothing_changed(&second_key).await.context("every command once more")?;
+        self.look_around().await.context("the commands that check")?;
+        self.take_down().await.context("taking it down")
     }
 
     fn heading(&self, text: &str) {
@@ -278,6 +280,26 @@ impl<'a> Story<'a> {
             ensure!(mutations == 0, "`{}` made {mutations} mutating calls", arguments.join(" "));
             ensure!(outcome.stderr.contains("nothing to do"), "`{}` had something to do", arguments.join(" "));
         }
+        Ok(())
+    }
+
+    /// The commands that check and change nothing here.
+    async fn look_around(&mut self) -> anyhow::Result<()> {
+        for arguments in [&["doctor", "--skip-machine"][..], &["status"], &["pin", "--check"], &["prune"]] {
+            let before = self.world.aws.mutations();
+            self.command(arguments).await?.success()?;
+            let mutations = self.world.aws.mutations() - before;
+            ensure!(mutations == 0, "`{}` made {mutations} mutating calls", arguments.join(" "));
+        }
+        Ok(())
+    }
+
+    async fn take_down(&mut self) -> anyhow::Result<()> {
+        self.planned(&["destroy", "--all", "--yes"]).await?;
+        let left: Vec<_> = self.world.github.runners().into_iter().map(|runner| runner.name).collect();
+        ensure!(left.is_empty(), "GitHub still has {left:?}");
+        let stacks = self.world.aws.stack_names().await?;
+        ensure!(!stacks.iter().any(|stack| stack.contains("-fleet-")), "AWS still has {stacks:?}");
         Ok(())
     }
 

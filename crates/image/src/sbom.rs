@@ -11,8 +11,8 @@ use crate::payload;
 /// The list of a binary of ours is some twenty kilobytes when unpacked.
 const MOST_BYTES: usize = 1 << 20;
 
-/// The binary's name, and its root in the document.
-const NAME: &str = "kiln-bootstrap";
+/// The bootstrap binary's name, and its root in the document.
+const BOOTSTRAP: &str = "kiln-bootstrap";
 
 /// A crate in the list. Where it leaves a field out, that is the usual case.
 #[derive(Debug)]
@@ -40,8 +40,8 @@ impl Package {
     }
 
     /// What the document calls it.
-    fn reference(&self) -> String {
-        if self.root { NAME.to_owned() } else { format!("pkg:cargo/{}@{}", self.name, self.version) }
+    fn reference(&self, name: &str) -> String {
+        if self.root { name.to_owned() } else { format!("pkg:cargo/{}@{}", self.name, self.version) }
     }
 }
 
@@ -55,8 +55,13 @@ pub fn crates(binary: &[u8]) -> Option<Vec<(String, String)>> {
     Some(packages(binary)?.into_iter().map(|package| (package.name, package.version)).collect())
 }
 
-/// The document of a binary. One that does not say what it is made of is listed alone, its composition as unknown.
+/// The document of the bootstrap binary.
 pub fn of_bootstrap(binary: &[u8]) -> Value {
+    of(BOOTSTRAP, binary)
+}
+
+/// The document of a binary. One that does not say what it is made of is listed alone, its composition as unknown.
+pub fn of(name: &str, binary: &[u8]) -> Value {
     let digest = payload::sha256(binary);
     let mut document = json!({
         "bomFormat": "CycloneDX",
@@ -64,8 +69,8 @@ pub fn of_bootstrap(binary: &[u8]) -> Value {
         "version": 1,
         "metadata": { "component": {
             "type": "application",
-            "bom-ref": NAME,
-            "name": NAME,
+            "bom-ref": name,
+            "name": name,
             "version": env!("CARGO_PKG_VERSION"),
             "hashes": [{ "alg": "SHA-256", "content": digest.as_str() }],
         }},
@@ -73,18 +78,18 @@ pub fn of_bootstrap(binary: &[u8]) -> Value {
     match packages(binary) {
         Some(packages) => {
             let others = packages.iter().filter(|package| !package.root);
-            document["components"] = others.map(component).collect();
-            document["dependencies"] = packages.iter().map(|package| depends(package, &packages)).collect();
+            document["components"] = others.map(|package| component(package, name)).collect();
+            document["dependencies"] = packages.iter().map(|package| depends(package, &packages, name)).collect();
         }
-        None => document["compositions"] = json!([{ "aggregate": "unknown", "dependencies": [NAME] }]),
+        None => document["compositions"] = json!([{ "aggregate": "unknown", "dependencies": [name] }]),
     }
     // The payload's digest must not depend on whether another crate turns on serde_json's `preserve_order`.
     document.sort_all_objects();
     document
 }
 
-fn component(package: &Package) -> Value {
-    let address = package.reference();
+fn component(package: &Package, name: &str) -> Value {
+    let address = package.reference(name);
     json!({
         "type": "library",
         "bom-ref": address,
@@ -95,8 +100,8 @@ fn component(package: &Package) -> Value {
     })
 }
 
-fn depends(package: &Package, all: &[Package]) -> Value {
+fn depends(package: &Package, all: &[Package], name: &str) -> Value {
     let on: Vec<String> =
-        package.dependencies.iter().filter_map(|index| all.get(*index)).map(Package::reference).collect();
-    json!({ "ref": package.reference(), "dependsOn": on })
+        package.dependencies.iter().filter_map(|index| all.get(*index)).map(|other| other.reference(name)).collect();
+    json!({ "ref": package.reference(name), "dependsOn": on })
 }

@@ -53,6 +53,12 @@ codes! {
     ConfigInvalid "config-invalid" Configuration
         "kiln.toml has errors. All of them are listed, each with its line and column."
         "Fix the marked places. An editor that reads `kiln.schema.json` shows the same errors as you type."
+    VersionDiffers "version-differs" Configuration
+        "kiln.toml is for another version of Kiln than the one that runs."
+        "Install the version that `[kiln] version` names; or, to upgrade, read the changes and then write the version that runs there."
+    PlaceholderLeft "placeholder-left" Configuration
+        "kiln.toml, or a flag, still has a value of the example, which belongs to nobody."
+        "Put your own in its place, or have `cargo xtask init` write the file."
     UnknownFleet "unknown-fleet" Configuration
         "`--fleet` names a fleet that kiln.toml does not have."
         "Use one of the names in the hint, or add a `[fleet.NAME]` table."
@@ -101,6 +107,9 @@ codes! {
     BootstrapUnfit "bootstrap-unfit" Configuration
         "The file given with `--bootstrap` is unreadable, not static, or for another architecture."
         "Omit `--bootstrap`: the command then builds the binary."
+    BootstrapMissing "bootstrap-missing" Configuration
+        "This `kiln` was built without the instance's binaries, and does not run in a checkout that it could build them from."
+        "Install a released `kiln`, run it in a checkout of Kiln, or give `--bootstrap FILE`."
     AwsCredentials "aws-credentials" Access
         "No AWS credentials were found, or AWS does not accept them (expired, wrong)."
         "Provide credentials in one of the usual ways and check them with `aws sts get-caller-identity`. In a pipeline, check that the job has `id-token: write` and that this repository may assume the role."

@@ -13,6 +13,18 @@ use crate::error::{Error, Result};
 /// A commented, tested example, whose comments go into everyone's own kiln.toml.
 pub const EXAMPLE: &str = include_str!("../../../docs/kiln.toml");
 
+/// What a repository needs next to its kiln.toml: the schema by which an editor checks it, the workflows, and the action by
+/// which they install `kiln`. Paths are relative to the repository.
+pub const FILES: [(&str, &str); 7] = [
+    ("kiln.schema.json", include_str!("../../../kiln.schema.json")),
+    (".github/actions/setup-kiln/action.yml", include_str!("../../../.github/actions/setup-kiln/action.yml")),
+    (".github/actions/setup-kiln/install.sh", include_str!("../../../install.sh")),
+    (".github/workflows/kiln-release.yml", include_str!("../../../docs/pipelines/release.yml")),
+    (".github/workflows/kiln-freshness.yml", include_str!("../../../docs/pipelines/freshness.yml")),
+    (".github/workflows/kiln-key-age.yml", include_str!("../../../docs/pipelines/key-age.yml")),
+    (".github/workflows/kiln-prune.yml", include_str!("../../../docs/pipelines/prune.yml")),
+];
+
 /// What a first kiln.toml needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answers {
@@ -77,9 +89,11 @@ impl std::str::FromStr for NetworkAnswer {
 /// # Errors
 /// [`crate::Kind::Configuration`] when the answers make no valid kiln.toml.
 pub fn kiln_toml(answers: &Answers) -> Result<String> {
+    refuse_placeholders(&answers.organization, &answers.app)?;
     let mut document: DocumentMut = EXAMPLE
         .parse()
         .map_err(|error: toml_edit::TomlError| Error::new(Code::ConfigInvalid, error.message().to_owned()))?;
+    put(&mut document["kiln"]["version"], env!("CARGO_PKG_VERSION"));
     put(&mut document["organization"], answers.organization.as_str());
     put(&mut document["region"], answers.region.as_str());
     match &answers.app {
@@ -122,6 +136,23 @@ fn in_short(error: &ConfigError) -> String {
         more.fold(problem.message, |text, more| format!("{text}: {more}"))
     };
     error.problems().map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// Refuses what the example has in place of one's own.
+///
+/// # Errors
+/// [`Code::PlaceholderLeft`].
+pub fn refuse_placeholders(organization: &Organization, app: &AppId) -> Result<()> {
+    let placeholder = match app {
+        AppId::Client(id) if id.contains("EXAMPLE") => format!("the client id `{id}`"),
+        AppId::App(123_456) => "the App's number 123456".to_owned(),
+        _ => return Ok(()),
+    };
+    Err(Error::new(
+        Code::PlaceholderLeft,
+        format!("{placeholder} is the example's, not that of an App of {organization}"),
+    )
+    .hint("write your App's client id, which is at the top of its settings; `cargo xtask init` writes all of the file"))
 }
 
 /// An organization's login, as it is typed.

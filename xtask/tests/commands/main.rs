@@ -15,6 +15,7 @@ mod doctor;
 mod failures;
 mod init;
 mod input;
+mod install;
 mod interrupt;
 mod kill;
 mod map;

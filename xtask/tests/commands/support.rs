@@ -12,23 +12,22 @@ use rexpect::session::PtySession;
 /// A test reads what a command says from its outcome.
 pub(crate) fn quiet(_: &str) {}
 
-/// A folder for `PATH`, in which `cargo xtask` is what it is in a world: the executable under test, with the bootstrap binary that is built already. `kiln`
-/// is there too, as a workflow unpacks it.
+/// A folder for `PATH`, in which `cargo xtask` and `kiln` are what they are in a world: the executable under test, with the
+/// bootstrap binary that is built already.
 pub(crate) fn cargo(world: &World) -> PathBuf {
     let folder = world.path("bin");
     std::fs::create_dir_all(&folder).unwrap();
-    let script = format!(
-        "#!/bin/sh\nset -e\nshift\ncase $1 in ami) set -- \"$@\" --bootstrap '{}';; esac\nexec '{}' \"$@\"\n",
-        bootstrap().display(),
-        env!("CARGO_BIN_EXE_xtask"),
-    );
-    std::fs::write(folder.join("cargo"), script).unwrap();
-    std::fs::write(folder.join("kiln"), format!("#!/bin/sh\nexec '{}' \"$@\"\n", env!("CARGO_BIN_EXE_xtask"))).unwrap();
-    for program in ["cargo", "kiln"] {
+    let script = |before: &str| {
+        format!(
+            "#!/bin/sh\nset -e\n{before}case $1 in ami) set -- \"$@\" --bootstrap '{}';; esac\nexec '{}' \"$@\"\n",
+            bootstrap().display(),
+            env!("CARGO_BIN_EXE_xtask"),
+        )
+    };
+    for (program, before) in [("cargo", "shift\n"), ("kiln", "")] {
+        std::fs::write(folder.join(program), script(before)).unwrap();
         std::fs::set_permissions(folder.join(program), std::fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let binary = folder.join(format!("kiln-bootstrap-{}", std::env::consts::ARCH));
-    std::fs::copy(bootstrap(), binary).unwrap();
     folder
 }
 

@@ -4,7 +4,7 @@ use clap::ColorChoice;
 
 /// The flags.
 #[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Voice")]
+#[command(next_help_heading = "Output options")]
 pub struct Voice {
     /// Print one JSON document on stdout instead: plan, result, error (docs/output.schema.json).
     #[arg(long, global = true)]

@@ -36,9 +36,25 @@ pub use on_demand::OnDemand;
 pub use partition::{is_known as is_known_region, nearest as nearest_region, partition};
 pub use text::{MOST_BYTES, NotText, decode};
 
+/// The version of Kiln that a `kiln.toml` is for, if it names one: `[kiln] version`. Of a file of another version nothing
+/// more may be readable.
+pub fn wanted_version(text: &str) -> Option<String> {
+    let table: toml::Table = text.parse().ok()?;
+    Some(table.get("kiln")?.get("version")?.as_str()?.to_owned())
+}
+
+/// Whether a version is the wanted one, or one of those that a wanted `MAJOR.MINOR` stands for.
+pub fn is_version(version: &str, wanted: &str) -> bool {
+    version
+        .strip_prefix(wanted)
+        .is_some_and(|rest| rest.is_empty() || (wanted.matches('.').count() == 1 && rest.starts_with('.')))
+}
+
 /// A validated `kiln.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
+    /// The version of Kiln that the file is for, if it names one; see [`is_version`].
+    pub version: Option<String>,
     /// The GitHub organization.
     pub organization: Organization,
     /// The AWS region.

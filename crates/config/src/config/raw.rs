@@ -31,6 +31,7 @@ const REGION: &str = "^[a-z0-9]+(-[a-z0-9]+)+-[0-9]+$";
 const CLIENT_ID: &str = "^[A-Za-z0-9][A-Za-z0-9._-]*$";
 const URL: &str = r"^https?://[^\s]+$";
 const RUNNER_VERSION: &str = r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$";
+const KILN_VERSION: &str = r"^[0-9]{1,6}\.[0-9]{1,6}(\.[0-9]{1,6})?$";
 const NODE_MAJOR: &str = "^[1-9][0-9]{0,2}$";
 const NODE_VERSION: &str = r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$";
 const ACCOUNT: &str = "^[0-9]{12}$";
@@ -65,6 +66,10 @@ const MOST_SECS: u32 = 365 * 24 * 3600;
 #[serde(deny_unknown_fields)]
 #[schemars(title = "kiln.toml")]
 pub(super) struct RawConfig {
+    /// The version of Kiln that this file is for. Every command of another version refuses it.
+    #[serde(default)]
+    #[schemars(with = "RawKiln")]
+    pub(super) kiln: Option<RawKiln>,
     /// The GitHub organization's login.
     #[schemars(with = "String", regex(pattern = ORGANIZATION), length(max = 39), example = &"acme")]
     pub(super) organization: Field<String>,
@@ -121,6 +126,15 @@ pub(super) struct RawConfig {
     #[schemars(with = "BTreeMap<String, RawFleet>")]
     #[schemars(extend("minProperties" = 1, "propertyNames" = { "pattern": FLEET }))]
     pub(super) fleet: Option<BTreeMap<Spanned<String>, RawFleet>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawKiln {
+    /// The version, such as `0.1.0`; `0.1` stands for every `0.1.x`.
+    #[serde(default)]
+    #[schemars(with = "String", regex(pattern = KILN_VERSION), example = &"0.1.0")]
+    pub(super) version: Field<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

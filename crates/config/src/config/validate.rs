@@ -34,7 +34,9 @@ pub(super) fn validate(raw: &RawConfig, text: &str, found: &mut Findings) -> Opt
     let role = ("iam", false, "role/");
     let cloudformation_role = arn("cloudformation_role", raw.cloudformation_role.as_ref(), role, found);
     let tags = infrastructure::tags(raw.tags.as_ref(), found);
+    let version = raw.kiln.as_ref().and_then(|kiln| kiln.version.as_ref()).map(|version| version.get_ref().clone());
     let config = Config {
+        version,
         organization: organization?,
         region: region?,
         app: app?,

@@ -21,26 +21,32 @@ pub(super) async fn examine(config: &Config, cloud: &impl Cloud) -> Vec<Finding>
     let names = key_names(config);
     let mut findings = Vec::new();
     let mut signer: Option<Arc<dyn AppSigner>> = None;
+    let mut missing = Vec::new();
     for store in config.key_stores() {
         match cloud.current_key(&names, store).await {
             Ok(Some(key)) => {
                 findings.push(Finding::good(check, format!("{} is current in {store}", key.fingerprint)));
                 signer = signer.or_else(|| Some(cloud.current_signer(&names, store).into()));
             }
-            Ok(None) => findings.push(Finding::wrong(
-                check,
-                format!("there is none in {store} yet"),
-                "run `cargo xtask rotate-key --pem FILE`: its first run installs the key",
-            )),
+            Ok(None) => missing.push(store),
             Err(error) => findings.push(Finding::failed(check, Verdict::Unknown, &error.into())),
         }
+    }
+    for store in missing {
+        let what = format!("there is none in {store} yet");
+        let hint = "run `cargo xtask rotate-key --pem FILE`: its first run installs the key";
+        // Without any key nothing can run yet: installing it is the next step, and no fault.
+        findings.push(match &signer {
+            Some(_) => Finding::wrong(check, what, hint),
+            None => Finding::notice(check, what, hint),
+        });
     }
     match signer {
         Some(signer) => findings.extend(examine_with(config, signer).await),
         None => findings.push(Finding::unknown(
             "app",
             "GitHub answers nothing without the App's key",
-            "install the key first; then look again",
+            "install the key, then run `doctor` again",
         )),
     }
     findings
