@@ -12,7 +12,7 @@ use crate::cloud;
 use crate::operator::{Person, holder};
 use crate::ui::{Failure, Ui};
 
-/// Bring a fleet's infrastructure to the wanted state and roll it to the recorded image.
+/// Bring a fleet's infrastructure to the desired state and roll it to the recorded image.
 ///
 /// Shows what changes, executes it, rolls the group by an instance refresh, one instance first, and succeeds only when the
 /// new runners are online at GitHub with the image's version. New instances that do not get there are rolled back while

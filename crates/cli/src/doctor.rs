@@ -10,7 +10,7 @@ use xshell::{Shell, cmd};
 use crate::ui::{Failure, Ui};
 use crate::{bundle, cloud, musl, tools};
 
-/// Look at every precondition, on this machine, in AWS and at GitHub, and say how what is wrong is mended.
+/// Check every precondition, on this machine, in AWS and at GitHub, and say how to fix what is wrong.
 ///
 /// Changes nothing. Ends with 5 when a check fails, with 3 or 4 when kiln.toml or the credentials stop all the others, as
 /// every command does; a note or what could not be checked is no failure.
@@ -43,11 +43,7 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
         }
         Err(error) => {
             findings.push(Finding::failed("kiln.toml", Verdict::Wrong, &error));
-            findings.push(Finding::unknown(
-                "account",
-                "nothing of AWS and GitHub was looked at",
-                "mend kiln.toml first",
-            ));
+            findings.push(Finding::unknown("account", "nothing of AWS and GitHub was checked", "fix kiln.toml first"));
         }
     }
     tell(&findings, ui)

@@ -2,17 +2,21 @@
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use dialoguer::Input;
 use kiln_aws::Aws;
 use kiln_config::config::AppId;
 use kiln_config::model::{Organization, Region};
+use kiln_github::AppKey;
 use kiln_operations::init::{self, Answers, NetworkAnswer};
 use kiln_operations::ports::{Account as _, Identity as _, WayOut};
 use kiln_operations::{Code, Error};
 use url::Url;
 
+use crate::register::{Registered, register};
 use crate::ui::{Failure, Ui};
+use crate::{cloud, rotate_key};
 
 /// Write what your repository needs: kiln.toml, its schema, the workflows.
 ///
@@ -24,6 +28,7 @@ use crate::ui::{Failure, Ui};
 Examples:
   cargo xtask init
   cargo xtask init --organization acme --region eu-central-1 --client-id Iv23liEXAMPLE0000000 --network create-vpc
+  cargo xtask init --register                   # the App by a form in your browser, its key into AWS
   cargo xtask init --workflows --force          # after an upgrade: the workflows and the schema of this version
   cargo xtask init --network vpc-0123456789abcdef0:subnet-0123456789abcdef0,subnet-0123456789abcdef1")]
 pub struct Args {
@@ -38,6 +43,11 @@ pub struct Args {
     /// The GitHub App's client id, at the top of its settings, or its number.
     #[arg(long, value_name = "ID", value_parser = init::app)]
     client_id: Option<AppId>,
+
+    /// Register the App in a browser, by a form that is filled in: its ids and its key come back from GitHub. The key goes into
+    /// AWS as `rotate-key` does it, and never into a file.
+    #[arg(long, conflicts_with_all = ["client_id", "installation_id", "offline", "workflows"])]
+    register: bool,
 
     /// The number at the end of the installation's address; saves each boot a request.
     #[arg(long, value_name = "NUMBER")]
@@ -86,8 +96,12 @@ pub(crate) async fn run(args: &Args, path: &Path, ui: &Ui) -> Result<(), Failure
             return Err(failure);
         }
     };
+    let (answers, text, key) = if args.register { registered(answers, ui).await? } else { (answers, text, None) };
     write(&[(path.to_owned(), text)], ui)?;
     write(&files, ui)?;
+    if let Some(key) = key {
+        store(key, path, ui).await?;
+    }
     if !args.no_workflows && path.parent().is_some_and(|folder| !is_top(folder)) {
         ui.warn("GitHub reads .github at the top of a repository only: move it there, or run this there");
     }
@@ -95,20 +109,44 @@ pub(crate) async fn run(args: &Args, path: &Path, ui: &Ui) -> Result<(), Failure
     Ok(())
 }
 
+/// The same answers with the App that was registered for them.
+async fn registered(answers: Answers, ui: &Ui) -> Result<(Answers, String, Option<Arc<AppKey>>), Failure> {
+    let github = answers.github_url.clone().unwrap_or_else(|| Url::parse(GITHUB).expect("the address is a constant"));
+    let Registered { client_id, installation, key } = register(&answers.organization, &github, ui).await?;
+    let answers = Answers { app: AppId::Client(client_id), installation_id: Some(installation), ..answers };
+    let text = init::kiln_toml(&answers)?;
+    Ok((answers, text, Some(key)))
+}
+
+/// Puts the App's first key where the fleets look for it.
+async fn store(key: Arc<AppKey>, config: &Path, ui: &Ui) -> Result<(), Failure> {
+    let config = cloud::look_at_config(config)?;
+    Box::pin(rotate_key::install(key, &config, ui)).await.inspect_err(|_| {
+        ui.warn(
+            "the App is registered and kiln.toml is written, but its key was not stored: generate another one in the App's \
+             settings, and run `cargo xtask rotate-key --pem FILE`",
+        );
+    })
+}
+
 /// Asks for what no flag gives; `typed` are the answers as flags. The text is that of kiln.toml.
 async fn answers(args: &Args, ui: &Ui, typed: &mut Vec<String>) -> Result<(Answers, String), Failure> {
     let github_url = args.github_url.clone().unwrap_or_else(|| Url::parse(GITHUB).expect("the address is a constant"));
     let ask = Asker { flag: "--organization", question: "GitHub organization", default: None };
     let organization = ask.for_it(args.organization.as_ref(), init::organization, typed)?;
-    if args.client_id.is_none() {
+    if args.client_id.is_none() && !args.register {
         ui.talk(&format!(
             "An owner of the organization registers the App with this form, in which its one permission is filled in. \
-             Install the App, and copy its client id:\n  {}",
+             Install the App, and copy its client id. `--register` does all of it in a browser.\n  {}",
             init::app_form(&github_url, organization.as_str())
         ));
     }
     let ask = Asker { flag: "--client-id", question: "Client id of the App", default: None };
-    let app = ask.for_it(args.client_id.as_ref(), |text| own_app(&organization, text), typed)?;
+    let app = match args.register {
+        // Until it is registered, which is the last step: what was answered before it is good.
+        true => AppId::App(1),
+        false => ask.for_it(args.client_id.as_ref(), |text| own_app(&organization, text), typed)?,
+    };
     // One that a flag gives, too.
     init::refuse_placeholders(&organization, &app)?;
     let region = region(args, typed)?;

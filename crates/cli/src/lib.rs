@@ -18,6 +18,7 @@ pub mod musl;
 mod operator;
 mod pin;
 mod prune;
+mod register;
 mod rotate_key;
 mod shred;
 mod sources;

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::cloud;
 use crate::ui::{Failure, Ui};
 
-/// Move the pins in kiln.toml to the newest runner, or tell how long what is in use is still served.
+/// Move the pins in kiln.toml to the newest runner, or show how long GitHub still serves what is in use.
 ///
 /// Asks GitHub, as the App, for the newest release of actions/runner that the organization is offered and for its
 /// published digests, and where Amazon Linux 2 is in use the Node project for its builds, and writes them into kiln.toml;

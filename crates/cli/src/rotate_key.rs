@@ -22,11 +22,14 @@ use crate::{cloud, files};
 /// A GitHub App's key is about 1.7 kB; a file beyond 64 KiB is not one.
 const MOST_KEY_BYTES: usize = 64 * 1024;
 
+/// For how many days a former key is kept, unless --keep-days says otherwise.
+const KEEP_DAYS: u32 = 7;
+
 /// So long after a rotation an instance may still have GitHub check the former key's signature: KMS says itself that a
 /// moved alias is seen everywhere within five minutes, and what was signed until then is good for nine.
 const STILL_SIGNED: Duration = Duration::from_secs(15 * 60);
 
-/// Install or replace the GitHub App's private key, go back to the former one, or tell which is in use.
+/// Install or replace the GitHub App's private key, go back to the former one, or show which is in use.
 ///
 /// Make the key in the App's settings first; GitHub downloads it as a .pem file. The key is proved at GitHub, stored,
 /// proved again through the store, made current, and proved a third time as an instance uses it. Until then the former
@@ -76,7 +79,7 @@ pub struct Args {
     status: bool,
 
     /// For how many days a key that stops serving is kept.
-    #[arg(long, value_name = "DAYS", default_value_t = 7, value_parser = clap::value_parser!(u32).range(0..=365))]
+    #[arg(long, value_name = "DAYS", default_value_t = KEEP_DAYS, value_parser = clap::value_parser!(u32).range(0..=365))]
     keep_days: u32,
 
     /// Overwrite and remove the file once the key is installed; on a terminal you are asked.
@@ -145,6 +148,19 @@ async fn rotate(args: &Args, pem: &Path, config: &Config, ui: &Ui) -> Result<(),
         file.shred()?;
         ui.talk(&format!("`{}` is overwritten and removed", pem.display()));
     }
+    Ok(())
+}
+
+/// Installs a key that is in memory, and never was in a file, as the first run of the command does.
+pub(crate) async fn install(key: Arc<AppKey>, config: &Config, ui: &Ui) -> Result<(), Failure> {
+    rotate_key::prove_new(config, &key).await?;
+    let aws = cloud::aws(config).await;
+    let observed = rotate_key::observe(config, &aws, Timestamp::now()).await?;
+    let plan = rotate_key::plan_rotation(&observed, &key.fingerprint(), KEEP_DAYS);
+    show(&observed, &plan, ui);
+    ui.record("fingerprint", key.fingerprint().to_string());
+    rotate_key::apply(config, Some(&key), &observed, &plan, &aws, ui).await?;
+    ui.clear();
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use crate::cloud;
 use crate::pin::lifetime_json;
 use crate::ui::{Failure, Ui};
 
-/// Tell what there is and how it is: fleets, images, instances, runners, keys.
+/// Show what there is and how it is: fleets, images, instances, runners, keys.
 ///
 /// Reads AWS and GitHub; ends well when it could look, whatever it saw. What somebody should look at is told as warnings. Where
 /// GitHub can't be asked, what only it knows is left open. A runner is orphaned when it is offline, runs no job, and its instance is
@@ -35,7 +35,7 @@ Examples:
 
 Results: fleets, images, keys, unknown_stacks, github; with --fix removed (a number)")]
 pub struct Args {
-    /// Tell of this fleet only, and of each of its instances; may be repeated.
+    /// Show this fleet only, and of each of its instances; may be repeated.
     #[arg(long, value_name = "NAME")]
     fleet: Vec<FleetName>,
 

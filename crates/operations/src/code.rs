@@ -53,6 +53,9 @@ codes! {
     ConfigInvalid "config-invalid" Configuration
         "kiln.toml has errors. All of them are listed, each with its line and column."
         "Fix the marked places. An editor that reads `kiln.schema.json` shows the same errors as you type."
+    AppNotRegistered "app-not-registered" Precondition
+        "`init --register` did not come to an App that is registered and installed."
+        "Run it again; or register the App by hand, with the link that `cargo xtask init` prints, and give its client id."
     VersionDiffers "version-differs" Configuration
         "kiln.toml is for another version of Kiln than the one that runs."
         "Install the version that `[kiln] version` names; or, to upgrade, read the changes and then write the version that runs there."

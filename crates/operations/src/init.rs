@@ -233,15 +233,61 @@ fn put(item: &mut Item, value: impl Into<Value>) {
 pub fn app_form(github_url: &Url, organization: &str) -> Url {
     let mut form = github_url.clone();
     form.set_path(&format!("/organizations/{organization}/settings/apps/new"));
-    // A name is unique at all of GitHub, and has at most 34 characters.
-    let name: String = format!("kiln-{organization}").chars().take(34).collect();
     form.query_pairs_mut()
-        .append_pair("name", name.trim_end_matches('-'))
+        .append_pair("name", &app_name(organization))
         .append_pair("url", &format!("{}{organization}", with_slash(github_url)))
         .append_pair("public", "false")
         .append_pair("webhook_active", "false")
         .append_pair("organization_self_hosted_runners", "write");
     form
+}
+
+/// The App's name: it is unique at all of GitHub, and has at most 34 characters.
+fn app_name(organization: &str) -> String {
+    let name: String = format!("kiln-{organization}").chars().take(34).collect();
+    name.trim_end_matches('-').to_owned()
+}
+
+/// The page from which a browser sends GitHub the App's manifest: one permission, no webhook, for this organization only.
+///
+/// Source: <https://docs.github.com/en/apps/sharing-github-apps/registering-a-github-app-from-a-manifest>
+pub fn manifest_page(github_url: &Url, organization: &Organization, redirect: &str, state: &str) -> String {
+    let home = format!("{}{organization}", with_slash(github_url));
+    let manifest = serde_json::json!({
+        "name": app_name(organization.as_str()),
+        "url": home,
+        "redirect_url": redirect,
+        "public": false,
+        "default_permissions": { "organization_self_hosted_runners": "write" },
+        "default_events": [],
+        // Without an address of its own the form is refused; nothing is sent there.
+        "hook_attributes": { "url": home, "active": false },
+    });
+    let mut to = github_url.clone();
+    to.set_path(&format!("/organizations/{organization}/settings/apps/new"));
+    to.query_pairs_mut().append_pair("state", state);
+    let escaped = |text: &str| text.replace('&', "&amp;").replace('"', "&quot;").replace('<', "&lt;");
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Kiln: register the App</title>\
+         <meta name=\"viewport\" content=\"width=device-width\"><body style=\"font: 1rem/1.5 system-ui; max-width: 40rem; \
+         margin: 3rem auto; padding: 0 1rem\"><h1>Register the App of {organization}</h1><p>GitHub shows a form with its one \
+         permission, <em>Self-hosted runners: read and write</em>, and no webhook. Then it asks you to install the App; its key \
+         goes from GitHub to the terminal that opened this page.</p><form method=\"post\" action=\"{}\"><input type=\"hidden\" \
+         name=\"manifest\" value=\"{}\"><button id=\"register\" style=\"font: inherit; padding: .5rem 1rem\">Register at \
+         GitHub</button></form></body></html>",
+        escaped(to.as_str()),
+        escaped(&manifest.to_string())
+    )
+}
+
+/// The API of a GitHub, by the address of its pages.
+pub fn api_url(github_url: &Url) -> Url {
+    let address = github_url.as_str().trim_end_matches('/');
+    let file = format!("{EXAMPLE}\n[github]\nurl = {}\n", Value::from(address));
+    match Config::from_toml("kiln.toml", &file) {
+        Ok(config) => config.github.api_url,
+        Err(_) => github_url.clone(),
+    }
 }
 
 fn with_slash(url: &Url) -> String {

@@ -8,6 +8,7 @@
 mod api;
 mod app;
 mod bodies;
+mod manifest;
 mod organization;
 mod release;
 mod runners;
@@ -195,7 +196,7 @@ impl GitHub {
 
     /// That other App's client id.
     pub fn other_apps_client_id(&self) -> String {
-        self.shared.state().apps[1].client_id.to_owned()
+        self.shared.state().apps[1].client_id.clone()
     }
 
     fn add_key(&self, app: usize) -> String {

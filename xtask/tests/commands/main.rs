@@ -24,6 +24,7 @@ mod permissions;
 mod pin;
 mod pipelines;
 mod prune;
+mod register;
 mod rotation;
 mod secrets;
 mod status;

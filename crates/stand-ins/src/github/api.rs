@@ -15,7 +15,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::state::{Answer, HOURLY_LIMIT, Recorded, State, random};
-use super::{Shared, app, organization, runners};
+use super::{Shared, app, manifest, organization, runners};
 
 /// A request, read whole.
 pub(super) struct Call {
@@ -171,6 +171,10 @@ async fn answer(shared: &Shared, call: &Call) -> Response {
     if let Some(path) = call.path.strip_prefix("/nodejs/release/") {
         return runners::download_node(shared, path);
     }
+    if let Some(page) = manifest::page(shared, call) {
+        shared.changed.notify_waiters();
+        return page;
+    }
     if call.path == "/actions/runner-registration" || call.is_private() {
         return runners::handle(shared, call).await;
     }
@@ -203,6 +207,7 @@ fn rest(shared: &Shared, state: &mut State, call: &Call) -> Answered {
             organization::handle(shared, state, call, *login == shared.organization, method, rest)
         }
         ("GET", ["repos", "actions", "runner", "releases"]) => organization::releases(state, call),
+        ("POST", ["app-manifests", code, "conversions"]) => manifest::convert(shared, state, code),
         (method, rest) => app::handle(&shared.organization, state, call, method, rest),
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
+use super::manifest::Registration;
 use super::release::Release;
 
 pub(super) const APP_ID: u64 = 990_001;
@@ -33,8 +34,8 @@ const SILENT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct App {
     pub(super) id: u64,
-    pub(super) client_id: &'static str,
-    pub(super) slug: &'static str,
+    pub(super) client_id: String,
+    pub(super) slug: String,
     pub(super) owner: String,
     pub(super) installed: bool,
     pub(super) keys: Vec<Key>,
@@ -285,7 +286,9 @@ impl RunnerGroup {
 #[derive(Debug)]
 pub(super) struct State {
     /// Kiln's, then somebody else's.
-    pub(super) apps: [App; 2],
+    pub(super) apps: Vec<App>,
+    /// Of Apps registered from a manifest, by their codes.
+    pub(super) registrations: BTreeMap<String, Registration>,
     pub(super) suspended: bool,
     pub(super) granted: bool,
     /// What the installation was granted beside the App's permission.
@@ -328,22 +331,23 @@ impl State {
     pub(super) fn new(organization: &str, lease: Duration, posts_per_minute: Option<u32>) -> Self {
         let ours = App {
             id: APP_ID,
-            client_id: CLIENT_ID,
-            slug: "kiln-stand-ins",
+            client_id: CLIENT_ID.to_owned(),
+            slug: "kiln-stand-ins".to_owned(),
             owner: organization.to_owned(),
             installed: true,
             keys: Vec::new(),
         };
         let others = App {
             id: 990_002,
-            client_id: "Iv23liSomebodyElse00",
-            slug: "somebody-elses",
+            client_id: "Iv23liSomebodyElse00".to_owned(),
+            slug: "somebody-elses".to_owned(),
             owner: "somebody-else".to_owned(),
             installed: false,
             keys: Vec::new(),
         };
         Self {
-            apps: [ours, others],
+            apps: vec![ours, others],
+            registrations: BTreeMap::new(),
             suspended: false,
             granted: true,
             granted_too: BTreeMap::from([("metadata".to_owned(), "read".to_owned())]),
