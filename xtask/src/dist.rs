@@ -141,7 +141,7 @@ struct Release {
 
 /// Sees that the checkout is one that a version can be made of.
 fn check(shell: &Shell, version: &str) -> anyhow::Result<Release> {
-    let refuse = |message: String, hint: &str| Error::new(Code::CheckoutUnfit, message).hint(hint);
+    let refuse = |message: String, hint: &str| Error::new(Code::CheckoutNotReady, message).hint(hint);
     let git = cmd!(shell, "git status --porcelain").quiet().read();
     let changed = git.context("ask git what is changed; a version is made in a checkout, not in an archive")?;
     if !changed.is_empty() {

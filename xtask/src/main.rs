@@ -44,7 +44,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 enum Command {
     #[command(flatten)]
-    Operator(kiln_cli::Command),
+    Session(kiln_cli::Command),
     Rehearse(rehearse::Args),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
@@ -67,7 +67,7 @@ impl Program for Cli {
 
     async fn run(&self, ui: &Ui) -> Result<(), Failure> {
         match &self.command {
-            Command::Operator(command) => kiln_cli::run::<Self>(command, &self.options, ui).await,
+            Command::Session(command) => kiln_cli::run::<Self>(command, &self.options, ui).await,
             Command::Rehearse(args) => Box::pin(rehearse::run(args, ui)).await,
             Command::Bench(args) => Box::pin(bench::run(args, ui)).await,
             Command::Fuzz(args) => Ok(fuzz::run(args)?),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use kiln_config::model::Architecture;
-use kiln_e2e::story::{Story, Told};
+use kiln_e2e::story::{RunReport, Story};
 use kiln_e2e::world::{Parts, World};
 use kiln_operations::{Code, Error};
 use kiln_vm as vm;
@@ -49,7 +49,7 @@ pub(crate) async fn run(args: &Args, ui: &Ui) -> Result<(), Failure> {
         () = ui::interrupt() => Err(Failure::Interrupted),
     };
     world.shutdown().await?;
-    let Told { timeline, report, result } = told?;
+    let RunReport { timeline, report, result } = told?;
     let path = match &args.report {
         Some(path) => path.clone(),
         None => tools::workspace_root()?.join("target/rehearsal/report.html"),
@@ -79,7 +79,7 @@ async fn boot(ui: &Ui) -> Result<(), Failure> {
 }
 
 fn precondition(missing: vm::Missing) -> Error {
-    Error::new(Code::MachineUnfit, missing.message).hint(missing.hint)
+    Error::new(Code::MachineNotReady, missing.message).hint(missing.hint)
 }
 
 fn parts(ui: &Ui) -> anyhow::Result<Parts> {

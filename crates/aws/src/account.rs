@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aws_sdk_ec2::types::{Filter, LocationType, Route, RouteTable, Subnet};
 use aws_sdk_iam::types::{ContextEntry, ContextKeyTypeEnum, PolicyEvaluationDecisionType};
-use kiln_operations::ports::{Account, Caller, Identity as _, InstanceTypeFacts, Result, Right, SubnetFacts, WayOut};
+use kiln_operations::ports::{
+    Account, Caller, Egress, IamAction, Identity as _, InstanceTypeFacts, Result, SubnetFacts,
+};
 
 use crate::Aws;
 use crate::pages::pages;
@@ -83,7 +85,7 @@ fn table_of<'a>(subnet: &Subnet, tables: &'a [RouteTable]) -> Option<&'a RouteTa
     })
 }
 
-fn way_out(subnet: &Subnet, tables: &[RouteTable]) -> WayOut {
+fn way_out(subnet: &Subnet, tables: &[RouteTable]) -> Egress {
     let routes = table_of(subnet, tables).map(RouteTable::routes).unwrap_or_default();
     let leads_out = |route: &&Route| {
         route.destination_cidr_block() == Some("0.0.0.0/0")
@@ -91,11 +93,11 @@ fn way_out(subnet: &Subnet, tables: &[RouteTable]) -> WayOut {
             && route.state().is_none_or(|state| state.as_str() != "blackhole")
     };
     match routes.iter().find(leads_out) {
-        None => WayOut::None,
+        None => Egress::None,
         Some(route) if route.gateway_id().is_some_and(|id| id.starts_with("igw-")) => {
-            WayOut::Gateway { public: subnet.map_public_ip_on_launch().unwrap_or_default() }
+            Egress::Gateway { public: subnet.map_public_ip_on_launch().unwrap_or_default() }
         }
-        Some(_) => WayOut::Through,
+        Some(_) => Egress::Through,
     }
 }
 
@@ -103,7 +105,7 @@ fn way_out(subnet: &Subnet, tables: &[RouteTable]) -> WayOut {
 type Context = &'static [(&'static str, &'static str)];
 
 impl Account for Aws {
-    async fn lacking(&self, rights: &[Right]) -> Result<Vec<Right>> {
+    async fn lacking(&self, rights: &[IamAction]) -> Result<Vec<IamAction>> {
         let caller = self.caller().await?;
         let Some(source) = self.policy_source(&caller).await? else { return Ok(Vec::new()) };
         // Each simulation is for one resource and one context.
@@ -116,7 +118,7 @@ impl Account for Aws {
             for actions in actions.chunks(MOST_ACTIONS) {
                 let denied = self.simulate(&source, (resource, context), actions).await?;
                 let denied = denied.into_iter();
-                lacking.extend(denied.map(|action| Right { action, resource: resource.to_owned(), context }));
+                lacking.extend(denied.map(|action| IamAction { action, resource: resource.to_owned(), context }));
             }
         }
         Ok(lacking)

@@ -7,7 +7,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kiln_config::model::Sha256;
-use kiln_operations::ports::{Blobs, CloudErrorKind, Document, Result};
+use kiln_operations::ports::{CloudErrorKind, Document, ObjectStore, Result};
 
 use crate::Aws;
 use crate::pages::pages;
@@ -15,7 +15,7 @@ use crate::pages::pages;
 /// A document of Kiln's, such as a lock, takes some hundred bytes. Whoever can write to the bucket may put more there.
 const MOST_DOCUMENT_BYTES: usize = 1 << 20;
 
-impl Blobs for Aws {
+impl ObjectStore for Aws {
     async fn has_blob(&self, bucket: &str, key: &str) -> Result<bool> {
         match self.s3.head_object().bucket(bucket).key(key).send().await {
             Ok(_) => Ok(true),

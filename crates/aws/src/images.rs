@@ -15,20 +15,20 @@ use aws_sdk_ssm::types::ParameterType;
 use kiln_config::model::{AccountId, AmiId, Architecture, BaseImage, KmsKeyArn, Region};
 use kiln_operations::ports::{
     Ami, Build, BuildRequest, BuildStatus, BuildStep, CloudError, Component, ComponentUse, Distribution, Identity as _,
-    Images, Infrastructure, Recipe, Result, Versioned,
+    Images, Infrastructure, Recipe, ResourceVersion, Result,
 };
-use kiln_operations::wait::Pace;
+use kiln_operations::wait::PollBackoff;
 
 use crate::Aws;
 
 /// How long SSM may take to validate an `aws:ec2:image` value after the call. It takes seconds.
-const RECORD_BOUND: Duration = Duration::from_secs(60);
+const RECORD_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a new instance profile may be invisible to other services. It takes seconds.
 ///
 /// source: <https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot.html>, "Changes that I make are not always
 /// immediately visible"
-const PROFILE_BOUND: Duration = Duration::from_secs(120);
+const PROFILE_LIMIT: Duration = Duration::from_secs(120);
 
 /// The maximum number of pages to read. A build has two workflows with about ten steps each, and a recipe has a few builds.
 const MOST_PAGES: usize = 40;
@@ -87,11 +87,11 @@ impl Aws {
         }
     }
 
-    async fn component_arn(&self, id: &Versioned) -> Result<String> {
+    async fn component_arn(&self, id: &ResourceVersion) -> Result<String> {
         Ok(format!("{}/{}/1", self.arn("component", &id.name).await?, id.version))
     }
 
-    async fn recipe_arn(&self, id: &Versioned) -> Result<String> {
+    async fn recipe_arn(&self, id: &ResourceVersion) -> Result<String> {
         Ok(format!("{}/{}", self.arn("image-recipe", &id.name).await?, id.version))
     }
 
@@ -294,15 +294,15 @@ impl Aws {
     }
 
     /// Reads the current recipe. Settings that Kiln never writes make the result differ from every desired recipe.
-    async fn recipe_of(&self, id: &Versioned, found: &ImageRecipe) -> Result<Recipe> {
+    async fn recipe_of(&self, id: &ResourceVersion, found: &ImageRecipe) -> Result<Recipe> {
         let doing = format!("read recipe {id}");
         let own = self.arn("component", "").await?;
         let used = found.components().iter().map(|used| {
             let arn = used.component_arn();
             let parts = arn.strip_prefix(&own).map(|rest| rest.split('/').collect::<Vec<_>>());
             let id = match parts.as_deref() {
-                Some(&[name, version, "1"]) => Versioned { name: name.to_owned(), version: version.to_owned() },
-                _ => Versioned { name: arn.to_owned(), version: String::new() },
+                Some(&[name, version, "1"]) => ResourceVersion { name: name.to_owned(), version: version.to_owned() },
+                _ => ResourceVersion { name: arn.to_owned(), version: String::new() },
             };
             let values = used.parameters().iter().map(|given| (given.name().to_owned(), given.value().join(",")));
             ComponentUse { id, parameters: values.collect() }
@@ -419,7 +419,7 @@ impl Images for Aws {
         }))
     }
 
-    async fn component(&self, id: &Versioned) -> Result<Option<String>> {
+    async fn component(&self, id: &ResourceVersion) -> Result<Option<String>> {
         let doing = format!("look for component {id}");
         let arn = self.component_arn(id).await?;
         match self.imagebuilder.get_component().component_build_version_arn(arn).send().await {
@@ -453,7 +453,7 @@ impl Images for Aws {
         }
     }
 
-    async fn recipe(&self, id: &Versioned) -> Result<Option<Recipe>> {
+    async fn recipe(&self, id: &ResourceVersion) -> Result<Option<Recipe>> {
         let doing = format!("look for recipe {id}");
         let arn = self.recipe_arn(id).await?;
         match self.imagebuilder.get_image_recipe().image_recipe_arn(arn).send().await {
@@ -523,7 +523,7 @@ impl Images for Aws {
         }
         let doing = format!("put infrastructure configuration {}", wanted.name);
         let arn = self.arn("infrastructure-configuration", &wanted.name).await?;
-        let mut pace = Pace::new(PROFILE_BOUND);
+        let mut pace = PollBackoff::new(PROFILE_LIMIT);
         loop {
             let create = self
                 .imagebuilder
@@ -583,7 +583,7 @@ impl Images for Aws {
         }
     }
 
-    async fn newest_build(&self, recipe: &Versioned) -> Result<Option<Build>> {
+    async fn newest_build(&self, recipe: &ResourceVersion) -> Result<Option<Build>> {
         let doing = format!("list builds of {recipe}");
         let arn = format!("{}/{}", self.arn("image", &recipe.name).await?, recipe.version);
         let mut newest: Option<(u64, String)> = None;
@@ -659,7 +659,7 @@ impl Images for Aws {
             .data_type("aws:ec2:image")
             .overwrite(true);
         put.send().await.map_err(|error| self.failed(&doing, error))?;
-        let mut pace = Pace::new(RECORD_BOUND);
+        let mut pace = PollBackoff::new(RECORD_LIMIT);
         while self.recorded(parameter).await?.as_ref() != Some(ami) {
             if pace.pause().await.is_err() {
                 return Err(self.odd(doing, "SSM did not take it over within a minute: it validates the AMI's id"));

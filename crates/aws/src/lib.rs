@@ -33,10 +33,10 @@ const MOST_ATTEMPTS: u32 = 8;
 
 /// The timeout of a connection. A handshake across continents takes a tenth of it. If no server answers, the user waits this long: see
 /// [`reach`].
-const CONNECT_BOUND: Duration = Duration::from_secs(4);
+const CONNECT_LIMIT: Duration = Duration::from_secs(4);
 
 /// The timeout of an attempt. The slowest call uploads the payload, which has a few megabytes.
-const ATTEMPT_BOUND: Duration = Duration::from_secs(60);
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Makes a client that reports its calls.
 macro_rules! client {
@@ -78,8 +78,8 @@ impl Aws {
             .retry_config(RetryConfig::standard().with_max_attempts(MOST_ATTEMPTS))
             .timeout_config(
                 TimeoutConfig::builder()
-                    .connect_timeout(CONNECT_BOUND)
-                    .operation_attempt_timeout(ATTEMPT_BOUND)
+                    .connect_timeout(CONNECT_LIMIT)
+                    .operation_attempt_timeout(ATTEMPT_LIMIT)
                     .build(),
             );
         if let Ok(name) = AppName::new("kiln") {

@@ -9,13 +9,13 @@ use aws_sdk_cloudformation::types::{
 };
 use kiln_operations::ports::{ChangeSet, ResourceChange, Result, Stack, StackEvent, StackRequest, Stacks};
 use kiln_operations::stacks;
-use kiln_operations::wait::Pace;
+use kiln_operations::wait::PollBackoff;
 
 use crate::Aws;
 use crate::pages::pages;
 
 /// How long the creation of a change set may take. It takes seconds.
-const CHANGE_SET_BOUND: Duration = Duration::from_secs(300);
+const CHANGE_SET_LIMIT: Duration = Duration::from_secs(300);
 
 fn is_absent(code: Option<&str>, message: Option<&str>) -> bool {
     code == Some("ValidationError") && message.is_some_and(|message| message.contains("does not exist"))
@@ -165,7 +165,7 @@ impl Aws {
 
     async fn described_change_set(&self, stack: &str, id: &str) -> Result<ChangeSet> {
         let doing = format!("describe change set {id}");
-        let mut pace = Pace::new(CHANGE_SET_BOUND);
+        let mut pace = PollBackoff::new(CHANGE_SET_LIMIT);
         let described = loop {
             let describe = self.cloudformation.describe_change_set().stack_name(stack).change_set_name(id);
             let answer = describe.send().await.map_err(|error| self.failed(&doing, error))?;

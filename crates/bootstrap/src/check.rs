@@ -1,6 +1,6 @@
 //! `kiln-bootstrap check`: does this machine have what `run` will need? Part of the image's own test.
 
-mod looks;
+mod checks;
 
 use std::process::ExitCode;
 
@@ -31,12 +31,12 @@ pub(crate) struct Args {
 
     /// Leave one out; may be given again.
     #[arg(long, value_name = "LOOK")]
-    skip: Vec<Look>,
+    skip: Vec<Check>,
 }
 
 /// What can be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Look {
+enum Check {
     /// The runner's unprivileged user.
     User,
     /// It may not use sudo.
@@ -61,7 +61,7 @@ enum Look {
 
 /// What a look found.
 #[derive(Debug)]
-enum Found {
+enum CheckResult {
     Ok(String),
     Wrong {
         what: String,
@@ -74,15 +74,18 @@ enum Found {
 /// Looks at all of it, and prints what it finds.
 pub(crate) async fn check(machine: &Machine, args: &Args) -> ExitCode {
     let mut found = Vec::new();
-    for look in Look::value_variants() {
-        let what =
-            if args.skip.contains(look) { Found::Skipped("as asked") } else { looks::look(*look, machine, args).await };
+    for look in Check::value_variants() {
+        let what = if args.skip.contains(look) {
+            CheckResult::Skipped("as asked")
+        } else {
+            checks::look(*look, machine, args).await
+        };
         found.push((*look, what));
     }
-    let well = !found.iter().any(|(_, found)| matches!(found, Found::Wrong { .. }));
+    let well = !found.iter().any(|(_, found)| matches!(found, CheckResult::Wrong { .. }));
     if args.json {
-        let looks: Vec<_> = found.iter().map(|(look, found)| as_json(*look, found)).collect();
-        println!("{}", json!({ "ok": well, "looks": looks }));
+        let checks: Vec<_> = found.iter().map(|(look, found)| as_json(*look, found)).collect();
+        println!("{}", json!({ "ok": well, "checks": checks }));
     } else {
         for (look, found) in &found {
             print(*look, found);
@@ -91,28 +94,30 @@ pub(crate) async fn check(machine: &Machine, args: &Args) -> ExitCode {
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-impl Look {
+impl Check {
     fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 }
 
-fn as_json(look: Look, found: &Found) -> serde_json::Value {
+fn as_json(look: Check, found: &CheckResult) -> serde_json::Value {
     match found {
-        Found::Ok(what) => json!({ "look": look.name(), "state": "ok", "found": what }),
-        Found::Wrong { what, mend } => json!({ "look": look.name(), "state": "wrong", "found": what, "mend": mend }),
-        Found::Skipped(why) => json!({ "look": look.name(), "state": "skipped", "found": why }),
+        CheckResult::Ok(what) => json!({ "look": look.name(), "state": "ok", "found": what }),
+        CheckResult::Wrong { what, mend } => {
+            json!({ "look": look.name(), "state": "wrong", "found": what, "mend": mend })
+        }
+        CheckResult::Skipped(why) => json!({ "look": look.name(), "state": "skipped", "found": why }),
     }
 }
 
-fn print(look: Look, found: &Found) {
+fn print(look: Check, found: &CheckResult) {
     let (state, what) = match found {
-        Found::Ok(what) => ("ok", what.as_str()),
-        Found::Wrong { what, .. } => ("WRONG", what.as_str()),
-        Found::Skipped(why) => ("skip", *why),
+        CheckResult::Ok(what) => ("ok", what.as_str()),
+        CheckResult::Wrong { what, .. } => ("WRONG", what.as_str()),
+        CheckResult::Skipped(why) => ("skip", *why),
     };
     println!("{state:<5} {:<12} {what}", look.name());
-    if let Found::Wrong { mend, .. } = found {
+    if let CheckResult::Wrong { mend, .. } = found {
         println!("      mend it:     {mend}");
     }
 }

@@ -14,7 +14,7 @@ use kiln_config::model::InstanceId;
 use crate::life::Notice;
 
 /// The metadata service is on the same host; a second is a thousand times its usual answer.
-const CONNECT_BOUND: Duration = Duration::from_secs(1);
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 
 /// It throttles bursts; four tries with the client's own backoff ride that out.
 const MOST_ATTEMPTS: u32 = 4;
@@ -90,8 +90,8 @@ impl Found {
 impl Metadata {
     pub(crate) fn connect() -> Self {
         let client = imds::Client::builder()
-            .connect_timeout(CONNECT_BOUND)
-            .read_timeout(CONNECT_BOUND)
+            .connect_timeout(CONNECT_LIMIT)
+            .read_timeout(CONNECT_LIMIT)
             .max_attempts(MOST_ATTEMPTS)
             .build();
         Self(client)

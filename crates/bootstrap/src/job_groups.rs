@@ -83,11 +83,11 @@ impl JobGroups {
         move_to(&group, worker);
         for _ in 0..ROUNDS {
             let there = processes(&group);
-            let outside: Vec<i32> = below().into_iter().filter(|id| !there.contains(id)).collect();
-            if outside.is_empty() {
+            let environment: Vec<i32> = below().into_iter().filter(|id| !there.contains(id)).collect();
+            if environment.is_empty() {
                 break;
             }
-            outside.into_iter().for_each(|id| move_to(&group, id));
+            environment.into_iter().for_each(|id| move_to(&group, id));
         }
     }
 

@@ -1,7 +1,7 @@
 //! A runner's life after registration: it serves, and leaves without losing a job.
 //!
 //! What this machine knows itself counts for more than what GitHub says: while a job is known to run here, nothing is
-//! deleted or stopped. GitHub's answers lag, and one of them is never the truth. Everything outside is behind [`Outside`],
+//! deleted or stopped. GitHub's answers lag, and one of them is never the truth. Everything environment is behind [`Environment`],
 //! so that a test can live through thousands of lives.
 
 mod leave;
@@ -95,7 +95,7 @@ pub(crate) const PIN_A_NEWER: &str = "pin a newer runner in kiln.toml, then `car
 
 /// What a listener has said of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Heard {
+pub(crate) struct ListenerState {
     /// It has a session.
     pub(crate) online: bool,
     /// It runs a job.
@@ -151,7 +151,7 @@ pub(crate) enum Served {
 /// The listener's process.
 pub(crate) trait Process {
     /// What it says, as it says it.
-    fn heard(&self) -> watch::Receiver<Heard>;
+    fn heard(&self) -> watch::Receiver<ListenerState>;
     /// Is a worker of it seen, and so a job?
     fn works(&self) -> bool;
     /// Its exit code, when it has ended; `None` for a signal. May be asked again.
@@ -161,7 +161,7 @@ pub(crate) trait Process {
 }
 
 /// What a life is lived among.
-pub(crate) trait Outside {
+pub(crate) trait Environment {
     /// The listener.
     type Listener: Process;
     /// Starts it.
@@ -206,7 +206,7 @@ pub(crate) trait Outside {
 
 /// A life's settings, from BootConfig.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Terms {
+pub(crate) struct LifecycleSettings {
     /// One job only.
     pub(crate) ephemeral: bool,
     /// It belongs to a group, which is asked for a replacement and told of the end.
@@ -214,9 +214,9 @@ pub(crate) struct Terms {
     /// The termination hook's heartbeat timeout.
     pub(crate) heartbeat: Duration,
     /// How long a running job may delay the end.
-    pub(crate) drain_limit: Duration,
+    pub(crate) drain_timeout: Duration,
     /// A launch that can't succeed is given up no earlier after the boot; one that was in service, three times that.
-    pub(crate) replace_pause: Duration,
+    pub(crate) failed_boot_grace: Duration,
     /// One that is older asks to be replaced.
     pub(crate) max_age: Option<Duration>,
     /// One that has had no job for so long asks to be done without.
@@ -285,8 +285,8 @@ struct Leave {
 }
 
 pub(crate) struct Life<'a, O> {
-    pub(crate) outside: &'a O,
-    pub(crate) terms: &'a Terms,
+    pub(crate) environment: &'a O,
+    pub(crate) terms: &'a LifecycleSettings,
     /// When the process began.
     pub(crate) born: Instant,
     /// When the runner was registered.
@@ -311,14 +311,14 @@ fn is_busy(listener: &impl Process) -> bool {
     listener.heard().borrow().busy || listener.works()
 }
 
-impl<O: Outside> Life<'_, O> {
+impl<O: Environment> Life<'_, O> {
     /// From the first start of the listener to the end. `launched`: an earlier start of this service has brought the
     /// instance into service.
     pub(crate) async fn live(&self, launched: bool) -> End {
         let mut past = Past { launched, ..Past::default() };
         loop {
             let begin = Instant::now();
-            let mut listener = match self.outside.start() {
+            let mut listener = match self.environment.start() {
                 Ok(listener) => listener,
                 Err(error) => {
                     tracing::error!(error = %format!("{error:#}"), "the listener can't be started");
@@ -360,7 +360,7 @@ impl<O: Outside> Life<'_, O> {
         past: &mut Past,
     ) -> Option<End> {
         let listed = tokio::select! {
-            listed = self.outside.listed() => listed,
+            listed = self.environment.listed() => listed,
             leave = self.must_leave() => return Some(self.leave(leave, listener, past.launched).await),
         };
         let out = listener.heard().borrow().unreachable || listed.is_err();
@@ -404,7 +404,7 @@ impl<O: Outside> Life<'_, O> {
     /// GitHub calls the version deprecated. It has been wrong, so that this instance tries on, and the less often the surer
     /// it is. A fresh instance of the same image would fare no better: this one is not replaced.
     async fn deprecated(&self, listener: &mut O::Listener, past: &mut Past) -> Option<End> {
-        let served = self.outside.served().await;
+        let served = self.environment.served().await;
         let pause =
             if served == Served::No { DEPRECATED_PAUSES.1 } else { growing(DEPRECATED_PAUSES, past.deprecated) };
         (past.deprecated, past.starts) = (past.deprecated + 1, 0);
@@ -415,10 +415,10 @@ impl<O: Outside> Life<'_, O> {
             "GitHub serves this runner version no more"
         );
         if served != Served::Yes {
-            self.outside.show_state(kiln_config::boot::RUNNER_DEPRECATED).await;
+            self.environment.show_state(kiln_config::boot::RUNNER_DEPRECATED).await;
         }
         let give_up_at = (self.terms.in_group && !past.launched && served != Served::Yes)
-            .then(|| self.born + self.terms.replace_pause);
+            .then(|| self.born + self.terms.failed_boot_grace);
         let mut wait = std::pin::pin!(self.sleep_launching(pause, past.launched, served == Served::Yes));
         let mut must_leave = std::pin::pin!(self.must_leave());
         tokio::select! {
@@ -433,7 +433,7 @@ impl<O: Outside> Life<'_, O> {
     async fn sleep_launching(&self, pause: Duration, launched: bool, extend: bool) {
         let end = Instant::now() + pause;
         while extend && self.terms.in_group && !launched && Instant::now() < end {
-            self.outside.heartbeat(Hook::Launch).await;
+            self.environment.heartbeat(Hook::Launch).await;
             sleep_until(end.min(Instant::now() + LAUNCH_HEARTBEAT)).await;
         }
         sleep_until(end).await;
@@ -447,7 +447,7 @@ impl<O: Outside> Life<'_, O> {
         let mut absences = 1;
         while absences < ABSENCES {
             sleep(ABSENT_PAUSE).await;
-            match self.outside.listed().await {
+            match self.environment.listed().await {
                 Ok(Listed::Absent) => absences += 1,
                 Ok(_) => return false,
                 // Nothing to do about it before GitHub is there again.
@@ -467,17 +467,17 @@ impl<O: Outside> Life<'_, O> {
         let mut watch = std::pin::pin!(self.watch(&idles));
         let mut retire = self.terms.max_age.map(|age| self.born + age);
         let mut idle = None;
-        let mut state = Heard::default();
+        let mut state = ListenerState::default();
         let mut launching = !past.launched;
         loop {
             tokio::select! {
                 Ok(()) = heard.changed() => {
                     let now = *heard.borrow_and_update();
                     if now.online && !state.online {
-                        self.outside.ready();
+                        self.environment.ready();
                     }
                     if now.jobs > state.jobs {
-                        self.outside.took_job();
+                        self.environment.took_job();
                     }
                     state = now;
                     idles.set(!now.busy);
@@ -496,13 +496,13 @@ impl<O: Outside> Life<'_, O> {
                         return Turn::Leave(self.whenever("the maximum age is reached"));
                     }
                     // Once granted, the group says when to leave.
-                    retire = (!self.outside.replace().await).then(|| Instant::now() + ASK_AGAIN);
+                    retire = (!self.environment.replace().await).then(|| Instant::now() + ASK_AGAIN);
                 }
                 () = until(idle), if state.online => {
                     if is_busy(listener) {
                         idle = self.terms.idle_limit.map(|limit| Instant::now() + limit);
                     } else if self.terms.in_group {
-                        let granted = self.outside.scale_in().await;
+                        let granted = self.environment.scale_in().await;
                         idle = self.terms.idle_limit.filter(|_| !granted).map(|limit| Instant::now() + limit.max(ASK_AGAIN));
                     } else {
                         return Turn::Leave(self.whenever("idle"));
@@ -514,11 +514,11 @@ impl<O: Outside> Life<'_, O> {
 
     /// Resolves when the listener has had no session for too long. It tries on by itself for as long as GitHub can't be
     /// reached, and so long it is left alone.
-    async fn silence(&self, heard: watch::Receiver<Heard>, launched: bool) {
+    async fn silence(&self, heard: watch::Receiver<ListenerState>, launched: bool) {
         self.sleep_launching(LISTEN_LIMIT, launched, false).await;
         let since = Instant::now();
         while since.elapsed() < OUTAGE_LIMIT {
-            let answers = self.outside.listed().await.is_ok();
+            let answers = self.environment.listed().await.is_ok();
             if answers && (!heard.borrow().unreachable || since.elapsed() >= STUCK) {
                 return;
             }
@@ -534,7 +534,7 @@ impl<O: Outside> Life<'_, O> {
         loop {
             sleep(pause).await;
             pause = every;
-            match self.outside.listed().await {
+            match self.environment.listed().await {
                 _ if !idles.get() => {}
                 Ok(Listed::Absent) if self.is_gone().await && idles.get() => return,
                 Ok(_) => {}
@@ -544,7 +544,7 @@ impl<O: Outside> Life<'_, O> {
     }
 
     fn whenever(&self, why: &'static str) -> Leave {
-        Leave { why, bound: self.terms.drain_limit, grace: leave::JOB_GRACE, known: false }
+        Leave { why, bound: self.terms.drain_timeout, grace: leave::JOB_GRACE, known: false }
     }
 }
 

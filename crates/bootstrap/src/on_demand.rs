@@ -18,15 +18,15 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::directory::RunnerDirectory;
+use crate::environment::Signals;
 use crate::guard;
 use crate::identify::Metadata;
-use crate::life::{Heard, LOOK_EVERY, Notice, Process as _};
+use crate::life::{LOOK_EVERY, ListenerState, Notice, Process as _};
 use crate::machine::Machine;
 use crate::memory::Memory;
-use crate::outside::Signals;
 use crate::phase::phase;
 use crate::register::{Registered, environment};
-use crate::run::{DOCKER_BOUND, docker, watchdog};
+use crate::run::{DOCKER_LIMIT, docker, watchdog};
 use crate::serve::Listener;
 
 /// Between two looks for the configuration: it follows the launch within seconds, mostly before this machine is up.
@@ -151,7 +151,7 @@ impl<'a> OnDemand<'a> {
         };
         let (((), (hand_over, jit)), configure_ms) = waited?;
         if config.wait_for_docker
-            && let Err(error) = phase("docker", DOCKER_BOUND, docker(self.machine)).await
+            && let Err(error) = phase("docker", DOCKER_LIMIT, docker(self.machine)).await
         {
             // Jobs without containers run; those with some fail, and say so themselves.
             tracing::error!(error = %format!("{error:#}"), "serving without docker");
@@ -244,7 +244,7 @@ impl<'a> OnDemand<'a> {
         let begin = Instant::now();
         let seconds = |secs: u32| Duration::from_secs(secs.into());
         let mut heard = listener.heard();
-        let mut state = Heard::default();
+        let mut state = ListenerState::default();
         let mut limit = Some(begin + seconds(self.config.boot_limit_secs));
         let mut asked = std::pin::pin!(self.asked(listener.heard()));
         let mut deletion = std::pin::pin!(take_back(hand_over, listener.heard()));
@@ -274,7 +274,7 @@ impl<'a> OnDemand<'a> {
     }
 
     /// Resolves when the listener has to end: at once while it is idle, and as late as can be while it runs a job.
-    async fn asked(&self, mut heard: watch::Receiver<Heard>) -> Ending {
+    async fn asked(&self, mut heard: watch::Receiver<ListenerState>) -> Ending {
         tokio::select! {
             why = self.signals.asked() => {
                 tracing::info!(phase = "drain", why, "asked to end: waiting for a running job");
@@ -301,7 +301,7 @@ impl<'a> OnDemand<'a> {
 }
 
 /// Deletes the object once the listener is online. It has been read, and is good for nothing more.
-async fn take_back(hand_over: HandOver, mut heard: watch::Receiver<Heard>) {
+async fn take_back(hand_over: HandOver, mut heard: watch::Receiver<ListenerState>) {
     if heard.wait_for(|heard| heard.online).await.is_err() {
         return;
     }

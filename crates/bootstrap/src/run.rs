@@ -12,15 +12,16 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument as _;
 
 use crate::aws::{Aws, Group};
+use crate::environment::{LiveEnvironment, Signals, served};
 use crate::guard;
 use crate::identify::{Identity, Metadata, Role};
 use crate::life::{
-    DEPRECATED_PAUSES, End, Hook, LAUNCH_HEARTBEAT, LOOK_EVERY, Life, Notice, PIN_A_NEWER, Served, Terms, growing,
+    DEPRECATED_PAUSES, End, Hook, LAUNCH_HEARTBEAT, LOOK_EVERY, Life, LifecycleSettings, Notice, PIN_A_NEWER, Served,
+    growing,
 };
 use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::on_demand::OnDemand;
-use crate::outside::{Real, Signals, served};
 use crate::phase::{phase, spent};
 use crate::register::{Deprecated, Registered, Unreachable, register};
 use crate::settings;
@@ -31,14 +32,14 @@ const USER_AGENT: &str = concat!("kiln-bootstrap/", env!("CARGO_PKG_VERSION"));
 const CONTROLLER_UNIT: &str = "kiln-controller.service";
 
 /// The metadata service may answer late while the network comes up.
-const IDENTIFY_BOUND: Duration = Duration::from_secs(60);
+const IDENTIFY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Retries of KMS and GitHub within, three times the minute that a secondary limit asks for among them; together with the
 /// phases beside it below the launch hook's ten minutes.
-const MINT_BOUND: Duration = Duration::from_secs(240);
+const MINT_LIMIT: Duration = Duration::from_secs(240);
 
 /// `config.sh` starts .NET twice, on the smallest instances a quarter of a minute.
-const REGISTER_BOUND: Duration = Duration::from_secs(240);
+const REGISTER_LIMIT: Duration = Duration::from_secs(240);
 
 /// A boot that failed is tried again so much later: what a person mends, such as a key, then needs no new instance.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
@@ -47,7 +48,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(30);
 const SHOWN_OUTAGES: u32 = 3;
 
 /// docker is up within seconds of its start; two minutes are for a disk that has been warmed by nobody.
-pub(crate) const DOCKER_BOUND: Duration = Duration::from_secs(120);
+pub(crate) const DOCKER_LIMIT: Duration = Duration::from_secs(120);
 
 /// Between two looks at docker's socket.
 const DOCKER_LOOK: Duration = Duration::from_millis(200);
@@ -107,8 +108,8 @@ async fn identified(machine: &Machine) -> Option<Start<'_>> {
     let born = Instant::now();
     let metadata = Metadata::connect();
     let identified = async {
-        let found = phase("identify", IDENTIFY_BOUND, Box::pin(metadata.identify())).await?;
-        let config = phase("configure", IDENTIFY_BOUND, async { found.0.configure() }).await?;
+        let found = phase("identify", IDENTIFY_LIMIT, Box::pin(metadata.identify())).await?;
+        let config = phase("configure", IDENTIFY_LIMIT, async { found.0.configure() }).await?;
         if let Some(environment) = config.0.environment() {
             settings::apply(environment)?;
             settings::give_to_docker(machine, environment).await?;
@@ -174,13 +175,13 @@ impl Boot<'_> {
             }
         };
         if self.config().wait_for_docker
-            && let Err(error) = phase("docker", DOCKER_BOUND, docker(self.machine)).await
+            && let Err(error) = phase("docker", DOCKER_LIMIT, docker(self.machine)).await
         {
             // Jobs without containers run; those with some fail, and say so themselves.
             tracing::error!(error = %format!("{error:#}"), "serving without docker");
         }
-        let outside = self.outside(&github, Some(&registered));
-        let life = Life { outside: &outside, terms: &terms, born: self.born, registered: Instant::now() };
+        let environment = self.environment(&github, Some(&registered));
+        let life = Life { environment: &environment, terms: &terms, born: self.born, registered: Instant::now() };
         let serving = tracing::info_span!("life", phase = "serve");
         let end = tokio::select! {
             end = Box::pin(life.live(before.in_service).instrument(serving)) => end,
@@ -205,7 +206,7 @@ impl Boot<'_> {
 
     /// Ends an instance that does not serve: its runner is deleted, and the group asked for another one. `done`: it has done
     /// what it was for, so that this is no fault that fresh instances would have too.
-    async fn end(&self, terms: &Terms, done: bool) -> ExitCode {
+    async fn end(&self, terms: &LifecycleSettings, done: bool) -> ExitCode {
         let github = match self.github() {
             Ok(github) => github,
             Err(error) => {
@@ -215,12 +216,12 @@ impl Boot<'_> {
         };
         let mut terms = terms.clone();
         if done {
-            terms.replace_pause = Duration::ZERO;
+            terms.failed_boot_grace = Duration::ZERO;
         }
-        let outside = self.outside(&github, None);
-        let life = Life { outside: &outside, terms: &terms, born: self.born, registered: self.born };
+        let environment = self.environment(&github, None);
+        let life = Life { environment: &environment, terms: &terms, born: self.born, registered: self.born };
         let end = async {
-            if outside.runner.is_some() {
+            if environment.runner.is_some() {
                 life.forget().await;
             }
             Box::pin(life.give_up(None, self.memory.kept().in_service)).await;
@@ -231,12 +232,12 @@ impl Boot<'_> {
         }
     }
 
-    fn outside<'b>(&'b self, github: &'b OrgClient, registered: Option<&'b Registered>) -> Real<'b> {
+    fn environment<'b>(&'b self, github: &'b OrgClient, registered: Option<&'b Registered>) -> LiveEnvironment<'b> {
         let runner = match registered {
             Some(registered) => Some((registered.name.clone(), registered.id.or_else(|| own_id(registered)))),
             None => self.memory.kept().runner,
         };
-        Real {
+        LiveEnvironment {
             machine: self.machine,
             metadata: &self.metadata,
             memory: &self.memory,
@@ -249,18 +250,18 @@ impl Boot<'_> {
         }
     }
 
-    fn terms(&self) -> Terms {
+    fn terms(&self) -> LifecycleSettings {
         let config = self.config();
         let secs = |secs: u32| Duration::from_secs(secs.into());
         let retirement = config.retirement.unwrap_or_default();
         let own = config.lifecycle.as_ref();
-        Terms {
+        LifecycleSettings {
             ephemeral: config.registration == Registration::Ephemeral,
             in_group: own.is_some(),
             // Without a group nobody waits for a sign of life, and a job may take Auto Scaling's own longest.
-            heartbeat: secs(own.map_or(7200, |own| own.heartbeat_secs)),
-            drain_limit: secs(own.map_or(48 * 3600, |own| own.drain_limit_secs)),
-            replace_pause: secs(own.map_or(0, |own| own.replace_pause_secs)),
+            heartbeat: secs(own.map_or(7200, |own| own.termination_heartbeat_timeout_secs)),
+            drain_timeout: secs(own.map_or(48 * 3600, |own| own.drain_timeout_secs)),
+            failed_boot_grace: secs(own.map_or(0, |own| own.failed_boot_grace_secs)),
             max_age: retirement.max_age_secs.map(secs),
             idle_limit: retirement.idle_limit_secs.map(secs),
         }
@@ -268,7 +269,11 @@ impl Boot<'_> {
 
     /// Registers, again and again until the pause before a replacement is over. Neither an outage of GitHub nor a version
     /// that GitHub refuses against its own list ends it.
-    async fn registered(&self, before_ms: [u64; 2], terms: &Terms) -> anyhow::Result<(OrgClient, Registered)> {
+    async fn registered(
+        &self,
+        before_ms: [u64; 2],
+        terms: &LifecycleSettings,
+    ) -> anyhow::Result<(OrgClient, Registered)> {
         let (mut outages, mut refusals) = (0, 0);
         loop {
             let mut attempt = std::pin::pin!(self.attempt(before_ms));
@@ -316,7 +321,7 @@ impl Boot<'_> {
         error: anyhow::Error,
         pause: Duration,
         extend: bool,
-        terms: &Terms,
+        terms: &LifecycleSettings,
     ) -> anyhow::Result<()> {
         let deprecated = error.is::<Deprecated>();
         let hint = if deprecated { Some(PIN_A_NEWER.to_owned()) } else { hint(&error) }.unwrap_or_default();
@@ -324,7 +329,7 @@ impl Boot<'_> {
         let in_service = self.memory.kept().in_service;
         // A version that is refused is refused on a fresh instance, too: one in service stays, and tries on.
         let patient = extend || deprecated && in_service;
-        let last = self.born + terms.replace_pause;
+        let last = self.born + terms.failed_boot_grace;
         let ends = !patient && Instant::now() + if deprecated { Duration::ZERO } else { pause } > last;
         if ends {
             tracing::error!(error = shown, hint, "this boot can't succeed");
@@ -415,13 +420,13 @@ impl Boot<'_> {
             anyhow::Ok(github)
         };
         let both = async { Ok(tokio::try_join!(mint, guarded)?.0) };
-        let (github, mint_ms) = phase("mint", MINT_BOUND, Box::pin(both)).await?;
+        let (github, mint_ms) = phase("mint", MINT_LIMIT, Box::pin(both)).await?;
         let clock_error_secs = github.app().clock_error_secs();
         if clock_error_secs != 0 {
             tracing::warn!(phase = "mint", clock_error_secs, "this machine's clock is off; GitHub's was used instead");
         }
         let register = Box::pin(register(self.machine, &self.identity, user, &github));
-        let (registered, register_ms) = phase("register", REGISTER_BOUND, register).await?;
+        let (registered, register_ms) = phase("register", REGISTER_LIMIT, register).await?;
         let Usage { requests, connections, bytes, limited, limited_in_a_row } = github.app().usage();
         let (cpu_ms, peak_kib) = spent();
         tracing::info!(

@@ -1,6 +1,6 @@
 //! GitHub's own listener, as the unprivileged user.
 
-mod ear;
+mod output;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use tracing::Instrument as _;
 use crate::between_jobs::{Answering, Cleaner};
 use crate::guard::{self, Watching};
 use crate::job_groups::JobGroups;
-use crate::life::{Heard, Process};
+use crate::life::{ListenerState, Process};
 use crate::machine::{Machine, User};
 use crate::processes;
 use crate::register::Registered;
-use ear::Ear;
+use output::ListenerOutput;
 
 /// What of a line is read at most. The runner's own lines have a job's name in them, and nothing else of any length.
 const LONGEST_LINE: usize = 8 * 1024;
@@ -42,7 +42,7 @@ pub(crate) struct Listener {
     group: Option<Pid>,
     user: User,
     groups: Option<JobGroups>,
-    heard: watch::Receiver<Heard>,
+    heard: watch::Receiver<ListenerState>,
     readers: Vec<JoinHandle<()>>,
     _hooks: Answering,
     _guard: Option<Watching>,
@@ -69,7 +69,7 @@ impl Listener {
         }
         let mut child = command.spawn().with_context(|| format!("start {}", program.display()))?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-        let (tell, heard) = watch::channel(Heard::default());
+        let (tell, heard) = watch::channel(ListenerState::default());
         let tell = Arc::new(tell);
         let mut readers = Vec::new();
         if let Some(stdout) = child.stdout.take() {
@@ -93,7 +93,7 @@ impl Listener {
 }
 
 impl Process for Listener {
-    fn heard(&self) -> watch::Receiver<Heard> {
+    fn heard(&self) -> watch::Receiver<ListenerState> {
         self.heard.clone()
     }
 
@@ -147,9 +147,9 @@ fn job_groups(machine: &Machine) -> (Option<JobGroups>, Option<PathBuf>) {
 }
 
 /// Reads what the listener says, and looks at what it does, until it ends.
-async fn listen(stream: impl AsyncRead + Unpin, listener: Option<Pid>, tell: Arc<watch::Sender<Heard>>) {
+async fn listen(stream: impl AsyncRead + Unpin, listener: Option<Pid>, tell: Arc<watch::Sender<ListenerState>>) {
     let mut lines = Lines::new(stream);
-    let mut ear = Ear::default();
+    let mut output = ListenerOutput::default();
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -157,24 +157,24 @@ async fn listen(stream: impl AsyncRead + Unpin, listener: Option<Pid>, tell: Arc
             line = lines.next() => {
                 let Some(line) = line else { return };
                 tracing::info!(phase = "serve", listener = line);
-                ear.hears(&line, || processes::has_worker(listener))
+                output.hears(&line, || processes::has_worker(listener))
             }
-            _ = looks.tick() => ear.looks(processes::has_worker(listener)),
+            _ = looks.tick() => output.looks(processes::has_worker(listener)),
         };
-        let (now, reached) = (ear.heard(), ear.take_reached());
+        let (now, reached) = (output.heard(), output.take_reached());
         tell.send_if_modified(|heard| {
-            let now = Heard { unreachable: heard.unreachable && !reached, ..now };
+            let now = ListenerState { unreachable: heard.unreachable && !reached, ..now };
             let before = std::mem::replace(heard, now);
             news || before != now
         });
     }
 }
 
-async fn forward(stream: impl AsyncRead + Unpin, tell: Arc<watch::Sender<Heard>>) {
+async fn forward(stream: impl AsyncRead + Unpin, tell: Arc<watch::Sender<ListenerState>>) {
     let mut lines = Lines::new(stream);
     while let Some(line) = lines.next().await {
         tracing::info!(phase = "serve", listener = line);
-        if ear::is_unreachable(&line) {
+        if output::is_unreachable(&line) {
             tell.send_if_modified(|heard| !std::mem::replace(&mut heard.unreachable, true));
         }
     }

@@ -10,7 +10,7 @@ use kiln_image::contents::Contents;
 use kiln_image::payload::{self, Payload};
 use kiln_operations::ami::{self, Request};
 use kiln_operations::freshness;
-use kiln_operations::published::{self, Verdict};
+use kiln_operations::published::{self, PinCheck};
 use kiln_operations::{Code, Error, Kind};
 
 use crate::ui::{Failure, Ui};
@@ -169,9 +169,9 @@ impl Bake<'_> {
         };
         let github = cloud::github(config, aws, store)?;
         match published::verify(config, image, &github).await {
-            Ok(Verdict::Same) => ui.talk(&format!("the pin of runner {version} is what GitHub publishes")),
-            Ok(Verdict::Newer(newest)) => unchecked(&format!("it publishes digests of its newest, {newest}, only")),
-            Ok(Verdict::Unpublished) => unchecked("it publishes no digest of it"),
+            Ok(PinCheck::Same) => ui.talk(&format!("the pin of runner {version} is what GitHub publishes")),
+            Ok(PinCheck::Newer(newest)) => unchecked(&format!("it publishes digests of its newest, {newest}, only")),
+            Ok(PinCheck::Unpublished) => unchecked("it publishes no digest of it"),
             Err(error) if error.kind() == Kind::Configuration => return Err(error.into()),
             Err(error) => unchecked(&error.to_string()),
         }
@@ -196,7 +196,7 @@ fn checkout() -> Result<&'static Path, Error> {
 /// The binary: the given one, the one that is built in, or one built from this checkout. Proves that it is static; packs it.
 fn packed(args: &Args, architecture: Architecture, ui: &Ui) -> Result<Payload, Failure> {
     if let (None, Some(binary)) = (&args.bootstrap, bundle::bootstrap(architecture)) {
-        let unfit = |error| Error::new(Code::BootstrapUnfit, "the binary that is built in is unfit").caused_by(error);
+        let unfit = |error| Error::new(Code::BootstrapInvalid, "the binary that is built in is unfit").caused_by(error);
         payload::prove_static(binary, architecture).map_err(unfit)?;
         return Ok(Payload::of_bootstrap(binary));
     }
@@ -211,11 +211,11 @@ fn packed(args: &Args, architecture: Architecture, ui: &Ui) -> Result<Payload, F
         }
     };
     let binary = std::fs::read(&path).map_err(|error| {
-        Error::new(Code::BootstrapUnfit, format!("can't read the bootstrap binary `{}`", path.display()))
+        Error::new(Code::BootstrapInvalid, format!("can't read the bootstrap binary `{}`", path.display()))
             .caused_by(error)
     })?;
     payload::prove_static(&binary, architecture).map_err(|error| {
-        Error::new(Code::BootstrapUnfit, format!("`{}` can't go into the image", path.display()))
+        Error::new(Code::BootstrapInvalid, format!("`{}` can't go into the image", path.display()))
             .caused_by(error)
             .hint("leave `--bootstrap` out: the binary is then built in, or built from the checkout")
     })?;

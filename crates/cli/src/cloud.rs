@@ -10,7 +10,7 @@ use kiln_config::model::{FleetName, KeyStore};
 use kiln_github::OrgClient;
 use kiln_operations::deploy::key_names;
 use kiln_operations::init;
-use kiln_operations::pin::Web;
+use kiln_operations::pin::HttpText;
 use kiln_operations::ports::Keys as _;
 use kiln_operations::rotate_key::USER_AGENT;
 use kiln_operations::{Code, Error};
@@ -138,20 +138,20 @@ pub(crate) async fn stores_without_key(config: &Config, aws: &Aws) -> Result<Vec
 const MOST_BYTES: usize = 10 << 20;
 
 /// Such a list is there within a second or two.
-const ANSWER_BOUND: Duration = Duration::from_secs(30);
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Reads public texts.
 #[derive(Debug)]
-pub(crate) struct Browser(reqwest::Client);
+pub(crate) struct HttpClient(reqwest::Client);
 
-impl Browser {
+impl HttpClient {
     pub(crate) fn new() -> Result<Self, Error> {
-        let client = reqwest::Client::builder().user_agent(USER_AGENT).timeout(ANSWER_BOUND).build();
-        client.map(Self).map_err(|error| Error::new(Code::Unforeseen, "HTTPS can't be set up").caused_by(error))
+        let client = reqwest::Client::builder().user_agent(USER_AGENT).timeout(ANSWER_LIMIT).build();
+        client.map(Self).map_err(|error| Error::new(Code::Internal, "HTTPS can't be set up").caused_by(error))
     }
 }
 
-impl Web for Browser {
+impl HttpText for HttpClient {
     async fn text(&self, url: &str) -> Result<String, Error> {
         let cannot = |error: reqwest::Error| {
             Error::new(Code::DownloadFailed, format!("can't read {url}"))

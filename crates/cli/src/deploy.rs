@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use kiln_config::config::{Config, Fleet};
 use kiln_config::model::FleetName;
-use kiln_operations::deploy::{self, Canary, Goal, Holder, Operator, Request};
+use kiln_operations::deploy::{self, Canary, LockOwner, Request, Session, Target};
 use kiln_operations::{Code, Error, doctor, on_demand};
 
 use crate::cloud;
-use crate::operator::{Person, holder};
+use crate::operator::{TerminalUser, holder};
 use crate::ui::{Failure, Ui};
 
 /// Bring a fleet's infrastructure to the desired state and roll it to the recorded image.
@@ -86,18 +86,18 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
     let aws = cloud::aws(&config).await;
     let holder = holder();
     for fleet in fleets {
-        Box::pin(roll_out(args, &config, fleet, &aws, &holder, ui)).await?;
+        Box::pin(rollout(args, &config, fleet, &aws, &holder, ui)).await?;
     }
     ui.clear();
     Ok(())
 }
 
-async fn roll_out(
+async fn rollout(
     args: &Args,
     config: &Config,
     fleet: &Fleet,
     aws: &kiln_aws::Aws,
-    holder: &Holder,
+    holder: &LockOwner,
     ui: &Ui,
 ) -> Result<(), Failure> {
     let request = request(args, config, fleet);
@@ -106,8 +106,8 @@ async fn roll_out(
     if !args.allow_public_repositories {
         doctor::require_private_group(fleet, &github).await?;
     }
-    let person = Person { yes: args.yes };
-    let operator = Operator { progress: ui, consent: &person, check: &person, holder };
+    let person = TerminalUser { yes: args.yes };
+    let operator = Session { progress: ui, consent: &person, check: &person, holder };
     if fleet.on_demand.is_some() {
         require_no_canary_check(args, fleet)?;
         Box::pin(on_demand::run(&request, args.dry_run, aws, &github, operator)).await?;
@@ -128,13 +128,13 @@ fn require_no_canary_check(args: &Args, fleet: &Fleet) -> Result<(), Error> {
 }
 
 fn request<'a>(args: &Args, config: &'a Config, fleet: &'a Fleet) -> Request<'a> {
-    let goal = match (args.rollback, args.retry) {
-        (true, _) => Goal::Back,
-        (_, true) => Goal::Again,
-        _ => Goal::Baked,
+    let target = match (args.rollback, args.retry) {
+        (true, _) => Target::Previous,
+        (_, true) => Target::RetryLatest,
+        _ => Target::Latest,
     };
     let canary =
         (!args.no_canary).then(|| Canary { check: args.canary_check.clone().or_else(|| fleet.canary_check.clone()) });
     let lock_wait = Duration::from_secs(args.lock_wait.into());
-    Request { goal, canary, lock_wait, ..Request::new(config, fleet) }
+    Request { target, canary, lock_wait, ..Request::new(config, fleet) }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kiln_aws::Aws;
 use kiln_config::config::Config;
 use kiln_config::model::FleetName;
-use kiln_operations::destroy::{self, Operator, Request};
+use kiln_operations::destroy::{self, Request, Session};
 use kiln_operations::ports::Stacks as _;
 use kiln_operations::{Code, Error};
 
@@ -17,7 +17,7 @@ use crate::ui::{Failure, Ui};
 /// Take fleets down once their jobs are done: their instances, their runners at GitHub, their stacks.
 ///
 /// Each group is scaled to nothing first: its instances end their jobs and leave, which takes as long as the longest job, and
-/// `drain_limit_secs` at most. Then what runners are left at GitHub are deleted, and the stack. It asks for the fleet's name, unless
+/// `drain_timeout_secs` at most. Then what runners are left at GitHub are deleted, and the stack. It asks for the fleet's name, unless
 /// --yes is given. Run again at any time, it goes on from where the last run stopped; a fleet that has begun to drain takes no job
 /// any more, and the way back is to let this end and to deploy it anew.
 ///
@@ -73,7 +73,7 @@ pub(crate) async fn run(args: &Args, config: &Path, ui: &Ui) -> Result<(), Failu
         None => None,
     };
     let holder = holder();
-    let operator = Operator { progress: ui, holder: &holder };
+    let operator = Session { progress: ui, holder: &holder };
     let plan = Box::pin(destroy::run(&request, &aws, github.as_ref(), operator)).await?;
     if args.dry_run || plan.is_empty() {
         return Ok(());

@@ -10,7 +10,7 @@ use kiln_config::config::AppId;
 use kiln_config::model::{Organization, Region};
 use kiln_github::AppKey;
 use kiln_operations::init::{self, Answers, NetworkAnswer};
-use kiln_operations::ports::{Account as _, Identity as _, WayOut};
+use kiln_operations::ports::{Account as _, Egress, Identity as _};
 use kiln_operations::{Code, Error};
 use url::Url;
 
@@ -318,13 +318,13 @@ async fn check(answers: &Answers, ui: &Ui) -> Result<(), Failure> {
         let refused = match found.iter().find(|subnet| subnet.id == *id) {
             None => Some(format!("there is no subnet {id} in {}", answers.region)),
             Some(subnet) if subnet.vpc != *vpc => Some(format!("subnet {id} is in {}, not in {vpc}", subnet.vpc)),
-            Some(subnet) if matches!(subnet.way_out, WayOut::None | WayOut::Gateway { public: false }) => {
+            Some(subnet) if matches!(subnet.way_out, Egress::None | Egress::Gateway { public: false }) => {
                 Some(format!("instances in subnet {id} have no route to the internet"))
             }
             Some(_) => None,
         };
         if let Some(what) = refused {
-            return Err(Error::new(Code::SubnetUnfit, what)
+            return Err(Error::new(Code::SubnetNotUsable, what)
                 .hint("name other subnets in --network, or `create-vpc`; --offline does not check them")
                 .into());
         }

@@ -35,7 +35,7 @@ use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 
-use crate::ui::{Failure, Ui, Voice};
+use crate::ui::{Failure, OutputFlags, Ui};
 
 /// The flags that every command has.
 #[derive(Debug, clap::Args)]
@@ -45,7 +45,7 @@ pub struct Options {
     config: Option<PathBuf>,
 
     #[command(flatten)]
-    voice: Voice,
+    voice: OutputFlags,
 }
 
 /// The operator's commands.
@@ -236,7 +236,7 @@ fn usage_error<P: Program>(arguments: &[OsString], error: clap::Error) -> ExitCo
     let known = commands::<P>();
     let mut named = arguments.iter().skip(1).filter_map(|argument| argument.to_str());
     let command = named.find(|name| known.find_subcommand(name).is_some()).unwrap_or("xtask");
-    Ui::new(&Voice::guessed(arguments), command, false).finish(&Err(Failure::Usage(error)))
+    Ui::new(&OutputFlags::guessed(arguments), command, false).finish(&Err(Failure::Usage(error)))
 }
 
 /// Runs one of the operator's commands for the program `P`, whose completions `completions` prints.

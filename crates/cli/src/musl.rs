@@ -44,7 +44,7 @@ pub struct Built {
 
 /// A way to the standard library of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Way {
+enum StdSource {
     /// The toolchain has it.
     Installed,
     /// It is built from source by this cargo, with the rustc beside it, which has the source to match.
@@ -110,9 +110,9 @@ pub fn is_possible(shell: &Shell, target: &str) -> bool {
 }
 
 /// The toolchain has the target's standard library.
-fn installed(shell: &Shell, target: &str) -> Option<Way> {
+fn installed(shell: &Shell, target: &str) -> Option<StdSource> {
     let sysroot = cmd!(shell, "rustc --print sysroot").quiet().ignore_stderr().read().ok()?;
-    Path::new(&sysroot).join("lib/rustlib").join(target).join("lib").is_dir().then_some(Way::Installed)
+    Path::new(&sysroot).join("lib/rustlib").join(target).join("lib").is_dir().then_some(StdSource::Installed)
 }
 
 fn no_standard_library(target: &str) -> Error {
@@ -123,7 +123,7 @@ fn no_standard_library(target: &str) -> Error {
     ))
 }
 
-fn way(shell: &Shell, target: &str) -> Option<Way> {
+fn way(shell: &Shell, target: &str) -> Option<StdSource> {
     installed(shell, target)
         .or_else(|| {
             cmd!(shell, "rustup target add {target}").quiet().ignore_stdout().ignore_stderr().run().ok()?;
@@ -133,17 +133,23 @@ fn way(shell: &Shell, target: &str) -> Option<Way> {
 }
 
 /// A distribution's own toolchain whose package of the source goes with its compiler.
-fn from_source(shell: &Shell) -> Option<Way> {
+fn from_source(shell: &Shell) -> Option<StdSource> {
     let (rustc, cargo) = (Path::new("/usr/bin/rustc"), Path::new("/usr/bin/cargo"));
     if !rustc.exists() || !cargo.exists() {
         return None;
     }
     let sysroot = cmd!(shell, "{rustc} --print sysroot").quiet().ignore_stderr().read().ok()?;
     let source = Path::new(&sysroot).join("lib/rustlib/src/rust/library/std/Cargo.toml");
-    source.exists().then(|| Way::FromSource { cargo: cargo.to_owned() })
+    source.exists().then(|| StdSource::FromSource { cargo: cargo.to_owned() })
 }
 
-fn build_musl(shell: &Shell, root: &Path, package: Package<'_>, target: &str, way: &Way) -> anyhow::Result<PathBuf> {
+fn build_musl(
+    shell: &Shell,
+    root: &Path,
+    package: Package<'_>,
+    target: &str,
+    way: &StdSource,
+) -> anyhow::Result<PathBuf> {
     let Package { name, binary, profile, bundle } = package;
     // zig is the C compiler for musl, on every machine the same one: aws-lc compiles C.
     let tools = tools::tools()?;
@@ -161,7 +167,7 @@ fn build_musl(shell: &Shell, root: &Path, package: Package<'_>, target: &str, wa
     }
     let mut flags = vec!["-Ctarget-feature=+crt-static".to_owned()];
     let mut path = std::env::var("PATH").unwrap_or_default();
-    if let Way::FromSource { cargo } = way {
+    if let StdSource::FromSource { cargo } = way {
         // zig brings musl's own start files, so that rustc's are not looked for.
         flags.push("-Clink-self-contained=no".to_owned());
         path = format!("/usr/bin:{path}");

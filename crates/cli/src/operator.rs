@@ -5,40 +5,40 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use kiln_operations::deploy::{CanaryRunner, Check, Checking, Holder};
-use kiln_operations::ports::{Consent, Consented};
+use kiln_operations::deploy::{CanaryRunner, Check, Checking, LockOwner};
+use kiln_operations::ports::{Confirmation, Consent};
 use kiln_operations::{Code, Error};
 
 use crate::ui;
 
 /// A canary check that takes longer hangs: a workflow on a fresh runner takes minutes.
-const CHECK_BOUND: Duration = Duration::from_secs(1800);
+const CHECK_LIMIT: Duration = Duration::from_secs(1800);
 
 /// The person, or the pipeline.
 #[derive(Debug)]
-pub(crate) struct Person {
+pub(crate) struct TerminalUser {
     /// Agrees to everything beforehand.
     pub(crate) yes: bool,
 }
 
-impl Consent for Person {
-    fn ask(&self, question: &str) -> Consented {
+impl Consent for TerminalUser {
+    fn ask(&self, question: &str) -> Confirmation {
         if self.yes {
-            return Consented::Yes;
+            return Confirmation::Yes;
         }
         if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-            return Consented::NobodyThere;
+            return Confirmation::NonInteractive;
         }
         ui::prompt(&format!("{question} [y/N]"));
         let mut answer = String::new();
         // Other work may go on meanwhile, such as keeping the lock.
         let read = tokio::task::block_in_place(|| std::io::stdin().read_line(&mut answer));
         let agreed = read.is_ok() && matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
-        if agreed { Consented::Yes } else { Consented::No }
+        if agreed { Confirmation::Yes } else { Confirmation::No }
     }
 }
 
-impl Check for Person {
+impl Check for TerminalUser {
     fn check<'a>(&'a self, canary: &'a CanaryRunner) -> Checking<'a> {
         Box::pin(async move {
             let mut command = tokio::process::Command::new("sh");
@@ -54,12 +54,12 @@ impl Check for Person {
             if let Ok(stderr) = std::os::fd::AsFd::as_fd(&std::io::stderr()).try_clone_to_owned() {
                 command.stdout(stderr);
             }
-            let ended = tokio::time::timeout(CHECK_BOUND, command.status()).await;
+            let ended = tokio::time::timeout(CHECK_LIMIT, command.status()).await;
             match ended {
                 Ok(Ok(status)) if status.success() => Ok(()),
                 Ok(Ok(status)) => Err(format!("`{}` ended with {status}", canary.check)),
                 Ok(Err(error)) => Err(format!("`{}` could not be run: {error}", canary.check)),
-                Err(_) => Err(format!("`{}` did not end within {} s", canary.check, CHECK_BOUND.as_secs())),
+                Err(_) => Err(format!("`{}` did not end within {} s", canary.check, CHECK_LIMIT.as_secs())),
             }
         })
     }
@@ -88,8 +88,8 @@ pub(crate) fn confirmed(name: &str) -> Result<(), Error> {
 }
 
 /// This process, for the lock.
-pub(crate) fn holder() -> Holder {
-    Holder { name: name(), machine: machine(), process: std::process::id(), ended }
+pub(crate) fn holder() -> LockOwner {
+    LockOwner { name: name(), machine: machine(), process: std::process::id(), ended }
 }
 
 fn name() -> String {

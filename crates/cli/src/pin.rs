@@ -50,7 +50,7 @@ pub(crate) async fn run(args: &Args, path: &Path, ui: &Ui) -> Result<(), Failure
         let checkup = pin::check(&config, &aws, &github).await?;
         return Ok(report(&checkup, ui)?);
     }
-    let offer = pin::offer(&config, &github, &cloud::Browser::new()?).await?;
+    let offer = pin::offer(&config, &github, &cloud::HttpClient::new()?).await?;
     let plan = pin::plan(&config, &offer);
     ui.plan(&plan);
     record(&planned(&plan, args.dry_run), ui);

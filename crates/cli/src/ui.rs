@@ -29,7 +29,7 @@ pub use self::document::schema;
 use self::document::{Document, PlanReport};
 use self::failure::Account;
 pub use self::failure::Failure;
-pub use self::voice::Voice;
+pub use self::voice::OutputFlags;
 
 const ADDED: Style = AnsiColor::Green.on_default();
 const CHANGED: Style = AnsiColor::Yellow.on_default();
@@ -112,7 +112,7 @@ pub struct Ui {
 
 impl Ui {
     /// For a command by name. Called once.
-    pub fn new(voice: &Voice, command: &str, dry_run: bool) -> Self {
+    pub fn new(voice: &OutputFlags, command: &str, dry_run: bool) -> Self {
         voice.paint();
         let live = std::io::stderr().is_terminal() && !voice.quiet;
         let spinner = live.then(|| {

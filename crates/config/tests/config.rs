@@ -57,7 +57,10 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.github.api_url.as_str(), "https://api.github.com/");
     assert_eq!(config.runner.release_url.as_str(), "https://github.com/actions/runner/releases/download");
     let fleet = config.fleets.values().next().unwrap();
-    assert_eq!((fleet.min, fleet.max, fleet.heartbeat_secs, fleet.drain_limit_secs), (1, 4, 300, 21_600));
+    assert_eq!(
+        (fleet.min, fleet.max, fleet.termination_heartbeat_timeout_secs, fleet.drain_timeout_secs),
+        (1, 4, 300, 21_600)
+    );
     assert_eq!((fleet.registration, fleet.architecture), (Registration::Persistent, Architecture::X86_64));
     assert_eq!((fleet.key_store, fleet.runner_group.as_str()), (KeyStore::Kms, "Default"));
     assert_eq!((fleet.image.as_str(), fleet.labels.len()), ("al2023-x86-64", 0));
@@ -143,7 +146,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     16 | lables = ["a"]
        | ^^^^^^ did you mean `labels`?
        |
-       = help: [fleet.linux] has: canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: canary_check, drain_timeout_secs, egress_ports, environment, failed_boot_grace_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, runner_group, session_manager, spot, termination_heartbeat_timeout_secs, volume, wait_for_docker
     "#);
     insta::assert_snapshot!(error(&with([("instance_types", "instance-types")])), @r#"
     error: unknown key `instance-types` in [fleet.linux]
@@ -152,7 +155,7 @@ fn an_unknown_key_is_named_with_the_nearest_one() {
     12 | instance-types = ["m6i.large"]
        | ^^^^^^^^^^^^^^ did you mean `instance_types`?
        |
-       = help: [fleet.linux] has: canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: canary_check, drain_timeout_secs, egress_ports, environment, failed_boot_grace_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, runner_group, session_manager, spot, termination_heartbeat_timeout_secs, volume, wait_for_docker
     "#);
 }
 
@@ -165,7 +168,7 @@ fn a_key_in_the_wrong_table_is_told_where_it_belongs() {
     16 | subnets = ["subnet-01234567"]
        | ^^^^^^^ `subnets` is a key of [fleet.NAME.network]
        |
-       = help: [fleet.linux] has: canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: canary_check, drain_timeout_secs, egress_ports, environment, failed_boot_grace_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, runner_group, session_manager, spot, termination_heartbeat_timeout_secs, volume, wait_for_docker
     "#);
     insta::assert_snapshot!(error(&with([("organization = \"acme\"\n", ""), ("[app]", "[app]\norganization = \"acme\"")])), @r#"
     error: `organization` is missing
@@ -203,7 +206,7 @@ fn a_value_given_as_a_key_is_understood() {
     15 | create_vpc = true
        | ^^^^^^^^^^ did you mean `network = "create-vpc"`?
        |
-       = help: [fleet.linux] has: canary_check, drain_limit_secs, egress_ports, environment, heartbeat_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, replace_pause_secs, runner_group, session_manager, spot, volume, wait_for_docker
+       = help: [fleet.linux] has: canary_check, drain_timeout_secs, egress_ports, environment, failed_boot_grace_secs, idle_limit_secs, image, instance_types, job_docker_access, job_metadata_access, key_store, labels, linger_secs, max, max_age_secs, min, min_idle, network, registration, runner_group, session_manager, spot, termination_heartbeat_timeout_secs, volume, wait_for_docker
     "#);
 }
 
@@ -345,18 +348,18 @@ fn numbers_have_bounds() {
     14 | max = 5_000_000_000
        |       ^^^^^^^^^^^^^ expected 1 to 10000
     ");
-    insta::assert_snapshot!(error(&fleet("heartbeat_secs = 5")), @r"
-    error: `heartbeat_secs` is 5
-      --> kiln.toml:16:18
+    insta::assert_snapshot!(error(&fleet("termination_heartbeat_timeout_secs = 5")), @r"
+    error: `termination_heartbeat_timeout_secs` is 5
+      --> kiln.toml:16:38
        |
-    16 | heartbeat_secs = 5
-       |                  ^ expected 30 to 7200
+    16 | termination_heartbeat_timeout_secs = 5
+       |                                      ^ expected 30 to 7200
     ");
-    insta::assert_snapshot!(error(&fleet("drain_limit_secs = 172_801")), @r"
-    error: `drain_limit_secs` is 172801
+    insta::assert_snapshot!(error(&fleet("drain_timeout_secs = 172_801")), @r"
+    error: `drain_timeout_secs` is 172801
       --> kiln.toml:16:20
        |
-    16 | drain_limit_secs = 172_801
+    16 | drain_timeout_secs = 172_801
        |                    ^^^^^^^ expected 60 to 172800
     ");
 }
@@ -701,25 +704,25 @@ fn a_network_is_whole() {
 
 #[test]
 fn a_drain_ends_before_auto_scaling_ends_it() {
-    insta::assert_snapshot!(error(&fleet("heartbeat_secs = 30")), @r"
+    insta::assert_snapshot!(error(&fleet("termination_heartbeat_timeout_secs = 30")), @r"
     error: a drain of 21600 s takes more than 100 heartbeats of 30 s
-      --> kiln.toml:16:18
+      --> kiln.toml:16:38
        |
-    16 | heartbeat_secs = 30
-       |                  ^^ Auto Scaling would end it after 3000 s
+    16 | termination_heartbeat_timeout_secs = 30
+       |                                      ^^ Auto Scaling would end it after 3000 s
        |
-       = help: set `heartbeat_secs` to at least 216, or `drain_limit_secs` to at most 3000
+       = help: set `termination_heartbeat_timeout_secs` to at least 216, or `drain_timeout_secs` to at most 3000
     ");
-    insta::assert_snapshot!(error(&fleet("heartbeat_secs = 300\ndrain_limit_secs = 86400")), @r"
+    insta::assert_snapshot!(error(&fleet("termination_heartbeat_timeout_secs = 300\ndrain_limit_secs = 86400")), @r"
     error: a drain of 86400 s takes more than 100 heartbeats of 300 s
       --> kiln.toml:17:20
        |
-    16 | heartbeat_secs = 300
+    16 | termination_heartbeat_timeout_secs = 300
        |                  --- the heartbeat
-    17 | drain_limit_secs = 86400
+    17 | drain_timeout_secs = 86400
        |                    ^^^^^ Auto Scaling would end it after 30000 s
        |
-       = help: set `heartbeat_secs` to at least 864, or `drain_limit_secs` to at most 30000
+       = help: set `termination_heartbeat_timeout_secs` to at least 864, or `drain_timeout_secs` to at most 30000
     ");
 }
 
@@ -892,7 +895,7 @@ fn line() -> impl proptest::strategy::Strategy<Value = String> {
     use proptest::prelude::*;
     let keys = "organization|region|app|client_id|app_id|installation_id|key_store|github|url|api_url|runner|version|sha256|\
                 x86_64|release_url|fleet|linux|labels|runner_group|registration|image|base|architecture|instance_types|min|\
-                max|network|vpc|subnets|heartbeat_secs|drain_limit_secs|é|\"\"|fleet\\.a";
+                max|network|vpc|subnets|termination_heartbeat_timeout_secs|drain_timeout_secs|é|\"\"|fleet\\.a";
     let values = "1|-1|0x7f|99999999999999999999999999|1\\.5|nan|true|1979-05-27|\"\"|\"é\"|\"acme\"|\"kms\"|\"m6g\\.x\"|\
                   \"https://x\"|\"create-vpc\"|\\[\\]|\\[\"a\",\"A\"\\]|\\[1,\\[\\]\\]|\\{\\}|\\{ vpc = \"vpc-1\" \\}|\
                   \\{ a = \\{ b = 1 \\} \\}";
@@ -909,13 +912,13 @@ fn what_a_life_is_bound_by_is_read_or_left_to_its_default() {
     let config = Config::from_toml("kiln.toml", &fleet("")).unwrap();
     let fleet_of = |config: &Config| config.fleets.values().next().unwrap().clone();
     let plain = fleet_of(&config);
-    assert_eq!((plain.replace_pause_secs, plain.retirement), (300, Retirement::default()));
+    assert_eq!((plain.failed_boot_grace_secs, plain.retirement), (300, Retirement::default()));
     assert_eq!(plain.job_metadata_access, MetadataAccess::Blocked);
-    let text = "replace_pause_secs = 0\nmax_age_secs = 604800\nidle_limit_secs = 1800\njob_metadata_access = \"allowed\"\nwait_for_docker = true\n\
+    let text = "failed_boot_grace_secs = 0\nmax_age_secs = 604800\nidle_limit_secs = 1800\njob_metadata_access = \"allowed\"\nwait_for_docker = true\n\
                 environment = { https_proxy = \"http://proxy:3128\" }";
     let config = Config::from_toml("kiln.toml", &fleet(text)).unwrap();
     let told = config.boot_config(&fleet_of(&config));
-    assert_eq!(told.lifecycle.unwrap().replace_pause_secs, 0);
+    assert_eq!(told.lifecycle.unwrap().failed_boot_grace_secs, 0);
     assert_eq!(told.retirement, Some(Retirement { max_age_secs: Some(604_800), idle_limit_secs: Some(1800) }));
     assert_eq!(told.job_metadata_access, MetadataAccess::Allowed);
     assert!(told.wait_for_docker);
@@ -937,7 +940,7 @@ fn what_would_not_do_is_told() {
         ("environment = { \"a b\" = \"y\" }", "`a b` is no variable's name"),
         ("environment = { ACTIONS_RUNNER_INPUT_TOKEN = \"y\" }", "belongs to the runner or to Kiln"),
         ("environment = { A = \"y\\nB=z\" }", "the value of `A` has a line break"),
-        ("replace_pause_secs = 541", "`replace_pause_secs` is 541"),
+        ("failed_boot_grace_secs = 541", "`failed_boot_grace_secs` is 541"),
     ] {
         let told = error(&fleet(text));
         assert!(told.contains(said), "{told}");

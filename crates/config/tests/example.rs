@@ -218,8 +218,8 @@ proptest! {
         table["registration"] = if ephemeral { "ephemeral" } else { "persistent" }.into();
         table["max"] = max.into();
         table["min"] = (max / 2).into();
-        table["heartbeat_secs"] = heartbeat.into();
-        table["drain_limit_secs"] = (heartbeat * 100).min(172_800).into();
+        table["termination_heartbeat_timeout_secs"] = heartbeat.into();
+        table["drain_timeout_secs"] = (heartbeat * 100).min(172_800).into();
         value["fleet"] = serde_json::json!({ fleet: table });
         let text = toml::to_string(&value).unwrap();
         prop_assert_eq!(problems(&text), Vec::<String>::new());

@@ -67,7 +67,14 @@ fn numbers_have_limits_that_leave_room_for_arithmetic() {
         (with("client_id = \"Iv23liEXAMPLE\"", "app_id = 9007199254740992"), "expected 1 to 9007199254740991"),
         (with("[app]", "[app]\ninstallation_id = 9223372036854775807"), "expected 1 to 9007199254740991"),
     ]);
-    for key in ["min", "max", "heartbeat_secs", "drain_limit_secs", "replace_pause_secs", "max_age_secs"] {
+    for key in [
+        "min",
+        "max",
+        "termination_heartbeat_timeout_secs",
+        "drain_timeout_secs",
+        "failed_boot_grace_secs",
+        "max_age_secs",
+    ] {
         for number in ["0", "1", "2147483648", "4294967295", "9223372036854775807", "-9223372036854775808"] {
             let text = VALID.replace("min = 1\n", "").replace("max = 4\n", "");
             let others = [("min", "0"), ("max", "10000")].into_iter().filter(|(other, _)| *other != key);

@@ -87,9 +87,9 @@ fn more_idle_runners_than_there_may_be_are_refused() {
 fn what_is_about_a_group_is_refused() {
     for (line, instead) in [
         ("min = 1", "`min_idle`"),
-        ("heartbeat_secs = 300", "ends with its job"),
-        ("drain_limit_secs = 300", "ends with its job"),
-        ("replace_pause_secs = 300", "ends with its job"),
+        ("termination_heartbeat_timeout_secs = 300", "ends with its job"),
+        ("drain_timeout_secs = 300", "ends with its job"),
+        ("failed_boot_grace_secs = 300", "ends with its job"),
         ("idle_limit_secs = 300", "`linger_secs`"),
         ("canary_check = \"./try\"", "none to try first"),
         ("spot = { on_demand_base = 1 }", "`spot = {}`"),

@@ -26,7 +26,7 @@ const VERSION: &str = "2.338.0";
 const POSTS_PER_MINUTE: u32 = 180;
 
 /// Three times the longest a limit can hold a client up.
-const STORM_BOUND: Duration = Duration::from_secs(600);
+const STORM_LIMIT: Duration = Duration::from_secs(600);
 
 /// The same by jq, openssl and curl: a signed JWT, the installation, its token, the registration token.
 const CLASSIC: &str = r#"
@@ -134,7 +134,7 @@ pub async fn storm(bootstrap: &Path, instances: usize) -> anyhow::Result<Storm> 
     let machine = machine(&github)?;
     let config = ephemeral(&machine, &github);
     let boots = (0..instances).map(|index| boot(bootstrap, &machine, &config, None, index));
-    let all = tokio::time::timeout(STORM_BOUND, futures_util::future::join_all(boots)).await;
+    let all = tokio::time::timeout(STORM_LIMIT, futures_util::future::join_all(boots)).await;
     let all: Vec<(Duration, Value)> =
         all.context("not all are registered in time")?.into_iter().collect::<anyhow::Result<_>>()?;
     let number = |line: &Value, key: &str| line[key].as_u64().unwrap_or_default();

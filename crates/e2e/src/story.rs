@@ -26,7 +26,7 @@ min = 1
 max = 2
 network = { vpc = "vpc-00000001", subnets = ["subnet-00000001", "subnet-00000002"] }
 key_store = "kms"
-replace_pause_secs = 1
+failed_boot_grace_secs = 1
 job_metadata_access = "allowed"
 
 [fleet.once]
@@ -37,7 +37,7 @@ min = 1
 max = 2
 network = { vpc = "vpc-00000001", subnets = ["subnet-00000001", "subnet-00000002"] }
 key_store = "secrets-manager"
-replace_pause_secs = 1
+failed_boot_grace_secs = 1
 job_metadata_access = "allowed"
 "#;
 
@@ -91,7 +91,7 @@ pub struct Story<'a> {
 
 /// A story that was told, to its end or to the first expectation that the world did not meet.
 #[derive(Debug)]
-pub struct Told {
+pub struct RunReport {
     /// What happened.
     pub timeline: Timeline,
     /// The same as a page.
@@ -107,7 +107,7 @@ impl<'a> Story<'a> {
     }
 
     /// Tells it.
-    pub async fn tell(mut self) -> Told {
+    pub async fn tell(mut self) -> RunReport {
         let result = self.chapters().await;
         let report = Report {
             begun: self.begun,
@@ -119,14 +119,14 @@ impl<'a> Story<'a> {
             aws: report::aws_calls(self.world),
             github: report::github_calls(self.world),
         };
-        Told { timeline: self.timeline, report, result }
+        RunReport { timeline: self.timeline, report, result }
     }
 
     async fn chapters(&mut self) -> anyhow::Result<()> {
         let first_key = self.install().await.context("installing Kiln")?;
-        let (first_ami, mut first_runner) = self.roll_out_first().await.context("the first image")?;
+        let (first_ami, mut first_runner) = self.rollout_first().await.context("the first image")?;
         first_runner = self.work(&first_runner).await.context("a runner's work")?;
-        self.roll_out_second(&first_ami, &first_runner).await.context("the second image, while a job runs")?;
+        self.rollout_second(&first_ami, &first_runner).await.context("the second image, while a job runs")?;
         let second_key = self.rotate(&first_key).await.context("rotating the key")?;
         self.nothing_changed(&second_key).await.context("every command once more")?;
         self.look_around().await.context("the commands that check")?;
@@ -191,7 +191,7 @@ impl<'a> Story<'a> {
         Ok(pem.to_owned())
     }
 
-    async fn roll_out_first(&mut self) -> anyhow::Result<(String, String)> {
+    async fn rollout_first(&mut self) -> anyhow::Result<(String, String)> {
         let outcome = self.planned(&["ami"]).await?;
         let ami = ami_of(&outcome)?;
         self.planned(&["deploy"]).await?;
@@ -220,7 +220,7 @@ impl<'a> Story<'a> {
         Ok(runner.to_owned())
     }
 
-    async fn roll_out_second(&mut self, first_ami: &str, old: &str) -> anyhow::Result<()> {
+    async fn rollout_second(&mut self, first_ami: &str, old: &str) -> anyhow::Result<()> {
         self.world.write_config(VERSIONS[1], FLEETS)?;
         let job = self.world.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Hold));
         self.wait("the job to start", || matches!(self.state(job), JobState::InProgress { .. }).then_some(())).await?;
@@ -233,7 +233,7 @@ impl<'a> Story<'a> {
         let deploy = self.world.spawn(&["deploy"], self.say)?;
         let new = self.online_runner("linux", VERSIONS[1]).await?;
         self.wait("the old instance to drain", || self.draining(old).then_some(())).await?;
-        ensure!(matches!(self.state(job), JobState::InProgress { .. }), "the job did not outlast the roll-out");
+        ensure!(matches!(self.state(job), JobState::InProgress { .. }), "the job did not outlast the rollout");
         ensure!(self.registered(old), "{old} left GitHub while its job was running");
         self.timeline.add(started.elapsed(), format!("{new} is online; {old} drains, its job still running"));
         let released = Instant::now();

@@ -16,7 +16,7 @@ use kiln_stand_ins::github::{GitHub, GitHubOptions};
 pub const ORGANIZATION: &str = "rehearsal";
 
 /// No command of a rehearsal waits for anything slower than processes on this machine.
-pub const COMMAND_BOUND: Duration = Duration::from_secs(300);
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(300);
 
 /// The pinned builds of Node.
 pub const NODES: [&str; 2] = ["20.20.1", "24.19.0"];
@@ -191,7 +191,7 @@ impl World {
     /// Runs a command to its end.
     ///
     /// # Errors
-    /// It could not be run, or did not end within [`COMMAND_BOUND`].
+    /// It could not be run, or did not end within [`COMMAND_LIMIT`].
     pub async fn run(&self, arguments: &[&str], say: fn(&str)) -> anyhow::Result<Outcome> {
         self.spawn(arguments, say)?.end().await.with_context(|| format!("cargo xtask {}", arguments.join(" ")))
     }
@@ -237,11 +237,11 @@ impl Running {
     /// Waits for its end.
     ///
     /// # Errors
-    /// It did not end within [`COMMAND_BOUND`].
+    /// It did not end within [`COMMAND_LIMIT`].
     pub async fn end(mut self) -> anyhow::Result<Outcome> {
-        let Ok(status) = tokio::time::timeout(COMMAND_BOUND, self.child.wait()).await else {
+        let Ok(status) = tokio::time::timeout(COMMAND_LIMIT, self.child.wait()).await else {
             let _ = self.child.kill().await;
-            bail!("still ran after {} s:\n{}", COMMAND_BOUND.as_secs(), tail(&self.stderr.await?, 30));
+            bail!("still ran after {} s:\n{}", COMMAND_LIMIT.as_secs(), tail(&self.stderr.await?, 30));
         };
         Ok(Outcome {
             code: status?.code(),

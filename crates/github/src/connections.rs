@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::http::CONNECT_BOUND;
+use crate::http::CONNECT_LIMIT;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -122,7 +122,7 @@ where
             return Box::pin(connecting);
         }
         // The client's own timeout applies to the request that asks for the connection, and nothing waits for that request.
-        let bounded = async { tokio::time::timeout(CONNECT_BOUND, connecting).await? };
+        let bounded = async { tokio::time::timeout(CONNECT_LIMIT, connecting).await? };
         *kept = Some(Box::new(tokio::spawn(bounded)));
         self.counters.begun.notify_one();
         Box::pin(pending())

@@ -18,7 +18,7 @@ use crate::connections::{Connections, Counters, Usage};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The timeout of a connection. A handshake takes three round trips; 5 s is ten times the slowest one seen across continents.
-pub(crate) const CONNECT_BOUND: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The maximum number of redirects. GitHub redirects once for a renamed organization; a longer chain is a loop.
 const MOST_REDIRECTS: usize = 3;
@@ -121,7 +121,7 @@ impl Http {
             .connector_layer(Connections(Arc::clone(&counters)))
             .user_agent(user_agent)
             .default_headers(headers)
-            .connect_timeout(CONNECT_BOUND)
+            .connect_timeout(CONNECT_LIMIT)
             .redirect(Policy::custom(stay))
             .build()
             .map_err(|error| transport("set up HTTPS", error))?;

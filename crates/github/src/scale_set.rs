@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::error::ErrorKind;
-use crate::http::{CALLS, CONNECT_BOUND};
+use crate::http::{CALLS, CONNECT_LIMIT};
 use crate::org::OrgClient;
 
 /// The version of the service's API that the official client uses.
@@ -269,7 +269,7 @@ impl ScaleSetClient {
         let agent = serde_json::to_string(user_agent).map_err(|error| fail(error.to_string()))?;
         let http = reqwest::Client::builder()
             .user_agent(agent)
-            .connect_timeout(CONNECT_BOUND)
+            .connect_timeout(CONNECT_LIMIT)
             // The service never redirects; a redirect would carry the token elsewhere.
             .redirect(reqwest::redirect::Policy::none())
             .build()

@@ -17,7 +17,7 @@ use kiln_config::model::{AmiId, BaseImage, Sha256};
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::fleet_stack::{output_reference, stack_tags};
-use crate::ports::{Caller, Cloud, Component, Distribution, Infrastructure, Recipe, StackRequest, Versioned};
+use crate::ports::{Caller, Cloud, Component, Distribution, Infrastructure, Recipe, ResourceVersion, StackRequest};
 use kiln_image::contents::Contents;
 use kiln_image::payload::{self, Payload};
 
@@ -175,7 +175,7 @@ pub fn wanted(request: &Request<'_>, caller: &Caller, base: &BaseAmi, place: &Pl
         contents: request.contents.archive().map(|archive| (inputs::contents_key(&archive.sha256), archive)),
         components: inputs::components(request),
         recipe: Recipe {
-            id: Versioned { name: name.clone(), version: inputs::version_of(&inputs) },
+            id: ResourceVersion { name: name.clone(), version: inputs::version_of(&inputs) },
             base: base.id.clone(),
             components: inputs::component_uses(request, caller, &bucket, base, &inputs)?,
             volume_gib: image.volume_gib,

@@ -83,13 +83,13 @@ codes! {
     KeyFileInvalid "key-file-invalid" Configuration
         "The file given with `--pem` does not contain a GitHub App's private key."
         "Generate a private key in the App's settings and give the downloaded file unchanged."
-    WrongApp "wrong-app" Configuration
+    AppMismatch "app-mismatch" Configuration
         "The key is valid, but belongs to another App."
         "Compare `[app]` in kiln.toml with the App in whose settings the key was generated."
-    WrongInstallation "wrong-installation" Configuration
+    InstallationMismatch "installation-mismatch" Configuration
         "`installation_id` in kiln.toml is not the App's installation in the organization."
         "Correct it, or remove it: Kiln then looks it up."
-    SubnetUnfit "subnet-unfit" Configuration
+    SubnetNotUsable "subnet-not-usable" Configuration
         "A subnet does not exist, is in another VPC, or has no route to the internet."
         "Name other subnets, or let Kiln make the network (`network = \"create-vpc\"`)."
     AnswerInvalid "answer-invalid" Configuration
@@ -107,7 +107,7 @@ codes! {
     ShredImpossible "shred-impossible" Configuration
         "The file given with `--shred` can't be overwritten in place."
         "Omit `--shred`, and make sure yourself that no copy of the key remains."
-    BootstrapUnfit "bootstrap-unfit" Configuration
+    BootstrapInvalid "bootstrap-invalid" Configuration
         "The file given with `--bootstrap` is unreadable, not static, or for another architecture."
         "Omit `--bootstrap`: the command then builds the binary."
     BootstrapMissing "bootstrap-missing" Configuration
@@ -131,7 +131,7 @@ codes! {
     AwsConflict "aws-conflict" Precondition
         "Another caller is changing the same resource."
         "Wait until the other change has finished, then run the command again."
-    AwsRefused "aws-refused" Other
+    AwsRejected "aws-rejected" Other
         "AWS refused a request; AWS's message is below the error."
         "If the message does not say what to fix, run the command again with `--verbose` and check the call that failed."
     AwsListTooLong "aws-list-too-long" Other
@@ -161,13 +161,13 @@ codes! {
     GitHubClock "github-clock" Other
         "This machine's clock and GitHub's differ by more than GitHub allows."
         "Synchronise this machine's clock (chrony, systemd-timesyncd)."
-    GitHubLimited "github-limited" Other
+    GitHubRateLimited "github-rate-limited" Other
         "The App has used up GitHub's API rate limit."
         "Wait as long as the hint says, then run the command again."
     GitHubUnreachable "github-unreachable" Other
         "GitHub could not be reached, its certificate is not trusted, or it did not answer in time."
         "Check that this machine can reach GitHub, and that `[github]` in kiln.toml names the right host."
-    GitHubRefused "github-refused" Other
+    GitHubRejected "github-rejected" Other
         "GitHub refused a request, or sent a response that its API does not document."
         "The message is GitHub's; GitHub's status page reports incidents. Include the request id if you contact GitHub's support."
     KeyNotInstalled "key-not-installed" Precondition
@@ -191,7 +191,7 @@ codes! {
     ImageNotRecorded "image-not-recorded" Precondition
         "No image has been baked for this fleet."
         "Run `cargo xtask ami` first: it bakes, tests and records it."
-    ImageGone "image-gone" Precondition
+    ImageUnavailable "image-unavailable" Precondition
         "The recorded image was removed, or can't be launched."
         "Run `cargo xtask ami`: it bakes the image again and records it."
     ImageForeign "image-foreign" Precondition
@@ -200,7 +200,7 @@ codes! {
     ImageResourceForeign "image-resource-foreign" Precondition
         "Image Builder already has a component or recipe with Kiln's name and version, but with different content."
         "Find out who created it, delete it, and run `cargo xtask ami` again."
-    BakeNetworkUnfit "bake-network-unfit" Precondition
+    BakeNetworkNotUsable "bake-network-not-usable" Precondition
         "Images can't be built in the subnet: it does not exist, or is in another VPC."
         "Set a subnet of this account and region as `network` in `[image_defaults]`, or in the first fleet."
     BaseUnfit "base-unfit" Precondition
@@ -266,16 +266,16 @@ codes! {
     PreconditionsUnmet "preconditions-unmet" Precondition
         "`doctor` found a problem that prevents other commands from working."
         "Each finding has a hint with the fix. Run `doctor` again afterwards."
-    MachineUnfit "machine-unfit" Precondition
+    MachineNotReady "machine-not-ready" Precondition
         "This machine lacks a program that the boot in QEMU needs."
         "The hint names what to install."
     ToolchainMissing "toolchain-missing" Precondition
         "Rust's standard library for the target is not installed, and rustup could not add it."
         "Run `rustup target add TARGET`. Without rustup, install a rustc with its source; the command then builds the library from it."
-    CheckoutUnfit "checkout-unfit" Precondition
+    CheckoutNotReady "checkout-not-ready" Precondition
         "No version can be published from this checkout."
         "The hint names what to commit or change."
-    StackBroken "stack-broken" Precondition
+    StackNotUpdatable "stack-not-updatable" Precondition
         "A stack is in a state that CloudFormation can't update."
         "The hint has the command that fixes it. The error has the reason of the first resource that failed."
     StackFailed "stack-failed" Failed
@@ -302,26 +302,26 @@ codes! {
     RunnersOffline "runners-offline" Failed
         "The rollout is done, but not every instance has a runner online at GitHub."
         "Check the journals of the named instances, or their system logs in the EC2 console."
-    StackBusy "stack-busy" Timeout
+    StackTimeout "stack-timeout" Timeout
         "A stack operation took longer than the timeout."
         "Run the same command again: it keeps waiting, and resumes there."
-    BuildSlow "build-slow" Timeout
+    BuildTimeout "build-timeout" Timeout
         "The bake took longer than the timeout."
         "Run the same command again: it waits for the same build."
-    RefreshSlow "refresh-slow" Timeout
+    RefreshTimeout "refresh-timeout" Timeout
         "The instance refresh made no progress for the longest drain plus one hour."
         "Run the same command again: it waits for the same refresh. The usual cause is a job that does not end."
     ControllerSilent "controller-silent" Timeout
         "The controller of on-demand fleets did not report that it serves the fleet. The stacks and the control document are as wanted."
         "Read the journal of the controller's instance, or its system log in the EC2 console. Then run the same command again."
-    DrainSlow "drain-slow" Timeout
+    DrainTimeout "drain-timeout" Timeout
         "Instances still existed after the longest drain plus a margin."
         "Run the same command again: it keeps waiting. `--now` does not wait, and jobs fail. An instance with scale-in protection does not terminate by itself."
     Due "due" Due
         "Nothing failed: a pinned version, or a version or key in use, must be renewed within 14 days or is overdue."
         "For a runner: `cargo xtask pin`, then `cargo xtask ami` and `cargo xtask deploy`. For the App's key: \
          `cargo xtask rotate-key --pem FILE` with a new key."
-    Unforeseen "unforeseen" Other
+    Internal "internal" Other
         "An unexpected error."
         "Run the command again. If the error persists, run it with `--verbose` and open an issue with the output."
 }
@@ -337,7 +337,7 @@ impl Code {
             CloudErrorKind::Quota => Self::AwsQuota,
             CloudErrorKind::Conflict => Self::AwsConflict,
             CloudErrorKind::TooLong => Self::AwsListTooLong,
-            CloudErrorKind::NotFound | CloudErrorKind::Invalid | CloudErrorKind::Other => Self::AwsRefused,
+            CloudErrorKind::NotFound | CloudErrorKind::Invalid | CloudErrorKind::Other => Self::AwsRejected,
         }
     }
 
@@ -351,9 +351,9 @@ impl Code {
             GitHub::Suspended => Self::GitHubSuspended,
             GitHub::MissingPermission { .. } => Self::GitHubPermission,
             GitHub::Forbidden | GitHub::BadToken => Self::GitHubToken,
-            GitHub::RateLimited { .. } => Self::GitHubLimited,
+            GitHub::RateLimited { .. } => Self::GitHubRateLimited,
             GitHub::Connect | GitHub::Tls | GitHub::Timeout => Self::GitHubUnreachable,
-            _ => Self::GitHubRefused,
+            _ => Self::GitHubRejected,
         }
     }
 }

@@ -26,13 +26,13 @@ use crate::stacks::{DeadStack, StackStep};
 use crate::wait::human;
 
 pub use apply::{apply, run};
-pub use lock::{Held, Holder, held};
+pub use lock::{Held, LockOwner, held};
 pub(crate) use lock::{Lock, bucket};
 pub use observe::{Observed, observe, require_key};
 pub(crate) use observe::{available, found, recorded_image, version_in};
 pub use plan::{plan, resume_command};
 pub(crate) use record::forget;
-pub use record::{Aim, Record};
+pub use record::{Record, TargetImage};
 
 /// What to deploy.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub struct Request<'a> {
     pub config: &'a Config,
     pub fleet: &'a Fleet,
     /// Which image.
-    pub goal: Goal,
+    pub target: Target,
     /// Check one instance before the others are replaced. On by default: Auto Scaling considers an instance healthy once its launch
     /// hook is completed. Without a canary it would replace all instances before GitHub could report that no runner is online.
     pub canary: Option<Canary>,
@@ -53,19 +53,19 @@ impl<'a> Request<'a> {
     /// Deploys the newest image with a canary that must be online, without waiting for a lock.
     pub fn new(config: &'a Config, fleet: &'a Fleet) -> Self {
         let canary = Some(Canary { check: None });
-        Self { config, fleet, goal: Goal::Baked, canary, lock_wait: Duration::ZERO }
+        Self { config, fleet, target: Target::Latest, canary, lock_wait: Duration::ZERO }
     }
 }
 
 /// The image that a fleet should get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Goal {
+pub enum Target {
     /// The newest image, unless a rollback rejected it.
-    Baked,
+    Latest,
     /// The newest image, even if a rollback rejected it.
-    Again,
+    RetryLatest,
     /// The previous image.
-    Back,
+    Previous,
 }
 
 /// The check of the first new instance.
@@ -98,7 +98,7 @@ pub trait Check: Send + Sync {
 
 /// The user's side of a rollout: output, confirmations, the canary check, and the name on the lock.
 #[derive(Clone, Copy)]
-pub struct Operator<'a> {
+pub struct Session<'a> {
     /// Prints the progress.
     pub progress: &'a dyn Progress,
     /// Asks for confirmations.
@@ -106,12 +106,12 @@ pub struct Operator<'a> {
     /// Runs the canary check.
     pub check: &'a dyn Check,
     /// Identifies this run on the lock.
-    pub holder: &'a Holder,
+    pub holder: &'a LockOwner,
 }
 
-impl fmt::Debug for Operator<'_> {
+impl fmt::Debug for Session<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Operator").field("holder", self.holder).finish_non_exhaustive()
+        f.debug_struct("Session").field("holder", self.holder).finish_non_exhaustive()
     }
 }
 
@@ -144,7 +144,7 @@ pub enum Step {
         /// One instance first.
         canary: Option<Canary>,
         /// Facts about the roll for the person who reads the plan.
-        briefing: Briefing,
+        briefing: RollSummary,
     },
     /// Wait until every instance's runner is online at GitHub.
     Verify {
@@ -181,7 +181,7 @@ impl Step {
 
 /// Facts about a roll that no single service shows: the contents of the images, busy runners, cost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Briefing {
+pub struct RollSummary {
     /// Tags of the image that change: name, current value, new value.
     pub image: Vec<(String, Option<String>, Option<String>)>,
     /// Instances to be replaced.
@@ -189,14 +189,14 @@ pub struct Briefing {
     /// How many of them run a job now.
     pub busy: u32,
     /// How long a job may delay its instance, in seconds.
-    pub drain_limit_secs: u32,
+    pub drain_timeout_secs: u32,
     /// Until when GitHub supports the image's runner, if that is known.
     pub served: Option<String>,
     /// Number and types of instances now and afterwards, if they differ.
     pub capacity: Option<(String, String)>,
 }
 
-impl fmt::Display for Briefing {
+impl fmt::Display for RollSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, now, then) in &self.image {
             let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
@@ -208,7 +208,7 @@ impl fmt::Display for Briefing {
         if let Some((now, then)) = &self.capacity {
             write!(f, "\n~ instances: {now} -> {then}")?;
         }
-        let limit = human(Duration::from_secs(self.drain_limit_secs.into()));
+        let limit = human(Duration::from_secs(self.drain_timeout_secs.into()));
         write!(f, "\n{} instance(s) to replace, {} of them run a job now", self.instances, self.busy)?;
         if self.busy > 0 {
             write!(f, ": each terminates when its job ends, after at most {limit}")?;

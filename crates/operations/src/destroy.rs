@@ -16,7 +16,7 @@ use kiln_config::model::{FleetName, GroupName};
 use kiln_controller::ports::ScaleSetSpec;
 use kiln_github::{OrgClient, Runner};
 
-use crate::deploy::{Holder, Record, bucket};
+use crate::deploy::{LockOwner, Record, bucket};
 use crate::error::Result;
 use crate::on_demand::{self, Ending};
 use crate::orphans::runner_groups_of;
@@ -44,16 +44,16 @@ pub struct Request<'a> {
 
 /// The user's terminal, and the name of this run on the locks.
 #[derive(Clone, Copy)]
-pub struct Operator<'a> {
+pub struct Session<'a> {
     /// Prints the progress.
     pub progress: &'a dyn Progress,
     /// Identifies this run on the locks.
-    pub holder: &'a Holder,
+    pub holder: &'a LockOwner,
 }
 
-impl fmt::Debug for Operator<'_> {
+impl fmt::Debug for Session<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Operator").field("holder", self.holder).finish_non_exhaustive()
+        f.debug_struct("Session").field("holder", self.holder).finish_non_exhaustive()
     }
 }
 
@@ -106,7 +106,7 @@ pub enum Step {
     AwaitDrained {
         group: GroupName,
         /// How long a job may delay the termination of its instance.
-        drain_limit: Duration,
+        drain_timeout: Duration,
     },
     /// Delete a group with its instances, without waiting for jobs.
     Abandon {
@@ -174,8 +174,8 @@ impl fmt::Display for Step {
                 let busy = at_work(busy);
                 write!(f, "scale {group} to zero\n{instances} instance(s) terminate when their jobs end, {busy}")
             }
-            Self::AwaitDrained { group, drain_limit } => {
-                write!(f, "wait until {group} is empty\na job may delay its instance for {}", human(*drain_limit))
+            Self::AwaitDrained { group, drain_timeout } => {
+                write!(f, "wait until {group} is empty\na job may delay its instance for {}", human(*drain_timeout))
             }
             Self::Abandon { group, instances, busy } => {
                 let busy = at_work(busy);

@@ -84,7 +84,7 @@ pub fn stack_request(
         ("SessionManager", text(&fleet.session_manager)),
         ("PermissionsBoundary", config.permissions_boundary.clone().unwrap_or_default()),
         ("AlarmTopic", config.alarm_topic.clone().unwrap_or_default()),
-        ("TerminationHeartbeatSecs", text(&fleet.heartbeat_secs)),
+        ("TerminationHeartbeatSecs", text(&fleet.termination_heartbeat_timeout_secs)),
         ("LaunchTimeoutSecs", text(&LAUNCH_TIMEOUT_SECS)),
         (SHORT_NAME, short_name(config, fleet)),
         (SERVING, serving.to_owned()),

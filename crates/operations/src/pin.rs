@@ -36,7 +36,7 @@ pub(crate) const RUNNER_NODES: [NodeMajor; 2] = [NodeMajor(20), NodeMajor(24)];
 const NODE_BUILD: &str = "linux-x64-glibc-217";
 
 /// Downloads texts from public URLs.
-pub trait Web: Send + Sync {
+pub trait HttpText: Send + Sync {
     /// The text at a URL, at most a few megabytes.
     fn text(&self, url: &str) -> impl Future<Output = Result<String>> + Send;
 }
@@ -76,7 +76,7 @@ impl fmt::Display for Step {
 ///
 /// # Errors
 /// Their errors; [`crate::Kind::Other`] if there is no release, or a release has no digest.
-pub async fn offer(config: &Config, github: &OrgClient, web: &impl Web) -> Result<Offer> {
+pub async fn offer(config: &Config, github: &OrgClient, web: &impl HttpText) -> Result<Offer> {
     let downloads = github.runner_downloads().await?;
     let offer = newest_offer(&architectures(config), &downloads)?;
     Ok(Offer { node: newest_nodes(config, web).await?, ..offer })
@@ -93,7 +93,7 @@ fn node_majors(config: &Config) -> BTreeSet<NodeMajor> {
 ///
 /// # Errors
 /// The server's errors; [`crate::Kind::Other`] if it has no such build.
-pub async fn newest_nodes(config: &Config, web: &impl Web) -> Result<BTreeMap<NodeMajor, NodePin>> {
+pub async fn newest_nodes(config: &Config, web: &impl HttpText) -> Result<BTreeMap<NodeMajor, NodePin>> {
     let majors = node_majors(config);
     let mut pins = BTreeMap::new();
     if majors.is_empty() {

@@ -53,14 +53,14 @@ impl<S: fmt::Display> fmt::Display for Plan<S> {
 }
 
 /// Tracks the progress of a plan: prints each step when it begins, and adds the finished steps to a failure.
-pub(crate) struct Tally<'a> {
+pub(crate) struct StepTracker<'a> {
     progress: &'a dyn Progress,
     of: usize,
     /// The first line of each step that has begun.
     begun: Vec<String>,
 }
 
-impl<'a> Tally<'a> {
+impl<'a> StepTracker<'a> {
     pub(crate) fn new<S>(plan: &Plan<S>, progress: &'a dyn Progress) -> Self {
         Self { progress, of: plan.steps.len(), begun: Vec::new() }
     }

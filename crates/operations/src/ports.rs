@@ -82,19 +82,19 @@ pub trait Progress: Send + Sync {
 
 /// The answer to a request for confirmation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Consented {
+pub enum Confirmation {
     /// The user confirmed, now or in advance (`--yes`).
     Yes,
     /// The user declined.
     No,
     /// There is no terminal to ask on: a pipeline without `--yes`.
-    NobodyThere,
+    NonInteractive,
 }
 
 /// Asks the user to confirm a step that can't be undone.
 pub trait Consent: Send + Sync {
     /// Asks a yes-or-no question.
-    fn ask(&self, question: &str) -> Consented;
+    fn ask(&self, question: &str) -> Confirmation;
 }
 
 /// The identity of the credentials.
@@ -113,14 +113,14 @@ pub struct Caller {
 
 /// An immutable Image Builder resource. Its version is derived from its content, so equal content has an equal version.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Versioned {
+pub struct ResourceVersion {
     /// `[-_A-Za-z0-9 ]{3,128}`.
     pub name: String,
     /// `\d+.\d+.\d+`, nodes below 2^30.
     pub version: String,
 }
 
-impl fmt::Display for Versioned {
+impl fmt::Display for ResourceVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.name, self.version)
     }
@@ -130,7 +130,7 @@ impl fmt::Display for Versioned {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Component {
     /// Name and version.
-    pub id: Versioned,
+    pub id: ResourceVersion,
     /// The YAML document, at most 16,000 characters.
     pub document: String,
 }
@@ -138,7 +138,7 @@ pub struct Component {
 /// A component's use in a recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComponentUse {
-    pub id: Versioned,
+    pub id: ResourceVersion,
     /// Values for its declared parameters. Plain text, logged by Image Builder: never a secret.
     pub parameters: BTreeMap<String, String>,
 }
@@ -147,7 +147,7 @@ pub struct ComponentUse {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipe {
     /// Name and version.
-    pub id: Versioned,
+    pub id: ResourceVersion,
     /// The image it starts from.
     pub base: AmiId,
     /// The components, in the order in which they run.
@@ -201,7 +201,7 @@ pub struct Distribution {
 /// A build to be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildRequest {
-    pub recipe: Versioned,
+    pub recipe: ResourceVersion,
     /// The infrastructure configuration's name.
     pub infrastructure: String,
     /// The distribution configuration's name.
@@ -288,7 +288,7 @@ pub trait Images: Send + Sync {
     /// An AMI, if it exists.
     fn ami(&self, id: &AmiId) -> impl Future<Output = Result<Option<Ami>>> + Send;
     /// The document of exactly this version, if it exists.
-    fn component(&self, id: &Versioned) -> impl Future<Output = Result<Option<String>>> + Send;
+    fn component(&self, id: &ResourceVersion) -> impl Future<Output = Result<Option<String>>> + Send;
     /// Creates a component. Succeeds if it already exists.
     fn create_component(
         &self,
@@ -296,7 +296,7 @@ pub trait Images: Send + Sync {
         tags: &BTreeMap<String, String>,
     ) -> impl Future<Output = Result<()>> + Send;
     /// Exactly this version of a recipe, if it exists.
-    fn recipe(&self, id: &Versioned) -> impl Future<Output = Result<Option<Recipe>>> + Send;
+    fn recipe(&self, id: &ResourceVersion) -> impl Future<Output = Result<Option<Recipe>>> + Send;
     /// Creates a recipe. Succeeds if it already exists.
     fn create_recipe(
         &self,
@@ -312,7 +312,7 @@ pub trait Images: Send + Sync {
     /// Creates or updates it.
     fn put_distribution(&self, wanted: &Distribution) -> impl Future<Output = Result<()>> + Send;
     /// The newest build of a recipe's image, if there ever was one. Its `steps` may be empty.
-    fn newest_build(&self, recipe: &Versioned) -> impl Future<Output = Result<Option<Build>>> + Send;
+    fn newest_build(&self, recipe: &ResourceVersion) -> impl Future<Output = Result<Option<Build>>> + Send;
     /// Starts a build.
     fn start_build(&self, request: &BuildRequest) -> impl Future<Output = Result<Build>> + Send;
     /// A build with its steps.
@@ -347,7 +347,7 @@ pub struct Document {
 }
 
 /// Objects in S3.
-pub trait Blobs: Send + Sync {
+pub trait ObjectStore: Send + Sync {
     /// Whether an object with that key exists.
     fn has_blob(&self, bucket: &str, key: &str) -> impl Future<Output = Result<bool>> + Send;
     /// Writes an object; S3 checks the digest.
@@ -678,15 +678,15 @@ pub trait Identity: Send + Sync {
 }
 
 /// All of AWS.
-pub trait Cloud: Identity + Images + Blobs + Logs + Stacks + Groups + Keys + Inventory {}
-impl<T: Identity + Images + Blobs + Logs + Stacks + Groups + Keys + Inventory> Cloud for T {}
+pub trait Cloud: Identity + Images + ObjectStore + Logs + Stacks + Groups + Keys + Inventory {}
+impl<T: Identity + Images + ObjectStore + Logs + Stacks + Groups + Keys + Inventory> Cloud for T {}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The account
 
 /// An IAM action on a resource.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Right {
+pub struct IamAction {
     /// `kms:Sign`.
     pub action: String,
     /// An ARN, or `*` for actions without resource-level permissions.
@@ -708,7 +708,7 @@ pub struct InstanceTypeFacts {
 
 /// How a subnet's instances reach the internet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WayOut {
+pub enum Egress {
     /// Through a NAT gateway, a transit gateway, a peering, an appliance.
     Through,
     /// Through an internet gateway, which works only for instances with a public address.
@@ -728,13 +728,13 @@ pub struct SubnetFacts {
     /// Its availability zone.
     pub zone: String,
     /// How its instances reach the internet.
-    pub way_out: WayOut,
+    pub way_out: Egress,
 }
 
 /// Permissions, quotas and existing resources of the account that Kiln does not manage. Read-only.
 pub trait Account: Send + Sync {
     /// The permissions among these that the caller lacks, from IAM's policy simulation. The root user lacks none.
-    fn lacking(&self, rights: &[Right]) -> impl Future<Output = Result<Vec<Right>>> + Send;
+    fn lacking(&self, rights: &[IamAction]) -> impl Future<Output = Result<Vec<IamAction>>> + Send;
     /// The types among these that the region offers.
     fn instance_types(&self, names: &[String]) -> impl Future<Output = Result<Vec<InstanceTypeFacts>>> + Send;
     /// The availability zones of the region that offer each of these types.

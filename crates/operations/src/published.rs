@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// The result of the comparison, if it found no problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PinCheck {
     /// The pinned digest is the published one.
     Same,
     /// The pinned release is not the newest, and GitHub publishes digests only for the newest.
@@ -22,7 +22,7 @@ pub enum Verdict {
 ///
 /// # Errors
 /// [`crate::Kind::Configuration`] when they differ; what GitHub answers.
-pub async fn verify(config: &Config, image: &Image, github: &OrgClient) -> Result<Verdict> {
+pub async fn verify(config: &Config, image: &Image, github: &OrgClient) -> Result<PinCheck> {
     compare(config, image, &github.runner_downloads().await?)
 }
 
@@ -30,22 +30,22 @@ pub async fn verify(config: &Config, image: &Image, github: &OrgClient) -> Resul
 ///
 /// # Errors
 /// [`crate::Kind::Configuration`] when the digests of one release differ.
-pub fn compare(config: &Config, image: &Image, published: &[RunnerDownload]) -> Result<Verdict> {
+pub fn compare(config: &Config, image: &Image, published: &[RunnerDownload]) -> Result<PinCheck> {
     let (version, architecture) = (&config.runner.version, image.architecture);
     let name = architecture.runner_name();
     let Some(download) = published.iter().find(|it| it.os == "linux" && it.architecture == name) else {
-        return Ok(Verdict::Unpublished);
+        return Ok(PinCheck::Unpublished);
     };
     let prefix = format!("actions-runner-linux-{name}-");
     let newest = download.filename.trim_start_matches(&prefix).trim_end_matches(".tar.gz");
     if newest != version.as_str() {
-        return Ok(Verdict::Newer(newest.to_owned()));
+        return Ok(PinCheck::Newer(newest.to_owned()));
     }
     let (Some(published), Some(pinned)) = (&download.sha256_checksum, config.runner.sha256.get(&architecture)) else {
-        return Ok(Verdict::Unpublished);
+        return Ok(PinCheck::Unpublished);
     };
     if published.eq_ignore_ascii_case(pinned.as_str()) {
-        return Ok(Verdict::Same);
+        return Ok(PinCheck::Same);
     }
     Err(Error::new(
         Code::RunnerDigestMismatch,
@@ -60,7 +60,7 @@ mod tests {
 
     const TOML: &str = include_str!("../../../docs/kiln.toml");
 
-    fn verdict(version: &str, sha256: Option<&str>) -> Result<Verdict> {
+    fn verdict(version: &str, sha256: Option<&str>) -> Result<PinCheck> {
         let config = Config::from_toml("kiln.toml", TOML).unwrap();
         let image = config.images.values().next().unwrap();
         let download = RunnerDownload {
@@ -78,9 +78,9 @@ mod tests {
         let config = Config::from_toml("kiln.toml", TOML).unwrap();
         let (version, pinned) =
             (config.runner.version.as_str(), config.runner.sha256.values().next().unwrap().as_str());
-        assert_eq!(verdict(version, Some(pinned)).unwrap(), Verdict::Same);
-        assert_eq!(verdict(version, None).unwrap(), Verdict::Unpublished);
-        assert_eq!(verdict("9.9.9", Some("0")).unwrap(), Verdict::Newer("9.9.9".to_owned()));
+        assert_eq!(verdict(version, Some(pinned)).unwrap(), PinCheck::Same);
+        assert_eq!(verdict(version, None).unwrap(), PinCheck::Unpublished);
+        assert_eq!(verdict("9.9.9", Some("0")).unwrap(), PinCheck::Newer("9.9.9".to_owned()));
         let wrong = verdict(version, Some(&"0".repeat(64))).unwrap_err();
         assert_eq!(wrong.code, Code::RunnerDigestMismatch);
         assert!(wrong.message.contains(pinned) && wrong.hint.unwrap().contains("cargo xtask pin"));

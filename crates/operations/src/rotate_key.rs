@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::keys::{StoreContents, Timestamp};
 use crate::ports::{Cloud, CloudErrorKind};
 
-pub use apply::{Former, SETTLE_BOUND, apply, formers};
+pub use apply::{Former, SETTLE_LIMIT, apply, formers};
 pub use plan::{Step, plan_retirement, plan_rollback, plan_rotation};
 pub use status::{Acceptance, Role, Row, Status, status};
 
@@ -137,7 +137,7 @@ fn check_app(config: &Config, app: &App) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(
-        Code::WrongApp,
+        Code::AppMismatch,
         format!("GitHub answers with App `{}` ({}), not {}", app.slug, app.id, config.app.id.issuer()),
     )
     .hint("[app] in kiln.toml names the App; generate its keys in that App's settings"))
@@ -191,7 +191,7 @@ fn check_installation(config: &Config, app: &App, installation: &Installation) -
         && wanted != id
     {
         let message = format!("the App's installation in `{organization}` is {id}, not {wanted}");
-        return Err(Error::new(Code::WrongInstallation, message)
+        return Err(Error::new(Code::InstallationMismatch, message)
             .hint("correct `installation_id` in kiln.toml, or remove it: Kiln then looks it up"));
     }
     if let Some(since) = &installation.suspended_at {

@@ -7,12 +7,14 @@ use std::time::Duration;
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::json_diff::{Change, changes};
-use crate::ports::{ChangeSet, Consent, Consented, Progress, ResourceChange, Stack, StackEvent, StackRequest, Stacks};
-use crate::wait::{Pace, human};
+use crate::ports::{
+    ChangeSet, Confirmation, Consent, Progress, ResourceChange, Stack, StackEvent, StackRequest, Stacks,
+};
+use crate::wait::{PollBackoff, human};
 
 /// How long a stack operation may take. A NAT gateway and an Auto Scaling group with its first instances need minutes.
 /// CloudFormation itself waits six hours for a group; the next run of the command resumes the wait.
-pub const STACK_BOUND: Duration = Duration::from_secs(3600);
+pub const STACK_LIMIT: Duration = Duration::from_secs(3600);
 
 /// The step that brings a stack to its desired state.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -275,7 +277,7 @@ pub(crate) async fn find_beyond(
     beyond: &mut impl Beyond,
     progress: &dyn Progress,
 ) -> Result<Found> {
-    let mut pace = Pace::new(STACK_BOUND);
+    let mut pace = PollBackoff::new(STACK_LIMIT);
     loop {
         let Some(stack) = cloud.stack(name).await? else { return Ok(Found::Absent) };
         match stack.status.as_str() {
@@ -295,7 +297,7 @@ pub(crate) async fn find_beyond(
     }
 }
 
-async fn wait_on(pace: &mut Pace, stack: &Stack, progress: &dyn Progress) -> Result<()> {
+async fn wait_on(pace: &mut PollBackoff, stack: &Stack, progress: &dyn Progress) -> Result<()> {
     let Stack { name, status, .. } = stack;
     progress.state(&format!("stack {name} is {status}: waiting for it"));
     pace.pause().await.map_err(|_| still_busy(name, status))
@@ -346,7 +348,7 @@ pub async fn clear(
 /// [`crate::Kind::Failed`] with the first resource that could not be deleted; [`crate::Kind::Timeout`].
 pub async fn delete(cloud: &impl Stacks, name: &str, progress: &dyn Progress) -> Result<()> {
     let mut seen: BTreeSet<String> = cloud.events(name).await?.into_iter().map(|event| event.id).collect();
-    let mut pace = Pace::new(STACK_BOUND);
+    let mut pace = PollBackoff::new(STACK_LIMIT);
     let (mut asked, mut begun) = (false, false);
     loop {
         let Some(stack) = cloud.stack(name).await? else { return Ok(()) };
@@ -362,7 +364,7 @@ pub async fn delete(cloud: &impl Stacks, name: &str, progress: &dyn Progress) ->
             return Err(not_deleted(cloud, &stack).await);
         }
         for event in tell_new(cloud, name, &mut seen, progress).await? {
-            pace.quicken();
+            pace.reset();
             begun |= asked && event.status.starts_with("DELETE");
         }
         progress.state(&format!("stack {name} is {}", stack.status));
@@ -393,10 +395,10 @@ async fn not_deleted(cloud: &impl Stacks, stack: &Stack) -> Error {
 fn agreed(consent: &dyn Consent, question: &str, stack: &str) -> Result<()> {
     let what = question.trim_end_matches('?');
     match consent.ask(question) {
-        Consented::Yes => Ok(()),
-        Consented::No => Err(Error::new(Code::ConsentRefused, format!("you did not confirm: {what}"))
+        Confirmation::Yes => Ok(()),
+        Confirmation::No => Err(Error::new(Code::ConsentRefused, format!("you did not confirm: {what}"))
             .hint(format!("stack `{stack}` is unchanged"))),
-        Consented::NobodyThere => {
+        Confirmation::NonInteractive => {
             Err(Error::new(Code::ConsentMissing, format!("there is no terminal to confirm: {what}"))
                 .hint(format!("stack `{stack}` is unchanged; `--yes` confirms this in advance")))
         }
@@ -418,7 +420,7 @@ fn can_be_updated(status: &str) -> bool {
 }
 
 fn still_busy(name: &str, status: &str) -> Error {
-    Error::new(Code::StackBusy, format!("stack `{name}` was still {status} after {}", human(STACK_BOUND)))
+    Error::new(Code::StackTimeout, format!("stack `{name}` was still {status} after {}", human(STACK_LIMIT)))
         .hint("run the same command again: it keeps waiting, and resumes there")
 }
 
@@ -439,7 +441,8 @@ async fn broken(cloud: &impl Stacks, stack: &Stack) -> Error {
         ),
         _ => format!("`aws cloudformation describe-stack-events --stack-name {name}` shows more"),
     };
-    Error::new(Code::StackBroken, format!("stack `{name}` is in {status} and can't be updated: {reason}")).hint(hint)
+    Error::new(Code::StackNotUpdatable, format!("stack `{name}` is in {status} and can't be updated: {reason}"))
+        .hint(hint)
 }
 
 /// The reason of the first resource that failed in the latest operation. Later failures follow from it.
@@ -471,8 +474,8 @@ pub async fn apply(cloud: &impl Stacks, step: &StackStep, progress: &dyn Progres
 struct Always;
 
 impl Consent for Always {
-    fn ask(&self, _: &str) -> Consented {
-        Consented::Yes
+    fn ask(&self, _: &str) -> Confirmation {
+        Confirmation::Yes
     }
 }
 
@@ -590,7 +593,7 @@ async fn follow(
     beyond: &mut impl Beyond,
     progress: &dyn Progress,
 ) -> Result<()> {
-    let mut pace = Pace::new(STACK_BOUND);
+    let mut pace = PollBackoff::new(STACK_LIMIT);
     // Right after the call the stack may still show its previous state. Only a state that a new event reports is final.
     let mut told = String::new();
     loop {
@@ -602,7 +605,7 @@ async fn follow(
             ));
         };
         for event in tell_new(cloud, name, &mut seen, progress).await? {
-            pace.quicken();
+            pace.reset();
             if event.kind == "AWS::CloudFormation::Stack" && event.resource == name {
                 told = event.status;
             }
@@ -757,6 +760,6 @@ mod tests {
         // Kiln does not touch a stack that has an instance in service.
         let mut beyond = After { looks: 1, serves: true };
         let error = find_beyond(&Endless, &step.request.name, &mut beyond, &Silent).await.unwrap_err();
-        assert_eq!(error.code, Code::StackBusy);
+        assert_eq!(error.code, Code::StackTimeout);
     }
 }

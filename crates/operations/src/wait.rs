@@ -13,7 +13,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// Only for tests, in which instances boot in milliseconds: shortens pauses and timeouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tempo {
+pub struct TimeScale {
     /// Divides the pauses between two polls.
     pub pauses: u32,
     /// Divides the timeouts.
@@ -21,10 +21,10 @@ pub struct Tempo {
 }
 
 tokio::task_local! {
-    static TEMPO: Tempo;
+    static TEMPO: TimeScale;
 }
 
-impl Tempo {
+impl TimeScale {
     /// The real pauses and timeouts.
     const REAL: Self = Self { pauses: 1, bounds: 1 };
 
@@ -38,28 +38,28 @@ impl Tempo {
     }
 }
 
-/// Shortens the timeout of a wait that does not use [`Pace`].
+/// Shortens the timeout of a wait that does not use [`PollBackoff`].
 pub(crate) fn bounded(bound: Duration) -> Duration {
-    bound / Tempo::now().bounds
+    bound / TimeScale::now().bounds
 }
 
-/// Shortens the pause of a wait that does not use [`Pace`].
+/// Shortens the pause of a wait that does not use [`PollBackoff`].
 pub(crate) fn paused(pause: Duration) -> Duration {
-    pause / Tempo::now().pauses
+    pause / TimeScale::now().pauses
 }
 
 /// Pauses that grow by half, from 0.25 s to 15 s, until a timeout.
 #[derive(Debug)]
-pub struct Pace {
+pub struct PollBackoff {
     pause: Duration,
     deadline: Instant,
 }
 
 /// The timeout was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Expired;
+pub struct DeadlineExceeded;
 
-impl Pace {
+impl PollBackoff {
     /// Starts a wait with a timeout of `bound`.
     pub fn new(bound: Duration) -> Self {
         Self { pause: paused(FIRST_PAUSE), deadline: Instant::now() + bounded(bound) }
@@ -68,11 +68,11 @@ impl Pace {
     /// Sleeps until the next poll is due.
     ///
     /// # Errors
-    /// [`Expired`] if the timeout was reached before this call. The caller always polls once more after the last pause.
-    pub async fn pause(&mut self) -> Result<(), Expired> {
+    /// [`DeadlineExceeded`] if the timeout was reached before this call. The caller always polls once more after the last pause.
+    pub async fn pause(&mut self) -> Result<(), DeadlineExceeded> {
         let now = Instant::now();
         if now >= self.deadline {
-            return Err(Expired);
+            return Err(DeadlineExceeded);
         }
         tokio::time::sleep(self.pause.min(self.deadline - now)).await;
         self.pause = (self.pause * 3 / 2).min(paused(LONGEST_PAUSE));
@@ -80,7 +80,7 @@ impl Pace {
     }
 
     /// Starts again with short pauses, because something changed.
-    pub fn quicken(&mut self) {
+    pub fn reset(&mut self) {
         self.pause = paused(FIRST_PAUSE);
     }
 }
@@ -102,7 +102,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_wait_ends_at_its_bound_and_looks_once_more_there() {
         let start = Instant::now();
-        let mut pace = Pace::new(Duration::from_secs(60));
+        let mut pace = PollBackoff::new(Duration::from_secs(60));
         let mut looks = 0;
         while pace.pause().await.is_ok() {
             looks += 1;

@@ -3,19 +3,19 @@
 //! is what `AWS_ENDPOINT_URL` points at.
 
 mod account;
-mod alone;
 mod auto_scaling;
 mod backend;
 mod bake;
 mod ec2;
+mod ec2_describe;
 mod fleets;
 mod gateway;
 mod groups;
 mod image_builder;
 mod imds;
 mod kms;
-mod light;
-mod listings;
+mod simulated;
+mod single_instance;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -30,7 +30,6 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::github::GitHub;
-pub use alone::{InstanceAws, Place};
 use backend::Backend;
 pub use bake::BakedImage;
 pub use bake::filled;
@@ -40,7 +39,8 @@ use groups::Groups;
 pub use groups::InstanceView;
 use image_builder::ImageBuilder;
 pub use imds::{ADDRESS as IMDS_ADDRESS, Imds, ImdsFault, ImdsOptions};
-pub use light::ImageFault;
+pub use simulated::ImageFault;
+pub use single_instance::{InstanceAws, Place};
 
 /// The region of every rehearsal.
 pub(crate) const REGION: &str = "eu-central-1";
@@ -62,7 +62,7 @@ pub struct AwsOptions {
 
 /// A call of the pipeline's at which it is to be cut off.
 #[derive(Debug)]
-struct Tripwire {
+struct KillPoint {
     remaining: u32,
     when: When,
     tell: Option<oneshot::Sender<()>>,
@@ -83,7 +83,7 @@ struct Shared {
     requests: Mutex<Vec<Request>>,
     /// What anybody sent, by operation.
     bodies: Mutex<Vec<(String, axum::body::Bytes)>>,
-    tripwire: Mutex<Option<Tripwire>>,
+    kill_point: Mutex<Option<KillPoint>>,
     refusals: Mutex<Vec<Refusal>>,
     outage: Mutex<Option<Outage>>,
     image_builder: Mutex<ImageBuilder>,
@@ -133,7 +133,7 @@ impl Aws {
             endpoint,
             requests: Mutex::default(),
             bodies: Mutex::default(),
-            tripwire: Mutex::default(),
+            kill_point: Mutex::default(),
             refusals: Mutex::default(),
             outage: Mutex::default(),
             image_builder: Mutex::default(),
@@ -278,7 +278,7 @@ impl Aws {
     /// so that the process can be killed just there. Arming a new one takes the former back.
     pub fn on_mutation(&self, nth: u32, when: When) -> impl Future<Output = ()> + use<> {
         let (tell, told) = oneshot::channel();
-        *lock(&self.shared.tripwire) = Some(Tripwire { remaining: nth, when, tell: Some(tell) });
+        *lock(&self.shared.kill_point) = Some(KillPoint { remaining: nth, when, tell: Some(tell) });
         async move {
             if told.await.is_err() {
                 // Taken back.
@@ -287,9 +287,9 @@ impl Aws {
         }
     }
 
-    /// Takes the tripwire back.
+    /// Takes the kill_point back.
     pub fn disarm(&self) {
-        *lock(&self.shared.tripwire) = None;
+        *lock(&self.shared.kill_point) = None;
     }
 
     /// The next calls of this operation are refused, an instance's too.
@@ -391,7 +391,7 @@ impl Aws {
         lock(&self.shared.image_builder).replace_component(name, document);
     }
 
-    /// The next build fails at this step: `PHASE/DOCUMENT/STEP`, or its name alone where that is the only one of it.
+    /// The next build fails at this step: `PHASE/DOCUMENT/STEP`, or its name single_instance where that is the only one of it.
     pub fn fail_build_step(&self, step: &str) {
         lock(&self.shared.image_builder).fail_step = Some(step.to_owned());
     }
@@ -437,7 +437,7 @@ impl Aws {
     /// The emulator refuses, or brings the stack into another state.
     pub async fn make_dead_stack(&self, name: &str) -> anyhow::Result<()> {
         let backend = &self.shared.backend;
-        let template = format!("Resources:\n{}", gateway::UNMAKEABLE);
+        let template = format!("Resources:\n{}", gateway::FAILING_RESOURCE);
         let fields = [("StackName", name), ("TemplateBody", template.as_str())];
         backend.query("cloudformation", "CreateStack", &fields).await?;
         let settled = async {
@@ -477,7 +477,7 @@ impl Aws {
         let tags = serde_json::json!({ "kiln:managed": "true", "kiln:image": kind });
         let name = format!("{kind} {}", age.as_secs());
         let ami = bake::register(&self.shared, region, &name, &tags).await?;
-        listings::date(&self.shared, &ami, std::time::SystemTime::now() - age);
+        ec2_describe::date(&self.shared, &ami, std::time::SystemTime::now() - age);
         Ok(ami)
     }
 

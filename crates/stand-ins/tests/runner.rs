@@ -28,18 +28,18 @@ const VERSION: &str = "2.338.0";
 /// Everything here takes a second or two; a minute is for a machine under load.
 const SOON: Duration = Duration::from_secs(60);
 
-struct There {
+struct Fixture {
     github: GitHub,
     client: OrgClient,
 }
 
-async fn there(lease: Duration) -> There {
+async fn fixture(lease: Duration) -> Fixture {
     let listener = Some(env!("CARGO_BIN_EXE_stand-in-runner").into());
     let github = GitHub::start(GitHubOptions { listener, lease, ..GitHubOptions::new("acme") }).await.unwrap();
     let key = Arc::new(AppKey::from_pem(github.generate_key().as_bytes()).unwrap());
     let api = github.api_url().parse().unwrap();
     let client = OrgClient::new(&api, "kiln-tests/0", github.client_id(), key, "acme", None).unwrap();
-    There { github, client }
+    Fixture { github, client }
 }
 
 /// A runner's folder.
@@ -74,9 +74,9 @@ impl Installed {
     }
 
     /// `config.sh` as Kiln calls it, by environment.
-    fn configure(&self, there: &There, token: &str, name: &str) -> Command {
+    fn configure(&self, fixture: &Fixture, token: &str, name: &str) -> Command {
         let mut command = self.command("config.sh", &[]);
-        let url = format!("{}/acme", there.github.url());
+        let url = format!("{}/acme", fixture.github.url());
         for (input, value) in [
             ("UNATTENDED", "true"),
             ("URL", &url),
@@ -90,10 +90,10 @@ impl Installed {
         command
     }
 
-    async fn configured(there: &There, name: &str) -> Self {
-        let installed = Self::new(&there.github, VERSION).await;
-        let token = there.client.registration_token().await.unwrap();
-        let output = output(installed.configure(there, token.token.expose_secret(), name)).await;
+    async fn configured(fixture: &Fixture, name: &str) -> Self {
+        let installed = Self::new(&fixture.github, VERSION).await;
+        let token = fixture.client.registration_token().await.unwrap();
+        let output = output(installed.configure(fixture, token.token.expose_secret(), name)).await;
         assert!(output.status.success(), "{output:?}");
         installed
     }
@@ -159,13 +159,13 @@ async fn completed(github: &GitHub, job: JobId) -> (Conclusion, String) {
 
 #[tokio::test]
 async fn a_persistent_runner_works_job_after_job_and_leaves_when_it_is_deleted() {
-    let there = there(SOON).await;
-    let github = &there.github;
-    let installed = Installed::configured(&there, "linux-i-0").await;
+    let fixture = fixture(SOON).await;
+    let github = &fixture.github;
+    let installed = Installed::configured(&fixture, "linux-i-0").await;
     let mode = |file: &str| std::fs::metadata(installed.folder.path().join(file)).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(".credentials_rsaparams"), 0o600);
     assert!(installed.has(".runner") && installed.has(".credentials"));
-    let known = there.client.runners(Some("linux-i-0")).await.unwrap();
+    let known = fixture.client.runners(Some("linux-i-0")).await.unwrap();
     let labels: Vec<&str> = known[0].labels.iter().map(|label| label.name.as_str()).collect();
     let architecture = if cfg!(target_arch = "aarch64") { "ARM64" } else { "X64" };
     assert_eq!(labels, ["self-hosted", "Linux", architecture, "linux-x64", "big"]);
@@ -192,10 +192,10 @@ async fn a_persistent_runner_works_job_after_job_and_leaves_when_it_is_deleted()
 
     let job = github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Hold).step(Step::Run("echo went on".to_owned())));
     in_progress(github, job).await;
-    assert_eq!(there.client.delete_runner(known[0].id).await.unwrap(), Deleted::Busy);
+    assert_eq!(fixture.client.delete_runner(known[0].id).await.unwrap(), Deleted::Busy);
     github.release_job(job);
     assert_eq!(completed(github, job).await, (Conclusion::Success, "went on\n".to_owned()));
-    assert_eq!(there.client.delete_runner(known[0].id).await.unwrap(), Deleted::Gone);
+    assert_eq!(fixture.client.delete_runner(known[0].id).await.unwrap(), Deleted::Gone);
     // It ends well, as it does after a job: an exit code says nothing of the work done.
     let (code, said) = end(listener).await;
     assert_eq!(code, Some(0), "{said}");
@@ -216,26 +216,26 @@ async fn a_persistent_runner_works_job_after_job_and_leaves_when_it_is_deleted()
 
 #[tokio::test]
 async fn a_just_in_time_runner_works_once_and_is_gone() {
-    let there = there(SOON).await;
+    let fixture = fixture(SOON).await;
     let request = JitRequest {
         name: "once".to_owned(),
         runner_group_id: 1,
         labels: vec!["big".to_owned()],
         work_folder: "_elsewhere".to_owned(),
     };
-    let made = there.client.generate_jit_config(&request).await.unwrap();
-    let installed = Installed::new(&there.github, VERSION).await;
+    let made = fixture.client.generate_jit_config(&request).await.unwrap();
+    let installed = Installed::new(&fixture.github, VERSION).await;
     let mut run = installed.command("bin/Runner.Listener", &["run"]);
     let listener = run.env("ACTIONS_RUNNER_INPUT_JITCONFIG", made.encoded.expose_secret()).spawn().unwrap();
-    online(&there.github, "once").await;
-    let jobs = [there.github.queue_job(script("env; pwd")), there.github.queue_job(script("true"))];
-    let (conclusion, output) = completed(&there.github, jobs[0]).await;
+    online(&fixture.github, "once").await;
+    let jobs = [fixture.github.queue_job(script("env; pwd")), fixture.github.queue_job(script("true"))];
+    let (conclusion, output) = completed(&fixture.github, jobs[0]).await;
     assert_eq!(conclusion, Conclusion::Success);
     assert!(output.contains("/_elsewhere/rehearsal/rehearsal\n") && !output.contains("JITCONFIG"), "{output}");
     let (code, said) = end(listener).await;
     assert_eq!(code, Some(0), "{said}");
-    assert!(there.client.runners(None).await.unwrap().is_empty());
-    assert_eq!(there.github.job(jobs[1]).state, JobState::Queued);
+    assert!(fixture.client.runners(None).await.unwrap().is_empty());
+    assert_eq!(fixture.github.job(jobs[1]).state, JobState::Queued);
     assert!(!installed.has(".runner") && !installed.has(".credentials_rsaparams"));
 
     // Any file is written, as the real one does.
@@ -252,14 +252,14 @@ async fn output_code(command: Command) -> (Option<i32>, String) {
 
 #[tokio::test]
 async fn either_signal_cancels_the_job_and_ends_what_it_left_running() {
-    let there = there(SOON).await;
-    let installed = Installed::configured(&there, "linux-i-0").await;
+    let fixture = fixture(SOON).await;
+    let installed = Installed::configured(&fixture, "linux-i-0").await;
     for (number, its_code) in [(Signal::SIGINT, 0), (Signal::SIGTERM, 143)] {
         let listener = installed.listen();
-        online(&there.github, "linux-i-0").await;
+        online(&fixture.github, "linux-i-0").await;
         let pid = installed.folder.path().join("_work/rehearsal/rehearsal/pid");
-        let job = there.github.queue_job(script("setsid sleep 600 & echo $! > pid.new; mv pid.new pid; wait"));
-        let started = there.github.until(SOON, "the job's process", |_| pid.exists().then_some(())).await;
+        let job = fixture.github.queue_job(script("setsid sleep 600 & echo $! > pid.new; mv pid.new pid; wait"));
+        let started = fixture.github.until(SOON, "the job's process", |_| pid.exists().then_some(())).await;
         started.unwrap();
         let left = std::fs::read_to_string(&pid).unwrap().trim().to_owned();
         std::fs::remove_file(&pid).unwrap();
@@ -269,10 +269,10 @@ async fn either_signal_cancels_the_job_and_ends_what_it_left_running() {
         assert_eq!(code, Some(its_code), "{said}");
         assert_eq!(said.contains("Exiting..."), number == Signal::SIGINT, "{said}");
         assert!(said.contains("completed with result: Canceled"), "{said}");
-        assert_eq!(completed(&there.github, job).await.0, Conclusion::Cancelled);
+        assert_eq!(completed(&fixture.github, job).await.0, Conclusion::Cancelled);
         let ended = |_: &GitHub| (!runs(&left)).then_some(());
-        there.github.until(SOON, "the end of what the job left", ended).await.unwrap();
-        assert!(there.github.runners().iter().all(|runner| !runner.online && !runner.busy));
+        fixture.github.until(SOON, "the end of what the job left", ended).await.unwrap();
+        assert!(fixture.github.runners().iter().all(|runner| !runner.online && !runner.busy));
     }
 }
 
@@ -284,50 +284,50 @@ fn runs(pid: &str) -> bool {
 
 #[tokio::test]
 async fn configuring_is_refused_for_every_wrong_input() {
-    let there = there(SOON).await;
-    let token = there.client.registration_token().await.unwrap();
+    let fixture = fixture(SOON).await;
+    let token = fixture.client.registration_token().await.unwrap();
     let token = token.token.expose_secret();
-    let configured = Installed::configured(&there, "taken").await;
-    assert_eq!(output_code(configured.configure(&there, token, "other")).await.0, Some(1), "configured already");
+    let configured = Installed::configured(&fixture, "taken").await;
+    assert_eq!(output_code(configured.configure(&fixture, token, "other")).await.0, Some(1), "configured already");
 
-    let fresh = Installed::new(&there.github, VERSION).await;
-    let (code, said) = output_code(fresh.configure(&there, "no-token", "fresh")).await;
+    let fresh = Installed::new(&fixture.github, VERSION).await;
+    let (code, said) = output_code(fresh.configure(&fixture, "no-token", "fresh")).await;
     assert_eq!(code, Some(1));
     assert!(said.contains("Http response code: NotFound from 'POST"), "{said}");
-    let removal = there.client.remove_token().await.unwrap();
-    let (code, _) = output_code(fresh.configure(&there, removal.token.expose_secret(), "fresh")).await;
+    let removal = fixture.client.remove_token().await.unwrap();
+    let (code, _) = output_code(fresh.configure(&fixture, removal.token.expose_secret(), "fresh")).await;
     assert_eq!(code, Some(1), "a removal token registers nothing");
-    let (code, said) = output_code(fresh.configure(&there, token, "taken")).await;
+    let (code, said) = output_code(fresh.configure(&fixture, token, "taken")).await;
     assert_eq!(code, Some(1));
     assert!(said.contains("A runner exists with the same name"), "{said}");
-    let mut elsewhere = fresh.configure(&there, token, "fresh");
+    let mut elsewhere = fresh.configure(&fixture, token, "fresh");
     elsewhere.env("ACTIONS_RUNNER_INPUT_RUNNERGROUP", "nowhere");
     let (code, said) = output_code(elsewhere).await;
     assert_eq!(code, Some(1));
     assert!(said.contains("runner group named \"nowhere\""), "{said}");
-    let old = Installed::new(&there.github, "2.328.9").await;
-    let output = output(old.configure(&there, token, "old")).await;
+    let old = Installed::new(&fixture.github, "2.328.9").await;
+    let output = output(old.configure(&fixture, token, "old")).await;
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     assert!(
         complaint.contains("Your runner version is out of date and can no longer register with GitHub."),
         "{complaint}"
     );
-    assert_eq!(there.github.runners().len(), 1);
+    assert_eq!(fixture.github.runners().len(), 1);
     assert!(!fresh.has(".runner"));
 
     // An argument wins over the environment.
-    let mut replacing = fresh.configure(&there, token, "not this");
+    let mut replacing = fresh.configure(&fixture, token, "not this");
     replacing.args(["--name", "taken", "--replace"]);
     let (code, said) = output_code(replacing).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("√ Runner successfully added") && said.contains("√ Settings Saved."), "{said}");
-    assert_eq!(there.github.runners().len(), 1);
+    assert_eq!(fixture.github.runners().len(), 1);
     let (code, _) = end(configured.listen()).await;
     assert_eq!(code, Some(1), "the runner that was replaced is not known any more");
     let remove = fresh.command("config.sh", &["remove", "--token", removal.token.expose_secret()]);
     assert_eq!(output_code(remove).await.0, Some(0));
-    assert!(there.github.runners().is_empty() && !fresh.has(".credentials"));
+    assert!(fixture.github.runners().is_empty() && !fresh.has(".credentials"));
 }
 
 #[tokio::test]
@@ -335,8 +335,8 @@ async fn root_is_refused_by_the_script_alone() {
     if !geteuid().is_root() {
         return;
     }
-    let there = there(SOON).await;
-    let installed = Installed::new(&there.github, VERSION).await;
+    let fixture = fixture(SOON).await;
+    let installed = Installed::new(&fixture.github, VERSION).await;
     let mut command = Command::new(installed.folder.path().join("config.sh"));
     command.env_clear().env("PATH", "/usr/bin:/bin");
     let (code, said) = output_code(command).await;
@@ -351,22 +351,22 @@ async fn root_is_refused_by_the_script_alone() {
 
 #[tokio::test]
 async fn each_end_of_the_listener_has_its_exit_code() {
-    let there = there(SOON).await;
-    let installed = Installed::new(&there.github, VERSION).await;
+    let fixture = fixture(SOON).await;
+    let installed = Installed::new(&fixture.github, VERSION).await;
     let version = output_code(installed.command("bin/Runner.Listener", &["--version"])).await;
     assert_eq!(version, (Some(0), format!("{VERSION}\n")));
     assert_eq!(end(installed.listen()).await.0, Some(1), "not configured");
 
-    let installed = Installed::configured(&there, "linux-i-0").await;
+    let installed = Installed::configured(&fixture, "linux-i-0").await;
     let first = installed.listen();
-    online(&there.github, "linux-i-0").await;
+    online(&fixture.github, "linux-i-0").await;
     let (code, said) = end(installed.listen()).await;
     assert_eq!(code, Some(5), "{said}");
     assert!(said.contains("A session for this runner already exists."), "{said}");
     signal(&first, Signal::SIGTERM);
     assert_eq!(end(first).await.0, Some(143));
 
-    there.github.deprecate(VERSION);
+    fixture.github.deprecate(VERSION);
     assert_eq!(end(installed.listen()).await.0, Some(1));
     let mut told = installed.command("bin/Runner.Listener", &["run"]);
     told.env("ACTIONS_RUNNER_RETURN_VERSION_DEPRECATED_EXIT_CODE", "1");
@@ -377,10 +377,10 @@ async fn each_end_of_the_listener_has_its_exit_code() {
 
 #[tokio::test]
 async fn a_session_that_can_not_be_opened_is_asked_for_again_and_again() {
-    let there = there(SOON).await;
-    let installed = Installed::configured(&there, "linux-i-0").await;
+    let fixture = fixture(SOON).await;
+    let installed = Installed::configured(&fixture, "linux-i-0").await;
     let settings = installed.folder.path().join(".runner");
-    let nowhere = std::fs::read_to_string(&settings).unwrap().replace(&there.github.url(), "http://127.0.0.1:9");
+    let nowhere = std::fs::read_to_string(&settings).unwrap().replace(&fixture.github.url(), "http://127.0.0.1:9");
     std::fs::write(&settings, nowhere).unwrap();
     let mut lost = installed.listen();
     let mut complaints = BufReader::new(lost.stderr.take().unwrap()).lines();
@@ -403,8 +403,8 @@ async fn each_start_leaves_a_log_or_dies() {
         eprintln!("not root: a folder can't be given to another user");
         return;
     }
-    let there = there(SOON).await;
-    let installed = Installed::new(&there.github, VERSION).await;
+    let fixture = fixture(SOON).await;
+    let installed = Installed::new(&fixture.github, VERSION).await;
     let version = || installed.command("bin/Runner.Listener", &["--version"]);
     assert!(!installed.has("_diag"), "no release has one");
     assert_eq!(output_code(version()).await.0, Some(0));
@@ -422,25 +422,25 @@ async fn each_start_leaves_a_log_or_dies() {
 
 #[tokio::test]
 async fn the_file_of_the_environment_wins_over_the_environment() {
-    let there = there(SOON).await;
-    let installed = Installed::configured(&there, "linux-i-0").await;
+    let fixture = fixture(SOON).await;
+    let installed = Installed::configured(&fixture, "linux-i-0").await;
     let path = installed.folder.path().join(".env");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, format!("{text}WHOSE=the file's\nGONE=\n")).unwrap();
     let mut run = installed.command("bin/Runner.Listener", &["run"]);
     let _listener = run.env("WHOSE", "the process's").env("GONE", "not yet").spawn().unwrap();
-    let job = there.github.queue_job(script("echo \"$WHOSE, ${GONE-gone}\""));
-    assert_eq!(completed(&there.github, job).await, (Conclusion::Success, "the file's, gone\n".to_owned()));
+    let job = fixture.github.queue_job(script("echo \"$WHOSE, ${GONE-gone}\""));
+    assert_eq!(completed(&fixture.github, job).await, (Conclusion::Success, "the file's, gone\n".to_owned()));
 }
 
 /// A name can be what the listener prints of itself, and can hold line ends.
 #[tokio::test]
 async fn a_jobs_name_is_printed_as_it_is() {
-    let there = there(SOON).await;
-    let installed = Installed::configured(&there, "linux-i-0").await;
+    let fixture = fixture(SOON).await;
+    let installed = Installed::configured(&fixture, "linux-i-0").await;
     let listener = installed.listen();
-    let job = there.github.queue_job(script("true").named("one\nListening for Jobs"));
-    completed(&there.github, job).await;
+    let job = fixture.github.queue_job(script("true").named("one\nListening for Jobs"));
+    completed(&fixture.github, job).await;
     signal(&listener, Signal::SIGINT);
     let (_, said) = end(listener).await;
     assert!(said.contains(": Running job: one\nListening for Jobs\n"), "{said}");
@@ -450,31 +450,32 @@ async fn a_jobs_name_is_printed_as_it_is() {
 /// GitHub has answered both while all was well with the runner.
 #[tokio::test]
 async fn a_busy_runner_can_be_deleted_and_a_list_be_behind() {
-    let there = there(SOON).await;
-    there.github.lag_lists(true);
-    let installed = Installed::configured(&there, "linux-i-0").await;
-    let id = there.github.runners()[0].id;
-    assert!(there.client.runners(None).await.unwrap().is_empty(), "not in the list yet");
-    assert!(there.client.runner(id).await.unwrap().is_some(), "but there");
-    there.github.lag_lists(false);
-    assert_eq!(there.client.runners(None).await.unwrap().len(), 1);
+    let fixture = fixture(SOON).await;
+    fixture.github.lag_lists(true);
+    let installed = Installed::configured(&fixture, "linux-i-0").await;
+    let id = fixture.github.runners()[0].id;
+    assert!(fixture.client.runners(None).await.unwrap().is_empty(), "not in the list yet");
+    assert!(fixture.client.runner(id).await.unwrap().is_some(), "but there");
+    fixture.github.lag_lists(false);
+    assert_eq!(fixture.client.runners(None).await.unwrap().len(), 1);
     let listener = installed.listen();
-    let job = there.github.queue_job(JobSpec::new(["big"]).step(Step::Hold).step(Step::Run("echo went on".to_owned())));
-    in_progress(&there.github, job).await;
-    there.github.delete_busy_runners(true);
-    assert_eq!(there.client.delete_runner(id).await.unwrap(), Deleted::Gone);
-    assert_eq!(there.client.delete_runner(id).await.unwrap(), Deleted::Absent);
-    there.github.release_job(job);
-    assert_eq!(completed(&there.github, job).await, (Conclusion::Success, "went on\n".to_owned()));
+    let job =
+        fixture.github.queue_job(JobSpec::new(["big"]).step(Step::Hold).step(Step::Run("echo went on".to_owned())));
+    in_progress(&fixture.github, job).await;
+    fixture.github.delete_busy_runners(true);
+    assert_eq!(fixture.client.delete_runner(id).await.unwrap(), Deleted::Gone);
+    assert_eq!(fixture.client.delete_runner(id).await.unwrap(), Deleted::Absent);
+    fixture.github.release_job(job);
+    assert_eq!(completed(&fixture.github, job).await, (Conclusion::Success, "went on\n".to_owned()));
     assert_eq!(end(listener).await.0, Some(0));
 }
 
 #[tokio::test]
 async fn a_killed_runner_is_offline_and_busy_until_its_lease_ends() {
     // The runner is offline after five seconds.
-    let there = there(Duration::from_secs(8)).await;
-    let github = &there.github;
-    let installed = Installed::configured(&there, "linux-i-0").await;
+    let fixture = fixture(Duration::from_secs(8)).await;
+    let github = &fixture.github;
+    let installed = Installed::configured(&fixture, "linux-i-0").await;
     let listener = installed.listen();
     let job = github.queue_job(script("touch started").step(Step::Hold));
     in_progress(github, job).await;
@@ -486,7 +487,7 @@ async fn a_killed_runner_is_offline_and_busy_until_its_lease_ends() {
     signal(&listener, Signal::SIGKILL);
     let offline = |github: &GitHub| github.runners().into_iter().find(|runner| !runner.online);
     assert!(github.until(SOON, "the runner to be offline", offline).await.unwrap().busy);
-    assert_eq!(there.client.delete_runner(id).await.unwrap(), Deleted::Busy);
+    assert_eq!(fixture.client.delete_runner(id).await.unwrap(), Deleted::Busy);
     let (conclusion, output) = completed(github, job).await;
     assert_eq!(conclusion, Conclusion::Failure);
     assert!(output.contains("lost communication"), "{output}");
@@ -494,36 +495,36 @@ async fn a_killed_runner_is_offline_and_busy_until_its_lease_ends() {
     let again = installed.listen();
     online(github, "linux-i-0").await;
     assert_eq!(github.runners()[0].id, id);
-    assert_eq!(there.client.delete_runner(id).await.unwrap(), Deleted::Gone);
+    assert_eq!(fixture.client.delete_runner(id).await.unwrap(), Deleted::Gone);
     assert_eq!(end(again).await.0, Some(0));
 }
 
 #[tokio::test]
 async fn a_job_that_was_only_offered_is_offered_again() {
-    let there = there(SOON).await;
+    let fixture = fixture(SOON).await;
     let labels = vec!["big".to_owned()];
     let request = JitRequest { name: "once".to_owned(), runner_group_id: 1, labels, work_folder: "_work".to_owned() };
-    let made = there.client.generate_jit_config(&request).await.unwrap();
+    let made = fixture.client.generate_jit_config(&request).await.unwrap();
     let files: Value = serde_json::from_slice(&STANDARD.decode(made.encoded.expose_secret()).unwrap()).unwrap();
     let secret = STANDARD.decode(files[".credentials_rsaparams"].as_str().unwrap()).unwrap();
     let secret: Value = serde_json::from_slice(&secret).unwrap();
-    let (http, url) = (reqwest::Client::new(), there.github.url());
+    let (http, url) = (reqwest::Client::new(), fixture.github.url());
     let opened =
         http.post(format!("{url}/_runner/sessions")).json(&json!({ "credential": secret["d"], "version": VERSION }));
     let opened: Value = opened.send().await.unwrap().json().await.unwrap();
     let session = format!("{url}/_runner/sessions/{}", opened["session"].as_str().unwrap());
-    let job = there.github.queue_job(script("true"));
+    let job = fixture.github.queue_job(script("true"));
     let offered: Value = http.post(format!("{session}/poll")).send().await.unwrap().json().await.unwrap();
     assert_eq!(offered["job"], job.0);
-    in_progress(&there.github, job).await;
+    in_progress(&fixture.github, job).await;
     http.delete(&session).send().await.unwrap();
-    assert_eq!(there.github.job(job).state, JobState::Queued);
+    assert_eq!(fixture.github.job(job).state, JobState::Queued);
 }
 
 #[tokio::test]
 async fn hooks_are_part_of_the_job() {
-    let there = there(SOON).await;
-    let installed = Installed::configured(&there, "linux-i-0").await;
+    let fixture = fixture(SOON).await;
+    let installed = Installed::configured(&fixture, "linux-i-0").await;
     let hook = |name: &str, text: &str| {
         let path = installed.folder.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -533,9 +534,9 @@ async fn hooks_are_part_of_the_job() {
     run.env("ACTIONS_RUNNER_HOOK_JOB_STARTED", hook("started.sh", "echo before"));
     run.env("ACTIONS_RUNNER_HOOK_JOB_COMPLETED", hook("completed.sh", "echo after; test ! -e ../../../fail"));
     let listener = run.spawn().unwrap();
-    let (conclusion, output) = completed(&there.github, there.github.queue_job(script("echo during"))).await;
+    let (conclusion, output) = completed(&fixture.github, fixture.github.queue_job(script("echo during"))).await;
     assert_eq!((conclusion, output.as_str()), (Conclusion::Success, "before\nduring\nafter\n"));
-    let (conclusion, _) = completed(&there.github, there.github.queue_job(script("touch ../../../fail"))).await;
+    let (conclusion, _) = completed(&fixture.github, fixture.github.queue_job(script("touch ../../../fail"))).await;
     assert_eq!(conclusion, Conclusion::Failure, "a hook's failure is the job's");
     signal(&listener, Signal::SIGINT);
     assert_eq!(end(listener).await.0, Some(0));
@@ -543,7 +544,7 @@ async fn hooks_are_part_of_the_job() {
 
 #[tokio::test]
 async fn a_release_is_the_same_bytes_each_time_and_in_the_real_form() {
-    let (one, other) = (there(SOON).await, there(SOON).await);
+    let (one, other) = (fixture(SOON).await, fixture(SOON).await);
     let (first, second) = (one.github.runner_release(VERSION).unwrap(), other.github.runner_release(VERSION).unwrap());
     assert_eq!(first.sha256, second.sha256);
     let older = one.github.runner_release("2.99.0").unwrap();
@@ -567,11 +568,11 @@ async fn a_release_is_the_same_bytes_each_time_and_in_the_real_form() {
 
 #[tokio::test]
 async fn versions_and_limits_are_told_as_github_tells_them() {
-    let there = there(SOON).await;
-    there.github.runner_release(VERSION).unwrap();
-    let minted = there.client.app().installation_token(there.github.installation_id()).await.unwrap();
+    let fixture = fixture(SOON).await;
+    fixture.github.runner_release(VERSION).unwrap();
+    let minted = fixture.client.app().installation_token(fixture.github.installation_id()).await.unwrap();
     let ask = |version: &str| {
-        let url = format!("{}/orgs/acme/actions/runners/deprecations/{version}", there.github.api_url());
+        let url = format!("{}/orgs/acme/actions/runners/deprecations/{version}", fixture.github.api_url());
         reqwest::Client::builder()
             .user_agent("tests")
             .build()
@@ -587,11 +588,11 @@ async fn versions_and_limits_are_told_as_github_tells_them() {
     let no_date =
         json!({ "runner_version": VERSION, "registration_deprecates_at": null, "runtime_deprecates_at": null });
     assert_eq!(body, no_date);
-    there.github.deprecate(VERSION);
+    fixture.github.deprecate(VERSION);
     let body: Value = ask(VERSION).send().await.unwrap().json().await.unwrap();
     assert!(body["runtime_deprecates_at"].as_str().unwrap().ends_with('Z'), "{body}");
     assert_eq!(ask("1.0.0").send().await.unwrap().status(), 404);
     assert_eq!(ask(VERSION).header("x-github-api-version", "1999-01-01").send().await.unwrap().status(), 400);
-    let nobody = reqwest::Client::new().get(format!("{}/app", there.github.api_url()));
+    let nobody = reqwest::Client::new().get(format!("{}/app", fixture.github.api_url()));
     assert_eq!(nobody.send().await.unwrap().status(), 403, "a request without a user agent");
 }

@@ -23,10 +23,10 @@ const FILES: [(&str, &str, u32); 4] = [
 const SETUP: &str = include_str!("guest/setup.sh");
 
 /// About a minute; ten times that are for a mirror far away.
-const DEBOOTSTRAP_BOUND: Duration = Duration::from_secs(900);
+const DEBOOTSTRAP_LIMIT: Duration = Duration::from_secs(900);
 
 /// A kernel's download and its start-up archive, half a minute.
-const SETUP_BOUND: Duration = Duration::from_secs(600);
+const SETUP_LIMIT: Duration = Duration::from_secs(600);
 
 /// What the base of a release of Debian is made from.
 pub(super) fn base_digest(release: &str) -> String {
@@ -40,7 +40,7 @@ pub(super) fn base_digest(release: &str) -> String {
 pub(super) async fn make(release: &str, root: &Path) -> anyhow::Result<()> {
     let include = format!("--include={PACKAGES}");
     let debootstrap = ["debootstrap", "--variant=minbase", &include, release, text(root)?];
-    run_alone(&debootstrap, DEBOOTSTRAP_BOUND).await?;
+    run_alone(&debootstrap, DEBOOTSTRAP_LIMIT).await?;
     let sandbox = Sandbox::new(root);
     for (name, content, mode) in FILES {
         let path = format!("/opt/rehearsal/{name}");
@@ -48,6 +48,6 @@ pub(super) async fn make(release: &str, root: &Path) -> anyhow::Result<()> {
         let chmod = format!("chmod {mode:o} '{path}'");
         sandbox.bash(&chmod, Duration::from_secs(10)).await?.success()?;
     }
-    let done = sandbox.bash(SETUP, SETUP_BOUND).await.and_then(super::sandbox::Ended::success);
+    let done = sandbox.bash(SETUP, SETUP_LIMIT).await.and_then(super::sandbox::Ended::success);
     done.map(drop).context("set the base image up")
 }

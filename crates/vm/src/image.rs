@@ -59,18 +59,18 @@ pub(super) struct Image {
 
 /// Where an image is baked, and what is told of it.
 #[derive(Debug)]
-pub(super) struct Bakery<'a> {
+pub(super) struct ImageBuild<'a> {
     /// Of former runs.
     pub(super) layers: Layers,
     /// Emptied after the run.
-    pub(super) workshop: &'a Path,
+    pub(super) workdir: &'a Path,
     /// Who is told.
     pub(super) say: fn(&str),
 }
 
-impl Bakery<'_> {
+impl ImageBuild<'_> {
     fn root(&self) -> PathBuf {
-        self.workshop.join("root")
+        self.workdir.join("root")
     }
 
     /// Bakes.
@@ -106,7 +106,7 @@ impl Bakery<'_> {
         let begin = Instant::now();
         sandbox.write(KEY, inputs.key.as_bytes()).await?;
         sandbox.bash(&format!("chmod 600 {KEY}"), Duration::from_secs(10)).await?.success()?;
-        let disk = self.workshop.join("disk.raw");
+        let disk = self.workdir.join("disk.raw");
         layers::pack(&self.root(), &disk, DISK_GIB).await?;
         timeline.add(begin.elapsed(), "a disk made of it");
         Ok(Image { disk, boot: self.root().join("boot"), components })

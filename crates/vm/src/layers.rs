@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::sandbox::run_alone;
 
 /// A file system of a gigabyte is copied or removed in seconds; a minute or five are for a busy disk.
-const DISK_BOUND: Duration = Duration::from_secs(300);
+const DISK_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long processes that are being killed may still write.
 const REMOVE_TRIES: u32 = 50;
@@ -73,7 +73,7 @@ impl Layers {
 /// It can't be copied.
 pub(super) async fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
     let (from, to) = (text(from)?, text(to)?);
-    run_alone(&["cp", "--archive", "--reflink=auto", from, to], DISK_BOUND).await.map(drop)
+    run_alone(&["cp", "--archive", "--reflink=auto", from, to], DISK_LIMIT).await.map(drop)
 }
 
 /// Packs a root into the image of a disk, which is as large as `gib` says to the machine but holds no more than the root.
@@ -82,7 +82,7 @@ pub(super) async fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 /// `mke2fs` fails.
 pub(super) async fn pack(root: &Path, disk: &Path, gib: u32) -> anyhow::Result<()> {
     let size = format!("{gib}G");
-    run_alone(&["mke2fs", "-q", "-t", "ext4", "-d", text(root)?, text(disk)?, &size], DISK_BOUND).await.map(drop)
+    run_alone(&["mke2fs", "-q", "-t", "ext4", "-d", text(root)?, text(disk)?, &size], DISK_LIMIT).await.map(drop)
 }
 
 /// Removes a folder and all below it, however long its last writers take to end; does nothing where there is none.

@@ -4,17 +4,17 @@
 //!
 //! * `base`, `documents`, `layers`, `sandbox`: the image, baked.
 //! * `network`, `machine`: the instance, and what it sees of AWS and GitHub.
-//! * `phases`, `picture`: what its boot came to.
+//! * `phases`, `boot_chart`: what its boot came to.
 //! * `story`: what is told.
 
 mod base;
+mod boot_chart;
 mod documents;
 mod image;
 mod layers;
 mod machine;
 mod network;
 mod phases;
-mod picture;
 mod sandbox;
 mod story;
 
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use kiln_config::model::BaseImage;
-pub use story::Told;
+pub use story::RunReport;
 
 /// The programs that it takes, and Debian's packages of them.
 const PROGRAMS: [(&str, &str); 6] = [
@@ -111,20 +111,20 @@ fn release_of_debian() -> Result<(String, BaseImage), Missing> {
 ///
 /// # Errors
 /// The first expectation that is not met.
-pub async fn boot(options: &Options, interrupt: impl Future<Output = ()>) -> anyhow::Result<Option<Told>> {
+pub async fn boot(options: &Options, interrupt: impl Future<Output = ()>) -> anyhow::Result<Option<RunReport>> {
     check_needs()?;
     std::fs::create_dir_all(&options.directory).with_context(|| format!("make {}", options.directory.display()))?;
     let _alone = alone(&options.directory)?;
-    let workshop = options.directory.join("run");
+    let workdir = options.directory.join("run");
     // What a run leaves behind that was killed.
-    layers::remove(&workshop).await?;
-    std::fs::create_dir(&workshop).with_context(|| format!("make {}", workshop.display()))?;
+    layers::remove(&workdir).await?;
+    std::fs::create_dir(&workdir).with_context(|| format!("make {}", workdir.display()))?;
     let told = tokio::select! {
-        told = Box::pin(story::tell(options, &workshop)) => told.map(Some),
+        told = Box::pin(story::tell(options, &workdir)) => told.map(Some),
         () = interrupt => Ok(None),
     };
     // Processes were ended with the story.
-    layers::remove(&workshop).await?;
+    layers::remove(&workdir).await?;
     told
 }
 

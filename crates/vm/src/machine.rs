@@ -17,7 +17,7 @@ use super::network::Network;
 use super::sandbox::Ended;
 
 /// QEMU connects to its sockets before it starts the machine.
-const CONNECT_BOUND: Duration = Duration::from_secs(30);
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 /// A script's own bound ends it within the machine, whose clock may be slow: the answer is awaited somewhat longer.
 const ANSWER_GRACE: Duration = Duration::from_secs(60);
@@ -97,7 +97,7 @@ impl Machine {
         let ((agent, _), (monitor, _)) = tokio::select! {
             connected = connected => connected?,
             ended = child.wait() => bail!("QEMU ended at once, {}:\n{}", ended?, tail_of(&console)),
-            () = tokio::time::sleep(CONNECT_BOUND) => bail!("QEMU does not start:\n{}", tail_of(&console)),
+            () = tokio::time::sleep(CONNECT_LIMIT) => bail!("QEMU does not start:\n{}", tail_of(&console)),
         };
         let (monitor, listening) = greet(monitor).await?;
         let (child, agent) = (Mutex::new(child), Mutex::new(BufReader::new(agent)));

@@ -77,8 +77,8 @@ impl Sandbox {
     pub(super) async fn write(&self, path: &str, bytes: &[u8]) -> anyhow::Result<()> {
         const WRITE: &str = r#"exec 2>&1; mkdir --parents "$(dirname "$0")" && cat >"$0""#;
         /// Of a local disk.
-        const WRITE_BOUND: Duration = Duration::from_secs(60);
-        let ended = self.run(&["bash", "-c", WRITE, path], bytes, WRITE_BOUND).await;
+        const WRITE_LIMIT: Duration = Duration::from_secs(60);
+        let ended = self.run(&["bash", "-c", WRITE, path], bytes, WRITE_LIMIT).await;
         ended.and_then(Ended::success).map(drop).with_context(|| format!("write {path}"))
     }
 

@@ -9,12 +9,12 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use super::image::{Bakery, Image, Inputs, KEY};
+use super::image::{Image, ImageBuild, Inputs, KEY};
 use super::layers::Layers;
 use super::machine::{Machine, Parts};
 use super::network::{Clock, GITHUB, IMDS, Network};
 use super::phases::{self, Boot, CONFIG_SH, Span};
-use super::{Options, picture, release_of_debian};
+use super::{Options, boot_chart, release_of_debian};
 use kiln_e2e::story::Timeline;
 use kiln_e2e::world::ORGANIZATION;
 use kiln_stand_ins::aws::{Imds, ImdsOptions};
@@ -23,16 +23,16 @@ use kiln_stand_ins::github::{Conclusion, GitHub, GitHubOptions, JobId, JobSpec, 
 const RUNNER_VERSION: &str = "2.338.0";
 
 /// An emulated machine boots in a quarter of a minute where nothing else runs; twenty times that are for a busy machine.
-const BOOT_BOUND: Duration = Duration::from_secs(300);
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
 /// A job of a few commands, or a container, takes ten seconds; thirty times that as above.
-const JOB_BOUND: Duration = Duration::from_secs(300);
+const JOB_LIMIT: Duration = Duration::from_secs(300);
 
 /// From the power button until the machine is off takes a few seconds without a job.
-const OFF_BOUND: Duration = Duration::from_secs(180);
+const OFF_LIMIT: Duration = Duration::from_secs(180);
 
 /// A look into the machine.
-const LOOK_BOUND: Duration = Duration::from_secs(60);
+const LOOK_LIMIT: Duration = Duration::from_secs(60);
 
 /// A machine on which everything takes ten times as long is not to be taken for one that is gone.
 const LEASE: Duration = Duration::from_secs(180);
@@ -73,17 +73,17 @@ code=0
 
 /// What was told.
 #[derive(Debug)]
-pub struct Told {
+pub struct RunReport {
     timeline: Timeline,
     boot: Boot,
     load: String,
     analysis: String,
-    picture: PathBuf,
+    boot_chart: PathBuf,
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { timeline, boot, load, analysis, picture } = self;
+        let Self { timeline, boot, load, analysis, boot_chart } = self;
         writeln!(f, "{timeline}\n{analysis}")?;
         let (registered, added) = (boot.registered.as_secs_f64(), boot.added());
         writeln!(f, "from the kernel's start to registered: {registered:.2} s, on an emulated processor")?;
@@ -104,7 +104,7 @@ impl fmt::Display for Told {
             boot.config_sh().as_secs_f64()
         )?;
         writeln!(f, "this machine's load meanwhile: {load} (a minute's average of running processes)")?;
-        writeln!(f, "a picture of it: {}", picture.display())
+        writeln!(f, "a boot_chart of it: {}", boot_chart.display())
     }
 }
 
@@ -143,17 +143,18 @@ impl Docker {
 ///
 /// # Errors
 /// The first expectation that is not met.
-pub(super) async fn tell(options: &Options, workshop: &Path) -> anyhow::Result<Told> {
-    let mut story = Story::begin(options, workshop).await?;
+pub(super) async fn tell(options: &Options, workdir: &Path) -> anyhow::Result<RunReport> {
+    let mut story = Story::begin(options, workdir).await?;
     let image = story.bake().await.context("the image")?;
     let (boot, analysis) = story.without_docker(&image).await.context("a machine without docker")?;
     let load = load();
-    let picture = options.directory.join("boot.svg");
+    let boot_chart = options.directory.join("boot.svg");
     let title =
         format!("kiln: from the kernel's start to a registered runner ({:.2} s)", boot.registered.as_secs_f64());
-    std::fs::write(&picture, picture::svg(&boot, &title)).with_context(|| format!("write {}", picture.display()))?;
+    std::fs::write(&boot_chart, boot_chart::svg(&boot, &title))
+        .with_context(|| format!("write {}", boot_chart.display()))?;
     story.with_docker(&image).await.context("a machine with docker")?;
-    Ok(Told { timeline: story.timeline, boot, load, analysis, picture })
+    Ok(RunReport { timeline: story.timeline, boot, load, analysis, boot_chart })
 }
 
 /// How busy this machine is, without which a time on an emulated processor says little.
@@ -164,7 +165,7 @@ fn load() -> String {
 
 struct Story<'a> {
     options: &'a Options,
-    workshop: &'a Path,
+    workdir: &'a Path,
     network: Network,
     _clock: Clock,
     /// Where the metadata service of each instance listens.
@@ -183,7 +184,7 @@ struct Up {
 }
 
 impl<'a> Story<'a> {
-    async fn begin(options: &'a Options, workshop: &'a Path) -> anyhow::Result<Self> {
+    async fn begin(options: &'a Options, workdir: &'a Path) -> anyhow::Result<Self> {
         let timeline = Timeline::start();
         let network = Network::new().await?;
         let listener = TcpListener::from_std(network.listen(GITHUB, 80)?)?;
@@ -192,7 +193,7 @@ impl<'a> Story<'a> {
         let imds = network.listen(IMDS, 80)?;
         let clock = network.start_clock()?;
         let sockets = tempfile::Builder::new().prefix("kiln-boot-").tempdir().context("make a folder for sockets")?;
-        Ok(Self { options, workshop, network, _clock: clock, imds, github, sockets, timeline })
+        Ok(Self { options, workdir, network, _clock: clock, imds, github, sockets, timeline })
     }
 
     fn heading(&self, text: &str) {
@@ -217,7 +218,7 @@ impl<'a> Story<'a> {
             key: &self.github.generate_key(),
         };
         let layers = Layers::new(self.options.directory.join("layers"));
-        let bakery = Bakery { layers, workshop: self.workshop, say: self.options.say };
+        let bakery = ImageBuild { layers, workdir: self.workdir, say: self.options.say };
         bakery.bake(&inputs, &mut self.timeline).await
     }
 
@@ -273,7 +274,7 @@ impl<'a> Story<'a> {
             console: self.options.directory.join(format!("console-{}.log", docker.name())),
         };
         let machine = Machine::start(&self.network, parts).await?;
-        let online = self.github.until(BOOT_BOUND, "the runner", |github| {
+        let online = self.github.until(BOOT_LIMIT, "the runner", |github| {
             let online = github.runners().into_iter().find(|runner| runner.online && runner.name.contains(instance));
             online.map(|runner| runner.name)
         });
@@ -287,7 +288,7 @@ impl<'a> Story<'a> {
         let settled = async {
             // It ends with another code than 0 where a unit failed, which the next line tells by name.
             let ask = "systemctl is-system-running --wait; systemctl --failed --plain --no-legend";
-            let failed = up.machine.bash(ask, BOOT_BOUND).await?.success()?;
+            let failed = up.machine.bash(ask, BOOT_LIMIT).await?.success()?;
             ensure!(failed.trim() == "running", "not every unit came up: {failed}");
             Ok(())
         };
@@ -324,7 +325,7 @@ impl<'a> Story<'a> {
 
     async fn succeeds(&self, job: JobId, up: &Up) -> anyhow::Result<()> {
         let ended = |state: &JobState| matches!(state, JobState::Completed { .. });
-        let state = self.github.wait_job(job, ended, JOB_BOUND).await?;
+        let state = self.github.wait_job(job, ended, JOB_LIMIT).await?;
         let JobState::Completed { conclusion, runner, output, .. } = state else { bail!("the job has not ended") };
         ensure!(conclusion == Conclusion::Success, "the job ended with {conclusion:?}:\n{output}");
         ensure!(runner == up.runner, "the job ran on {runner}, not on {}", up.runner);
@@ -335,20 +336,20 @@ impl<'a> Story<'a> {
     async fn drain(&mut self, up: Up) -> anyhow::Result<()> {
         let drained = self.drained(&up).await;
         explained(&up, drained).await?;
-        let off = tokio::time::timeout(OFF_BOUND, up.machine.off()).await;
-        off.with_context(|| format!("not off {} s after the drain:\n{}", OFF_BOUND.as_secs(), up.machine.console()))?
+        let off = tokio::time::timeout(OFF_LIMIT, up.machine.off()).await;
+        off.with_context(|| format!("not off {} s after the drain:\n{}", OFF_LIMIT.as_secs(), up.machine.console()))?
     }
 
     async fn drained(&mut self, up: &Up) -> anyhow::Result<()> {
         let github = &self.github;
         let begin = Instant::now();
         let job = github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Hold).step(Step::Run("true".to_owned())));
-        github.wait_job(job, |state| matches!(state, JobState::InProgress { .. }), JOB_BOUND).await?;
+        github.wait_job(job, |state| matches!(state, JobState::InProgress { .. }), JOB_LIMIT).await?;
         // The first one from here on is the question whether the machine may go.
         let asked = github.count("DELETE", "/actions/runners/");
         up.machine.press_power_button().await?;
         let asks = |github: &GitHub| (github.count("DELETE", "/actions/runners/") > asked).then_some(());
-        github.until(OFF_BOUND, "the machine to ask whether it may go", asks).await?;
+        github.until(OFF_LIMIT, "the machine to ask whether it may go", asks).await?;
         ensure!(
             matches!(github.job(job).state, JobState::InProgress { .. }),
             "the job did not outlast the power button"
@@ -356,7 +357,7 @@ impl<'a> Story<'a> {
         github.release_job(job);
         self.succeeds(job, up).await?;
         let gone = |github: &GitHub| (!github.runners().iter().any(|known| known.name == up.runner)).then_some(());
-        github.until(OFF_BOUND, "the runner to leave GitHub", gone).await?;
+        github.until(OFF_LIMIT, "the runner to leave GitHub", gone).await?;
         self.timeline
             .add(begin.elapsed(), format!("{} was switched off: its job ended well, then it left GitHub", up.instance));
         Ok(())
@@ -364,7 +365,7 @@ impl<'a> Story<'a> {
 }
 
 async fn look(machine: &Machine, script: &str) -> anyhow::Result<String> {
-    machine.bash(script, LOOK_BOUND).await?.success()
+    machine.bash(script, LOOK_LIMIT).await?.success()
 }
 
 /// What was hoped for, or why not, with the machine's own account.

@@ -67,11 +67,11 @@ export interface BootConfigProps {
   /** Variables for the runner and its jobs. Never a secret. @default none */
   readonly environment?: Readonly<Record<string, string>>;
   /** A leaving instance that has been silent for so many seconds is given up; 30 to 7,200. @default 300 */
-  readonly heartbeatSecs?: number;
+  readonly terminationHeartbeatTimeoutSecs?: number;
   /** How many seconds a running job may delay an instance's end; at most a hundred heartbeats. @default 21600 */
-  readonly drainLimitSecs?: number;
+  readonly drainTimeoutSecs?: number;
   /** An instance that can't register tries on for so many seconds before it is replaced. @default 300 */
-  readonly replacePauseSecs?: number;
+  readonly failedBootGraceSecs?: number;
 }
 
 /** What every AWS name of the organization begins with. */
@@ -151,9 +151,9 @@ export function bootConfig(props: BootConfigProps, group: string): string {
       group,
       launch_hook: 'kiln-launch',
       termination_hook: 'kiln-terminate',
-      heartbeat_secs: props.heartbeatSecs ?? 300,
-      drain_limit_secs: props.drainLimitSecs ?? 21600,
-      replace_pause_secs: props.replacePauseSecs ?? 300,
+      termination_heartbeat_timeout_secs: props.terminationHeartbeatTimeoutSecs ?? 300,
+      drain_timeout_secs: props.drainTimeoutSecs ?? 21600,
+      failed_boot_grace_secs: props.failedBootGraceSecs ?? 300,
     },
   };
   return ascii(JSON.stringify(document));

@@ -219,13 +219,13 @@ export function check(props: RunnerGroupProps): void {
   }
   ranges(props.minSize, at(...FLEET, 'min'), 'minSize');
   ranges(props.maxSize, at(...FLEET, 'max'), 'maxSize');
-  ranges(props.replacePauseSecs, at(...FLEET, 'replace_pause_secs'), 'replacePauseSecs');
-  ranges(props.drainLimitSecs, at(...FLEET, 'drain_limit_secs'), 'drainLimitSecs');
+  ranges(props.failedBootGraceSecs, at(...FLEET, 'failed_boot_grace_secs'), 'failedBootGraceSecs');
+  ranges(props.drainTimeoutSecs, at(...FLEET, 'drain_timeout_secs'), 'drainTimeoutSecs');
   ranges(props.maxAgeSecs, at(...FLEET, 'max_age_secs'), 'maxAgeSecs');
   ranges(props.idleLimitSecs, at(...FLEET, 'idle_limit_secs'), 'idleLimitSecs');
-  const { heartbeatSecs = 300, drainLimitSecs = 21600 } = props;
-  if (drainLimitSecs > heartbeatSecs * 100) {
-    refuse(`drainLimitSecs is ${drainLimitSecs}, more than a hundred heartbeats of ${heartbeatSecs} s`);
+  const { terminationHeartbeatTimeoutSecs = 300, drainTimeoutSecs = 21600 } = props;
+  if (drainTimeoutSecs > terminationHeartbeatTimeoutSecs * 100) {
+    refuse(`drainTimeoutSecs is ${drainTimeoutSecs}, more than a hundred heartbeats of ${terminationHeartbeatTimeoutSecs} s`);
   }
   if (props.spot !== undefined && (props.spot.onDemandBase ?? 0) >= props.maxSize) {
     refuse('spot.onDemandBase leaves no instance to be spot');

@@ -157,10 +157,10 @@ export function runnerGroupParameters(props: RunnerGroupProps, group: string): R
     SessionManager: String(props.sessionManager ?? false),
     PermissionsBoundary: props.permissionsBoundary?.managedPolicyArn ?? '',
     AlarmTopic: props.alarmTopic?.topicArn ?? '',
-    TerminationHeartbeatSecs: props.heartbeatSecs ?? 300,
+    TerminationHeartbeatSecs: props.terminationHeartbeatTimeoutSecs ?? 300,
     LaunchTimeoutSecs: LAUNCH_TIMEOUT_SECS,
     ShortName: '',
-    // Without Kiln's own roll-out the group follows the newest version of the launch template.
+    // Without Kiln's own rollout the group follows the newest version of the launch template.
     ServingLaunchTemplateVersion: '',
     ...numbered('InstanceType', 5, props.instanceTypes),
     ...numbered('EgressPort', 4, egressPorts(props).map(String)),

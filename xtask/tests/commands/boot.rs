@@ -12,7 +12,7 @@ fn a_machine_without_qemu_hears_what_to_install() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(5), "{said}");
-    assert!(output.stdout.is_empty() && said.starts_with("error[machine-unfit]: "), "{said}");
+    assert!(output.stdout.is_empty() && said.starts_with("error[machine-not-ready]: "), "{said}");
     if cfg!(target_arch = "x86_64") {
         assert!(
             said.contains("not installed: debootstrap, ip, mke2fs, nsenter, qemu-system-x86_64, unshare"),

@@ -14,7 +14,7 @@ min = 1
 max = 2
 network = { vpc = "vpc-00000001", subnets = ["subnet-00000001", "subnet-00000002"] }
 key_store = "kms"
-replace_pause_secs = 1
+failed_boot_grace_secs = 1
 job_metadata_access = "allowed"
 "#;
 
@@ -70,7 +70,7 @@ async fn a_canary_is_tried_and_a_good_image_can_be_left_again() {
     world.shutdown().await.unwrap();
 }
 
-/// The most memory that a roll-out of so many instances takes, in KiB.
+/// The most memory that a rollout of so many instances takes, in KiB.
 async fn peak_kib(instances: u32) -> u64 {
     let world = world().await;
     let size = |name: &str, from: u32| (format!("{name} = {from}"), format!("{name} = {instances}"));

@@ -20,8 +20,8 @@ use kiln_operations::keys::{KeyState, Timestamp};
 use kiln_operations::ports::{
     CloudError, CloudErrorKind, HeldKey, KeyNames, KeyRecord, Result, StoreContents, StoredKey,
 };
-use kiln_operations::rotate_key::SETTLE_BOUND;
-use kiln_operations::wait::Pace;
+use kiln_operations::rotate_key::SETTLE_LIMIT;
+use kiln_operations::wait::PollBackoff;
 use zeroize::Zeroizing;
 
 use crate::Aws;
@@ -196,7 +196,7 @@ impl Aws {
     ///
     /// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/tag-authorization.html>
     async fn import_parameters(&self, doing: &str, id: &str) -> Result<GetParametersForImportOutput> {
-        let mut pace = Pace::new(SETTLE_BOUND);
+        let mut pace = PollBackoff::new(SETTLE_LIMIT);
         loop {
             let get = self
                 .kms

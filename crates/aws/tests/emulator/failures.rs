@@ -6,7 +6,7 @@ use std::error::Error as _;
 use kiln_config::model::Region;
 use kiln_operations::ports::{CloudErrorKind, Identity as _, StackRequest, Stacks as _};
 
-use crate::{config, there};
+use crate::{config, fixture};
 
 #[tokio::test]
 async fn an_endpoint_that_is_not_there_is_unreachable() {
@@ -19,16 +19,16 @@ async fn an_endpoint_that_is_not_there_is_unreachable() {
 
 #[tokio::test]
 async fn a_template_that_is_none_is_refused_in_the_services_own_words() {
-    let there = there().await;
+    let fixture = fixture().await;
     let request = StackRequest {
         name: "kiln-acme-bake".to_owned(),
         template: "Resources: [".to_owned(),
         parameters: BTreeMap::new(),
         tags: BTreeMap::new(),
     };
-    let error = there.cloud.change_set(&request).await.unwrap_err();
+    let error = fixture.cloud.change_set(&request).await.unwrap_err();
     assert_eq!(error.kind, CloudErrorKind::Invalid, "{error:?}");
     assert!(error.to_string().contains("kiln-acme-bake"), "{error}");
     assert!(error.source().is_some());
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use kiln_config::model::{Architecture, BaseImage};
 use kiln_operations::ports::{
-    Component, ComponentUse, Distribution, Identity as _, Images as _, Infrastructure, Recipe, Versioned,
+    Component, ComponentUse, Distribution, Identity as _, Images as _, Infrastructure, Recipe, ResourceVersion,
 };
 
-use crate::there;
+use crate::fixture;
 
 #[tokio::test]
 async fn images_are_found_and_recorded() {
-    let there = there().await;
-    let cloud = &there.cloud;
+    let fixture = fixture().await;
+    let cloud = &fixture.cloud;
     let caller = cloud.caller().await.unwrap();
     assert_eq!((caller.partition.as_str(), caller.account.as_str()), ("aws", "000000000000"));
 
@@ -34,16 +34,16 @@ async fn images_are_found_and_recorded() {
     let tags = BTreeMap::from([("kiln:inputs".to_owned(), "aa".to_owned())]);
     cloud.tag_ami(&base, &tags).await.unwrap();
     assert_eq!(cloud.ami(&base).await.unwrap().unwrap().tags["kiln:inputs"], "aa");
-    there.local.deregister_image(base.as_str()).await.unwrap();
+    fixture.local.deregister_image(base.as_str()).await.unwrap();
     assert_eq!(cloud.ami(&base).await.unwrap(), None);
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 #[tokio::test]
 async fn what_image_builder_has_is_made_once_and_updated_in_place() {
-    let there = there().await;
-    let cloud = &there.cloud;
-    let id = Versioned { name: "kiln-greet".to_owned(), version: "1.2.3".to_owned() };
+    let fixture = fixture().await;
+    let cloud = &fixture.cloud;
+    let id = ResourceVersion { name: "kiln-greet".to_owned(), version: "1.2.3".to_owned() };
     let document = "\
 name: greet
 description: Greets.
@@ -65,7 +65,7 @@ phases:
 
     // A recipe is read back as it was written: what differs is somebody else's.
     let recipe = Recipe {
-        id: Versioned { name: "kiln Acme_al2-x86_64".to_owned(), version: "1.2.3".to_owned() },
+        id: ResourceVersion { name: "kiln Acme_al2-x86_64".to_owned(), version: "1.2.3".to_owned() },
         base: "ami-00000000000000001".parse().unwrap(),
         components: vec![ComponentUse { id, parameters: BTreeMap::new() }],
         volume_gib: 30,
@@ -108,5 +108,5 @@ phases:
         cloud.put_distribution(&distribution).await.unwrap();
         assert_eq!(cloud.distribution(&distribution.name).await.unwrap().as_ref(), Some(&distribution));
     }
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }

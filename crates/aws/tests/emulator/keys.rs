@@ -12,10 +12,10 @@ use kiln_operations::keys::{KeyRecord, KeyState, StoreContents, Timestamp};
 use kiln_operations::ports::{KeyNames, Keys as _, Progress, StackRequest, Stacks as _};
 use kiln_operations::rotate_key::{self, StoreUse};
 use kiln_operations::stacks::{self, StackStep, difference};
-use kiln_operations::wait::Tempo;
+use kiln_operations::wait::TimeScale;
 use kiln_stand_ins::github::{GitHub, GitHubOptions};
 
-use crate::{There, there};
+use crate::{Fixture, fixture};
 
 fn names() -> KeyNames {
     KeyNames {
@@ -38,16 +38,16 @@ fn key(github: &GitHub) -> AppKey {
     AppKey::from_pem(github.generate_key().as_bytes()).unwrap()
 }
 
-async fn contents(there: &There, store: KeyStore) -> StoreContents {
-    there.cloud.contents(&names(), store).await.unwrap()
+async fn contents(fixture: &Fixture, store: KeyStore) -> StoreContents {
+    fixture.cloud.contents(&names(), store).await.unwrap()
 }
 
 /// A store with a current key, and one before it that is kept until then.
-async fn rotated(there: &There, store: KeyStore, former: &AppKey, current: &AppKey) {
-    let (cloud, names) = (&there.cloud, names());
+async fn rotated(fixture: &Fixture, store: KeyStore, former: &AppKey, current: &AppKey) {
+    let (cloud, names) = (&fixture.cloud, names());
     let staged = cloud.stage_key(&names, store, former, &until(1)).await.unwrap();
     cloud.promote_key(&names, &staged, None).await.unwrap();
-    let mut before = contents(there, store).await.current.unwrap();
+    let mut before = contents(fixture, store).await.current.unwrap();
     before.record = until(7);
     let staged = cloud.stage_key(&names, store, current, &until(1)).await.unwrap();
     cloud.promote_key(&names, &staged, Some(&before)).await.unwrap();
@@ -55,17 +55,17 @@ async fn rotated(there: &There, store: KeyStore, former: &AppKey, current: &AppK
 
 #[tokio::test]
 async fn a_key_is_staged_proved_promoted_and_replaced() {
-    let there = there().await;
-    let cloud = &there.cloud;
+    let fixture = fixture().await;
+    let cloud = &fixture.cloud;
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
     let [first, second] = [(), ()].map(|()| key(&github));
     for store in STORES {
         let names = names();
         assert_eq!(cloud.current_key(&names, store).await.unwrap(), None);
-        assert_eq!(contents(&there, store).await, StoreContents::default());
+        assert_eq!(contents(&fixture, store).await, StoreContents::default());
 
         let staged = cloud.stage_key(&names, store, &first, &until(5)).await.unwrap();
-        let now = contents(&there, store).await;
+        let now = contents(&fixture, store).await;
         assert_eq!(now.current, None, "{store}: staged is not current");
         let found = now.usable(&first.fingerprint()).unwrap();
         assert_eq!((&found.key, found.record, found.managed), (&staged, until(5), true), "{store}");
@@ -82,7 +82,7 @@ async fn a_key_is_staged_proved_promoted_and_replaced() {
         let signature = cloud.current_signer(&names, store).sign(MESSAGE).await.unwrap();
         assert_eq!(signature, first.sign(MESSAGE).await.unwrap(), "{store}");
         cloud.record_key(&names, &staged, &until(6)).await.unwrap();
-        let mut former = contents(&there, store).await.current.unwrap();
+        let mut former = contents(&fixture, store).await.current.unwrap();
         assert_eq!(former.record, until(6), "{store}");
 
         let next = cloud.stage_key(&names, store, &second, &until(5)).await.unwrap();
@@ -92,29 +92,29 @@ async fn a_key_is_staged_proved_promoted_and_replaced() {
         cloud.promote_key(&names, &next, Some(&former)).await.unwrap();
         let signature = cloud.current_signer(&names, store).sign(MESSAGE).await.unwrap();
         assert_eq!(signature, second.sign(MESSAGE).await.unwrap(), "{store}");
-        let now = contents(&there, store).await;
+        let now = contents(&fixture, store).await;
         assert_eq!(now.current.as_ref().map(|held| &held.key), Some(&next), "{store}");
         assert_eq!(now.previous, Some(former), "{store}");
         let signature = cloud.key_signer(&names, &staged).sign(MESSAGE).await.unwrap();
         assert_eq!(signature, first.sign(MESSAGE).await.unwrap(), "{store}: the former can still sign");
     }
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_former_key_serves_again_or_leaves() {
-    let there = there().await;
-    let cloud = &there.cloud;
+    let fixture = fixture().await;
+    let cloud = &fixture.cloud;
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
     let [first, second, third] = [(), (), ()].map(|()| key(&github));
     for store in STORES {
         let names = names();
-        rotated(&there, store, &first, &second).await;
-        let before = contents(&there, store).await;
+        rotated(&fixture, store, &first, &second).await;
+        let before = contents(&fixture, store).await;
         let mut from = before.current.unwrap();
         from.record = KeyRecord { rolled_back: Some(Timestamp::from_unix_secs(9)), ..until(8) };
         cloud.roll_back_key(&names, &before.previous.unwrap(), &from).await.unwrap();
-        let now = contents(&there, store).await;
+        let now = contents(&fixture, store).await;
         let current = now.current.clone().unwrap();
         assert_eq!(current.key.fingerprint, first.fingerprint(), "{store}");
         assert_eq!(current.record, until(7), "{store}: what is known of it is kept");
@@ -127,19 +127,19 @@ async fn a_former_key_serves_again_or_leaves() {
             assert_eq!(again.unwrap(), from.key);
         }
         cloud.promote_key(&names, &from.key, Some(&current)).await.unwrap();
-        let now = contents(&there, store).await;
+        let now = contents(&fixture, store).await;
         assert_eq!(now.current.unwrap().key, from.key, "{store}");
         let previous = now.previous.unwrap();
         assert_eq!(previous.key, current.key, "{store}");
 
         cloud.retire_key(&names, &previous.key).await.unwrap();
-        let now = contents(&there, store).await;
+        let now = contents(&fixture, store).await;
         let retired = now.all().find(|held| held.key == previous.key);
         assert!(retired.is_none_or(|held| matches!(held.state, KeyState::Leaving(Some(_)))), "{store}: {retired:?}");
         assert_eq!(now.usable(&first.fingerprint()), None, "{store}");
 
         cloud.retire_store(&names, store).await.unwrap();
-        let now = contents(&there, store).await;
+        let now = contents(&fixture, store).await;
         assert!(now.all().all(|held| matches!(held.state, KeyState::Leaving(Some(_)))), "{store}: {now:?}");
         assert_eq!(cloud.current_key(&names, store).await.unwrap(), None, "{store}: it can't sign");
 
@@ -152,7 +152,7 @@ async fn a_former_key_serves_again_or_leaves() {
             assert_eq!(signature, key.sign(MESSAGE).await.unwrap(), "{store}");
         }
     }
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 /// Takes the new key away at GitHub when it has just been promoted.
@@ -172,8 +172,8 @@ impl Progress for Revoking<'_> {
 
 #[tokio::test]
 async fn a_key_that_github_refuses_once_it_serves_gives_way_to_the_former_one() {
-    let there = there().await;
-    let cloud = &there.cloud;
+    let fixture = fixture().await;
+    let cloud = &fixture.cloud;
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
     let names = names();
     for store in STORES {
@@ -206,18 +206,18 @@ async fn a_key_that_github_refuses_once_it_serves_gives_way_to_the_former_one() 
         let plan = rotate_key::plan_rotation(&observed, &third.fingerprint(), 7);
         let revoking = Revoking { github: &github, key: &second };
         rotate_key::apply(&config, Some(&third), &observed, &plan, cloud, &revoking).await.unwrap();
-        let now = contents(&there, store).await;
+        let now = contents(&fixture, store).await;
         assert_eq!(now.current.unwrap().key.fingerprint, third.fingerprint(), "{store}");
         assert_eq!(now.previous.unwrap().key.fingerprint, first.fingerprint(), "{store}");
     }
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 /// The instances of before sign with the store of before until they are replaced.
 #[tokio::test]
 async fn a_store_is_used_for_as_long_as_a_deployed_stack_says() {
-    let there = there().await;
-    let cloud = &there.cloud;
+    let fixture = fixture().await;
+    let cloud = &fixture.cloud;
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
     let text = CONFIG.replace("CLIENT", "Iv1").replace("GITHUB", &github.url()).replace("STORE", "secrets-manager");
     let config = Config::from_toml("kiln.toml", &text).unwrap();
@@ -241,7 +241,7 @@ async fn a_store_is_used_for_as_long_as_a_deployed_stack_says() {
         stacks::apply(cloud, &step, &Revoking { github: &github, key: &key(&github) }).await.unwrap();
         assert_eq!(used().await, [(KeyStore::Kms, kms), own]);
     }
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 const TEMPLATE: &str = r#"
@@ -275,11 +275,11 @@ network = "create-vpc"
 
 #[tokio::test]
 async fn a_key_that_a_person_put_into_the_secret_is_known_and_replaced() {
-    let there = there().await;
-    let cloud = &there.cloud;
+    let fixture = fixture().await;
+    let cloud = &fixture.cloud;
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
     let pem = github.generate_key();
-    let secrets = aws_sdk_secretsmanager::Client::new(&crate::config(&there.local.endpoint_url()).await);
+    let secrets = aws_sdk_secretsmanager::Client::new(&crate::config(&fixture.local.endpoint_url()).await);
     let names = names();
     secrets.create_secret().name(&names.secret).secret_string("not a key").send().await.unwrap();
     assert_eq!(cloud.current_key(&names, KeyStore::SecretsManager).await.unwrap(), None);
@@ -288,12 +288,12 @@ async fn a_key_that_a_person_put_into_the_secret_is_known_and_replaced() {
     assert_eq!(current.fingerprint, AppKey::from_pem(pem.as_bytes()).unwrap().fingerprint());
 
     let next = AppKey::from_pem(github.generate_key().as_bytes()).unwrap();
-    let former = contents(&there, KeyStore::SecretsManager).await.current.unwrap();
+    let former = contents(&fixture, KeyStore::SecretsManager).await.current.unwrap();
     assert!(!former.managed, "a secret of someone else's is not tagged");
     let staged = cloud.stage_key(&names, KeyStore::SecretsManager, &next, &until(1)).await.unwrap();
     cloud.promote_key(&names, &staged, Some(&former)).await.unwrap();
     assert_eq!(cloud.current_key(&names, KeyStore::SecretsManager).await.unwrap(), Some(staged));
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 #[derive(Default)]
@@ -307,19 +307,19 @@ impl Progress for Quiet {
 /// For up to five minutes KMS refuses what policies allow by an alias that was just moved.
 #[tokio::test]
 async fn a_rotation_waits_for_a_kms_that_is_slow_and_says_what_it_waited_for_in_vain() {
-    let there = there().await;
-    let cloud = &there.cloud;
+    let fixture = fixture().await;
+    let cloud = &fixture.cloud;
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
     let text = CONFIG.replace("CLIENT", &github.client_id()).replace("GITHUB", &github.url()).replace("STORE", "kms");
     let config = Config::from_toml("kiln.toml", &text).unwrap();
-    let hurried = Tempo { pauses: 50, bounds: 100 };
+    let hurried = TimeScale { pauses: 50, bounds: 100 };
     let rotate = async |key: &Arc<AppKey>| {
         let observed = rotate_key::observe(&config, cloud, Timestamp::now()).await.unwrap();
         let plan = rotate_key::plan_rotation(&observed, &key.fingerprint(), 7);
         hurried.run(rotate_key::apply(&config, Some(key), &observed, &plan, cloud, &Quiet)).await
     };
     let [first, second, third] = [(), (), ()].map(|()| Arc::new(key(&github)));
-    there.local.delay_aliases(Duration::from_millis(500));
+    fixture.local.delay_aliases(Duration::from_millis(500));
     for new in [&first, &second] {
         let begun = Instant::now();
         rotate(new).await.unwrap();
@@ -329,24 +329,24 @@ async fn a_rotation_waits_for_a_kms_that_is_slow_and_says_what_it_waited_for_in_
     }
 
     // Longer than KMS ever is: a right is missing, and the former key serves again.
-    there.local.delay_aliases(Duration::from_secs(3600));
+    fixture.local.delay_aliases(Duration::from_secs(3600));
     let error = rotate(&third).await.unwrap_err();
     assert_eq!(error.code, Code::SignFailed, "{error}");
     assert!(error.message.contains(&format!("{} is current in kms", second.fingerprint())), "{error}");
     let current = cloud.current_key(&names(), KeyStore::Kms).await.unwrap().unwrap();
     assert_eq!(current.fingerprint, second.fingerprint());
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 #[tokio::test]
 async fn what_holds_a_key_has_the_tags_of_kiln_toml() {
-    let there = there().await;
+    let fixture = fixture().await;
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
     let names = KeyNames { tags: BTreeMap::from([("cost-center".to_owned(), "4711".to_owned())]), ..names() };
     for store in STORES {
-        there.cloud.stage_key(&names, store, &key(&github), &until(5)).await.unwrap();
+        fixture.cloud.stage_key(&names, store, &key(&github), &until(5)).await.unwrap();
     }
-    let made = there.local.bodies();
+    let made = fixture.local.bodies();
     for operation in ["kms:CreateKey", "secretsmanager:CreateSecret"] {
         let bodies = made.iter().filter(|(name, _)| name == operation);
         let bodies: Vec<String> = bodies.map(|(_, body)| String::from_utf8_lossy(body).into_owned()).collect();
@@ -354,6 +354,6 @@ async fn what_holds_a_key_has_the_tags_of_kiln_toml() {
         assert!(bodies[0].contains("cost-center") && bodies[0].contains("4711"), "{operation}: {}", bodies[0]);
     }
     // The first version of a secret is current whatever it is said to be: it is no key.
-    assert_eq!(contents(&there, KeyStore::SecretsManager).await.current, None);
-    there.local.shutdown().await;
+    assert_eq!(contents(&fixture, KeyStore::SecretsManager).await.current, None);
+    fixture.local.shutdown().await;
 }

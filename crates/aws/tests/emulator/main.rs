@@ -17,20 +17,20 @@ use kiln_stand_ins::aws::{Aws as Local, AwsOptions};
 use tempfile::TempDir;
 
 /// A local AWS and the ports on it.
-struct There {
+struct Fixture {
     local: Local,
     cloud: kiln_aws::Aws,
     _directory: TempDir,
 }
 
-async fn there() -> There {
+async fn fixture() -> Fixture {
     let ministack = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/venv/bin/ministack");
     assert!(ministack.exists(), "the emulator is not installed: `cargo xtask setup` installs it");
     let directory = tempfile::tempdir().unwrap();
     let options = AwsOptions { directory: directory.path().join("aws"), ministack };
     let local = Local::start(options).await.unwrap();
     let cloud = kiln_aws::Aws::new(&region(&local), &config(&local.endpoint_url()).await);
-    There { local, cloud, _directory: directory }
+    Fixture { local, cloud, _directory: directory }
 }
 
 fn region(local: &Local) -> Region {

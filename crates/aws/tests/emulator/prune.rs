@@ -8,9 +8,9 @@ use kiln_config::config::Config;
 use kiln_config::model::{AmiId, SnapshotId};
 use kiln_operations::ports::{Images as _, Inventory as _, Progress};
 use kiln_operations::prune::{self, Observed, Request, Step};
-use kiln_operations::wait::Tempo;
+use kiln_operations::wait::TimeScale;
 
-use crate::{There, config, there};
+use crate::{Fixture, config, fixture};
 
 const IMAGE: &str = "kiln-acme-image-al2023-x86-64";
 
@@ -40,21 +40,21 @@ impl Progress for Quiet {
 
 /// A place with images, each of so many days.
 struct Place {
-    there: There,
+    fixture: Fixture,
     ec2: Client,
     kiln: Config,
 }
 
 impl Place {
     async fn new() -> Self {
-        let there = there().await;
-        let ec2 = Client::new(&config(&there.local.endpoint_url()).await);
-        Self { there, ec2, kiln: Config::from_toml("kiln.toml", KILN_TOML).unwrap() }
+        let fixture = fixture().await;
+        let ec2 = Client::new(&config(&fixture.local.endpoint_url()).await);
+        Self { fixture, ec2, kiln: Config::from_toml("kiln.toml", KILN_TOML).unwrap() }
     }
 
     /// An image of this kind and age, and its snapshot.
     async fn image(&self, kind: &str, days: u64) -> (AmiId, SnapshotId) {
-        let local = &self.there.local;
+        let local = &self.fixture.local;
         let age = Duration::from_secs(days * 24 * 3600);
         let ami = local.plant_image("eu-central-1", kind, age).await.unwrap();
         let snapshots = local.own_images("eu-central-1").await.unwrap();
@@ -82,7 +82,7 @@ impl Place {
     }
 
     async fn observed(&self) -> Observed {
-        prune::observe(&self.kiln, &self.there.cloud).await.unwrap()
+        prune::observe(&self.kiln, &self.fixture.cloud).await.unwrap()
     }
 
     fn plan(&self, keep: usize, superseded: bool, observed: &Observed) -> kiln_operations::plan::Plan<Step> {
@@ -96,14 +96,14 @@ impl Place {
     }
 
     async fn exists(&self, snapshot: &SnapshotId) -> bool {
-        self.there.local.snapshots("eu-central-1").await.unwrap().contains(&snapshot.to_string())
+        self.fixture.local.snapshots("eu-central-1").await.unwrap().contains(&snapshot.to_string())
     }
 }
 
 #[tokio::test]
 async fn unused_images_go_with_their_snapshots_and_nothing_else_does() {
     let place = Place::new().await;
-    let cloud = &place.there.cloud;
+    let cloud = &place.fixture.cloud;
     let mut ours = Vec::new();
     for days in 1..=5 {
         ours.push(place.image(IMAGE, days).await);
@@ -132,20 +132,20 @@ async fn unused_images_go_with_their_snapshots_and_nothing_else_does() {
         assert!(cloud.ami(ami).await.unwrap().is_none(), "{ami} is still there");
         assert!(!place.exists(snapshot).await, "{snapshot} is still there");
     }
-    place.there.local.shutdown().await;
+    place.fixture.local.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_snapshot_in_use_is_told_and_left_until_nothing_uses_it() {
     let place = Place::new().await;
-    let cloud = &place.there.cloud;
+    let cloud = &place.fixture.cloud;
     place.image(IMAGE, 1).await;
     let (old, snapshot) = place.image(IMAGE, 7).await;
 
     // It comes into use only after the look.
     let plan = place.plan(1, false, &place.observed().await);
     let copy = place.register("somebody's own", &snapshot).await;
-    let hurried = Tempo { pauses: 100, bounds: 100 };
+    let hurried = TimeScale { pauses: 100, bounds: 100 };
     assert_eq!(hurried.run(prune::apply(&plan, cloud, &Quiet)).await.unwrap(), std::slice::from_ref(&snapshot));
     assert!(cloud.ami(&old).await.unwrap().is_none());
     assert!(place.exists(&snapshot).await);
@@ -154,7 +154,7 @@ async fn a_snapshot_in_use_is_told_and_left_until_nothing_uses_it() {
     let observed = place.observed().await;
     assert!(place.plan(1, false, &observed).is_empty());
     assert_eq!(prune::held(&observed)[0].to_string(), format!("{snapshot} stays: {copy} uses it"));
-    place.there.local.deregister_image(&copy).await.unwrap();
+    place.fixture.local.deregister_image(&copy).await.unwrap();
     let plan = place.plan(1, false, &place.observed().await);
     assert_eq!(plan.steps.len(), 1, "{plan}");
     assert_eq!(prune::apply(&plan, cloud, &Quiet).await.unwrap(), []);
@@ -162,5 +162,5 @@ async fn a_snapshot_in_use_is_told_and_left_until_nothing_uses_it() {
     // What is gone already is no error.
     cloud.delete_snapshot(&snapshot).await.unwrap();
     cloud.deregister(&old).await.unwrap();
-    place.there.local.shutdown().await;
+    place.fixture.local.shutdown().await;
 }

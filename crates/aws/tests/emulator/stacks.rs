@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use kiln_config::model::{GroupName, Sha256};
 use kiln_operations::Code;
 use kiln_operations::ports::{
-    Blobs as _, CloudErrorKind, Groups as _, Inventory as _, Progress, StackRequest, Stacks as _,
+    CloudErrorKind, Groups as _, Inventory as _, ObjectStore as _, Progress, StackRequest, Stacks as _,
 };
 use kiln_operations::stacks::{self, StackStep, difference};
 
-use crate::there;
+use crate::fixture;
 
 const TEMPLATE: &str = include_str!("../../../../infra/bake.yaml");
 const BUCKET: &str = "kiln-acme-000000000000-eu-central-1";
@@ -40,8 +40,8 @@ impl Progress for Said {
 
 #[tokio::test]
 async fn a_stack_is_made_once_and_holds_the_payload() {
-    let there = there().await;
-    let cloud = &there.cloud;
+    let fixture = fixture().await;
+    let cloud = &fixture.cloud;
     let wanted = wanted();
     assert_eq!(cloud.stack(&wanted.name).await.unwrap(), None);
     let step = StackStep { request: wanted.clone(), difference: difference(None, &wanted).unwrap() };
@@ -68,14 +68,14 @@ async fn a_stack_is_made_once_and_holds_the_payload() {
     assert_eq!(cloud.stack(&wanted.name).await.unwrap(), None);
     assert_eq!(cloud.stacks_named("kiln-acme-").await.unwrap(), [""; 0], "a deleted one is none");
     stacks::delete(cloud, &wanted.name, &said).await.unwrap();
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 #[tokio::test]
 async fn of_two_who_write_a_document_one_gets_it() {
-    let there = there().await;
-    let (cloud, key) = (&there.cloud, "lock/kiln-acme-fleet-linux");
-    there.local.make_bucket(BUCKET).await.unwrap();
+    let fixture = fixture().await;
+    let (cloud, key) = (&fixture.cloud, "lock/kiln-acme-fleet-linux");
+    fixture.local.make_bucket(BUCKET).await.unwrap();
     assert_eq!(cloud.document(BUCKET, key).await.unwrap(), None);
     let first = cloud.put_document(BUCKET, key, "first", None).await.unwrap().unwrap();
     assert_eq!(cloud.put_document(BUCKET, key, "second", None).await.unwrap(), None, "it is there by now");
@@ -91,24 +91,24 @@ async fn of_two_who_write_a_document_one_gets_it() {
     assert_eq!((found.text.as_str(), found.version), ("third", third));
     let error = cloud.document("kiln-somebody-elses", key).await.unwrap_err();
     assert_eq!(error.kind, CloudErrorKind::NotFound, "{error:?}");
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_group_that_is_not_there_is_none() {
-    let there = there().await;
+    let fixture = fixture().await;
     let name: GroupName = "kiln-acme-fleet-linux".parse().unwrap();
-    assert_eq!(there.cloud.group(&name).await.unwrap(), None);
-    there.cloud.abandon(&name).await.unwrap();
-    there.cloud.scale_to_zero(&name).await.unwrap_err();
-    there.local.shutdown().await;
+    assert_eq!(fixture.cloud.group(&name).await.unwrap(), None);
+    fixture.cloud.abandon(&name).await.unwrap();
+    fixture.cloud.scale_to_zero(&name).await.unwrap_err();
+    fixture.local.shutdown().await;
 }
 
 /// The fleet's stack is tried with the command itself; the emulator knows no NAT gateway, and so not the network's.
 #[tokio::test]
 async fn a_stack_whose_first_creation_failed_is_made_by_the_same_command_again() {
-    let there = there().await;
-    let (cloud, wanted) = (&there.cloud, wanted());
+    let fixture = fixture().await;
+    let (cloud, wanted) = (&fixture.cloud, wanted());
     let apply = async || {
         let said = Said::default();
         let stack = stacks::settled_stack(cloud, &wanted.name, &said).await.unwrap();
@@ -116,7 +116,7 @@ async fn a_stack_whose_first_creation_failed_is_made_by_the_same_command_again()
         let step = StackStep { request: wanted.clone(), difference };
         (step.to_string(), stacks::apply(cloud, &step, &said).await)
     };
-    there.local.spoil_change_set();
+    fixture.local.spoil_change_set();
     let (plan, failed) = apply().await;
     assert!(plan.starts_with("create stack"), "{plan}");
     let error = failed.unwrap_err();
@@ -129,14 +129,14 @@ async fn a_stack_whose_first_creation_failed_is_made_by_the_same_command_again()
     made.unwrap();
     let stack = cloud.stack(&wanted.name).await.unwrap().unwrap();
     assert_eq!(difference(Some(&stack), &wanted), None);
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 /// CloudFormation puts a stack's tags on what is in it: a change of `[tags]` alone is a change of the stack.
 #[tokio::test]
 async fn a_tag_that_is_added_reaches_the_stack() {
-    let there = there().await;
-    let cloud = &there.cloud;
+    let fixture = fixture().await;
+    let cloud = &fixture.cloud;
     let first = wanted();
     let mut tagged = wanted();
     tagged.tags.insert("cost-center".to_owned(), "4711".to_owned());
@@ -148,18 +148,18 @@ async fn a_tag_that_is_added_reaches_the_stack() {
         assert_eq!(stack.tags, request.tags);
         assert_eq!(stacks::difference(Some(&stack), &request), None);
     }
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }
 
 /// Who may use the role may for templates of certain types only, so each change set says what it holds, and what the stack
 /// held before.
 #[tokio::test]
 async fn a_role_for_stacks_comes_with_the_types_that_a_template_holds() {
-    let there = there().await;
+    let fixture = fixture().await;
     let role = "arn:aws:iam::000000000000:role/kiln-acme-cloudformation";
     let sent = |operation: &str| {
         let bodies =
-            there.local.bodies().into_iter().filter(|(call, _)| *call == format!("cloudformation:{operation}"));
+            fixture.local.bodies().into_iter().filter(|(call, _)| *call == format!("cloudformation:{operation}"));
         bodies.map(|(_, body)| String::from_utf8(body).unwrap()).next_back().unwrap()
     };
     let types = |change: &str| -> Vec<String> {
@@ -168,7 +168,8 @@ async fn a_role_for_stacks_comes_with_the_types_that_a_template_holds() {
     };
     let logs = "Resources:\n  Logs:\n    Type: AWS::Logs::LogGroup\n";
     let both = format!("{logs}  Topic:\n    Type: AWS::SNS::Topic\n");
-    for (cloud, has_role) in [(there.cloud.clone().with_stack_role(Some(role)), true), (there.cloud.clone(), false)] {
+    for (cloud, has_role) in [(fixture.cloud.clone().with_stack_role(Some(role)), true), (fixture.cloud.clone(), false)]
+    {
         let names =
             |kinds: &[&str]| kinds.iter().filter(|_| has_role).map(|kind| (*kind).to_owned()).collect::<Vec<_>>();
         for (template, kinds) in [(&*both, ["LogGroup", "Topic"]), (logs, ["LogGroup", "Topic"])] {
@@ -183,5 +184,5 @@ async fn a_role_for_stacks_comes_with_the_types_that_a_template_holds() {
         stacks::delete(&cloud, &wanted().name, &Said::default()).await.unwrap();
         assert_eq!(sent("DeleteStack").contains("role%2Fkiln-acme-cloudformation"), has_role);
     }
-    there.local.shutdown().await;
+    fixture.local.shutdown().await;
 }

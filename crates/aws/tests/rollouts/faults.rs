@@ -1,6 +1,6 @@
-//! Two hundred roll-outs, each with a fault at a random moment. `KILN_ROLLOUT_SEED=n` runs the one of that seed alone.
+//! Two hundred rollouts, each with a fault at a random moment. `KILN_ROLLOUT_SEED=n` runs the one of that seed alone.
 //!
-//! At every moment as many runners are online as wanted, but for one where the fault itself takes one. After each roll-out
+//! At every moment as many runners are online as wanted, but for one where the fault itself takes one. After each rollout
 //! either image serves. The runs that follow bring the fleet to the image, and the last of them finds nothing to do.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use kiln_operations::Kind;
-use kiln_operations::deploy::{Canary, Goal, Request};
+use kiln_operations::deploy::{Canary, Request, Target};
 use kiln_stand_ins::aws::{ImageFault, Refusal, When};
 use kiln_stand_ins::github::{Answer, Conclusion, Fault as GitHubFault, JobId, JobState};
 
-use crate::lane::{Lane, Said, kill, process};
+use crate::env::{RolloutEnv, Said, kill, process};
 
 /// As many as the project promises.
 const ROLL_OUTS: u64 = 200;
@@ -29,7 +29,7 @@ enum Fault {
     /// The pipeline's machine is gone, at its n-th mutating call.
     Killed(u32, When),
     /// The credentials end, with the pipeline's n-th call.
-    Expired(u32),
+    DeadlineExceeded(u32),
     Throttled(&'static str, &'static str),
     /// A call of CloudFormation's or Auto Scaling's is refused.
     Refused(&'static str, &'static str),
@@ -61,7 +61,7 @@ fn fault(rng: &mut Rng) -> Fault {
     match rng.u32(0..16) {
         0 => Fault::Nothing,
         1..=4 => Fault::Killed(rng.u32(1..14), if rng.bool() { When::Before } else { When::After }),
-        5 | 6 => Fault::Expired(rng.u32(1..60)),
+        5 | 6 => Fault::DeadlineExceeded(rng.u32(1..60)),
         7 => rng.choice(throttled).map_or(Fault::Nothing, |(service, call)| Fault::Throttled(service, call)),
         8 => rng.choice(refused).map_or(Fault::Nothing, |(service, call)| Fault::Refused(service, call)),
         9 | 10 => rng.choice(images).map_or(Fault::Nothing, Fault::Image),
@@ -74,37 +74,37 @@ fn fault(rng: &mut Rng) -> Fault {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_roll_outs_each_with_a_fault() {
+async fn two_hundred_rollouts_each_with_a_fault() {
     let seeds: Vec<u64> = match std::env::var("KILN_ROLLOUT_SEED") {
         Ok(seed) => vec![seed.parse().expect("KILN_ROLLOUT_SEED is a number")],
         Err(_) => (0..ROLL_OUTS).collect(),
     };
-    let lanes = (0..LANES).map(|lane| {
-        let seeds: Vec<u64> = seeds.iter().copied().filter(|seed| seed % LANES == lane).collect();
+    let lanes = (0..LANES).map(|env| {
+        let seeds: Vec<u64> = seeds.iter().copied().filter(|seed| seed % LANES == env).collect();
         tokio::spawn(async move {
             if seeds.is_empty() {
                 return;
             }
-            let mut world = Lane::new(INSTANCES).await;
-            world.local.wait_for_leaving(lane % 2 == 1);
+            let mut world = RolloutEnv::new(INSTANCES).await;
+            world.local.wait_for_leaving(env % 2 == 1);
             let (_, mut version) = world.bake().await;
             world.deploy(&world.request()).await;
             assert!(world.serves(&version), "{:?}", world.runners());
             for seed in seeds {
                 let replay = Replay(seed);
-                version = roll_out(&mut world, seed, &version).await;
+                version = rollout(&mut world, seed, &version).await;
                 eprintln!("seed {seed} is well");
                 replay.well();
             }
             world.local.shutdown().await;
         })
     });
-    for lane in lanes.collect::<Vec<_>>() {
-        lane.await.unwrap();
+    for env in lanes.collect::<Vec<_>>() {
+        env.await.unwrap();
     }
 }
 
-/// Tells the seed of a roll-out that panics.
+/// Tells the seed of a rollout that panics.
 struct Replay(u64);
 
 impl Replay {
@@ -119,8 +119,8 @@ impl Drop for Replay {
     }
 }
 
-/// One roll-out from what serves to a new image, through a fault; the version that serves in the end.
-async fn roll_out(world: &mut Lane, seed: u64, before: &str) -> String {
+/// One rollout from what serves to a new image, through a fault; the version that serves in the end.
+async fn rollout(world: &mut RolloutEnv, seed: u64, before: &str) -> String {
     let mut rng = Rng::with_seed(seed);
     let fault = fault(&mut rng);
     let (ami, version) = world.bake().await;
@@ -164,18 +164,18 @@ async fn roll_out(world: &mut Lane, seed: u64, before: &str) -> String {
 }
 
 /// Gives some runners a job.
-fn occupy(world: &Lane, rng: &mut Rng) -> Vec<JobId> {
+fn occupy(world: &RolloutEnv, rng: &mut Rng) -> Vec<JobId> {
     world.runners().iter().filter(|_| rng.u32(0..3) == 0).filter_map(|runner| world.github.occupy(runner.id)).collect()
 }
 
 /// Ends the jobs after a while.
-async fn finish(world: &Lane, jobs: &[JobId], after_millis: u64) {
+async fn finish(world: &RolloutEnv, jobs: &[JobId], after_millis: u64) {
     tokio::time::sleep(Duration::from_millis(after_millis)).await;
     jobs.iter().for_each(|job| world.github.finish(*job));
 }
 
 /// The least number of runners online at a time.
-async fn watch(world: &Lane, watching: &AtomicBool, fewest: &AtomicUsize) {
+async fn watch(world: &RolloutEnv, watching: &AtomicBool, fewest: &AtomicUsize) {
     while watching.load(Ordering::Relaxed) {
         fewest.fetch_min(world.online(), Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(3)).await;
@@ -183,7 +183,7 @@ async fn watch(world: &Lane, watching: &AtomicBool, fewest: &AtomicUsize) {
 }
 
 /// A run through the fault. What it said.
-async fn one_run(world: &Lane, fault: &Fault, ami: &str, rng: &mut Rng) -> String {
+async fn one_run(world: &RolloutEnv, fault: &Fault, ami: &str, rng: &mut Rng) -> String {
     let said = Said::default();
     let mut request = world.request();
     if rng.u32(0..4) == 0 {
@@ -209,7 +209,7 @@ async fn one_run(world: &Lane, fault: &Fault, ami: &str, rng: &mut Rng) -> Strin
                 tokio::join!(world.run(&request, &pipeline, &said), meanwhile(world, fault, rng.u64(5..400)));
             let kind = result.as_ref().err().map(kiln_operations::Error::kind);
             let expected: &[Option<Kind>] = match fault {
-                Fault::Expired(_) => &[None, Some(Kind::Access)],
+                Fault::DeadlineExceeded(_) => &[None, Some(Kind::Access)],
                 Fault::Refused(..) => &[None, Some(Kind::Other)],
                 Fault::Image(_) | Fault::BadCanary => &[Some(Kind::Failed)],
                 Fault::Cancelled | Fault::Lost => &[None, Some(Kind::Failed)],
@@ -226,9 +226,9 @@ async fn one_run(world: &Lane, fault: &Fault, ami: &str, rng: &mut Rng) -> Strin
     said.0.into_inner().unwrap().join("\n")
 }
 
-fn inject(world: &Lane, fault: &Fault, ami: &str) {
+fn inject(world: &RolloutEnv, fault: &Fault, ami: &str) {
     match fault {
-        Fault::Expired(nth) => world.local.refuse_from(*nth, "ExpiredToken"),
+        Fault::DeadlineExceeded(nth) => world.local.refuse_from(*nth, "ExpiredToken"),
         Fault::Throttled(service, operation) => {
             world.local.refuse(Refusal { service, operation, times: 3, code: "Throttling" });
         }
@@ -247,7 +247,7 @@ fn inject(world: &Lane, fault: &Fault, ami: &str) {
 }
 
 /// What happens while the run is under way.
-async fn meanwhile(world: &Lane, fault: &Fault, after_millis: u64) {
+async fn meanwhile(world: &RolloutEnv, fault: &Fault, after_millis: u64) {
     tokio::time::sleep(Duration::from_millis(after_millis)).await;
     match fault {
         Fault::Cancelled => {
@@ -275,7 +275,7 @@ async fn meanwhile(world: &Lane, fault: &Fault, after_millis: u64) {
 }
 
 /// Runs again until there is nothing to do; the last run makes no mutating call.
-pub(crate) async fn converge(world: &Lane, request: &Request<'_>, account: &impl Fn() -> String) {
+pub(crate) async fn converge(world: &RolloutEnv, request: &Request<'_>, account: &impl Fn() -> String) {
     let mut told = Vec::new();
     for _ in 0..4 {
         let before = world.local.mutations();
@@ -292,5 +292,5 @@ pub(crate) async fn converge(world: &Lane, request: &Request<'_>, account: &impl
             Err(error) => panic!("{error:?}\n{text}\n{}", account()),
         }
     }
-    panic!("no end to it (goal {:?}):\n{}\n{}", Goal::Baked, told.join("\n---\n"), account());
+    panic!("no end to it (target {:?}):\n{}\n{}", Target::Latest, told.join("\n---\n"), account());
 }

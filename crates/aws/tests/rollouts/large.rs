@@ -1,6 +1,6 @@
 //! Five hundred instances.
 
-use crate::lane::Lane;
+use crate::env::RolloutEnv;
 
 const INSTANCES: u32 = 500;
 
@@ -9,13 +9,13 @@ const MOST_PAGES: usize = 10;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_roll_of_five_hundred_asks_by_the_page_and_not_by_the_instance() {
-    let mut world = Lane::new(INSTANCES).await;
+    let mut world = RolloutEnv::new(INSTANCES).await;
     world.bake().await;
     world.deploy(&world.request()).await;
     let (_, version) = world.bake().await;
 
-    let calls = |world: &Lane| world.local.requests().len();
-    let asked = |world: &Lane| world.github.count("GET", "actions/runners?");
+    let calls = |world: &RolloutEnv| world.local.requests().len();
+    let asked = |world: &RolloutEnv| world.github.count("GET", "actions/runners?");
     let (calls_before, asked_before) = (calls(&world), asked(&world));
     let looks_before = world.github.count("GET", "per_page=100&page=1");
     world.deploy(&world.request()).await;

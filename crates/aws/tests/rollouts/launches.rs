@@ -5,12 +5,12 @@ use std::time::Instant;
 use kiln_operations::Code;
 use kiln_stand_ins::aws::ImageFault;
 
+use crate::env::{RolloutEnv, Said, process};
 use crate::faults::converge;
-use crate::lane::{Lane, Said, process};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_deploy_of_instances_that_never_boot_ends_with_the_reason() {
-    let mut world = Lane::new(2).await;
+    let mut world = RolloutEnv::new(2).await;
     let (ami, version) = world.bake().await;
     world.local.spoil_image(&ami, Some(ImageFault::NeverBoots));
     let said = Said::default();
@@ -29,7 +29,7 @@ async fn a_first_deploy_of_instances_that_never_boot_ends_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_roll_to_an_image_that_never_boots_is_taken_back_before_auto_scaling_gives_up() {
-    let mut world = Lane::new(3).await;
+    let mut world = RolloutEnv::new(3).await;
     let (_, first) = world.bake().await;
     world.deploy(&world.request()).await;
     let (bad, _) = world.bake().await;

@@ -3,22 +3,22 @@
 use std::time::Duration;
 
 use kiln_operations::Code;
-use kiln_operations::deploy::{Goal, Request};
+use kiln_operations::deploy::{Request, Target};
 use kiln_stand_ins::aws::When;
 
+use crate::env::{RolloutEnv, Said, kill, process};
 use crate::faults::converge;
-use crate::lane::{Lane, Said, kill, process};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollback_killed_at_every_call_ends_at_the_image_before_and_stays_there() {
-    let mut world = Lane::new(2).await;
+    let mut world = RolloutEnv::new(2).await;
     let (_, first) = world.bake().await;
     world.deploy(&world.request()).await;
     let (bad, second) = world.bake().await;
     world.deploy(&world.request()).await;
     assert!(world.serves(&second));
 
-    let back = Request { goal: Goal::Back, ..world.request() };
+    let back = Request { target: Target::Previous, ..world.request() };
     let mut kills = 0;
     for nth in 1..40 {
         let pipeline = process();
@@ -46,7 +46,7 @@ async fn a_rollback_killed_at_every_call_ends_at_the_image_before_and_stays_ther
     let plan = world.deploy(&world.request()).await;
     assert!(plan.is_empty() && plan.settled.contains(&bad), "{plan}");
     // … until it is told to; and another image is rolled out as ever.
-    world.deploy(&Request { goal: Goal::Again, ..world.request() }).await;
+    world.deploy(&Request { target: Target::RetryLatest, ..world.request() }).await;
     assert!(world.serves(&second));
     let (_, third) = world.bake().await;
     world.deploy(&world.request()).await;
@@ -57,7 +57,7 @@ async fn a_rollback_killed_at_every_call_ends_at_the_image_before_and_stays_ther
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_pipeline_names_the_first_and_waits_only_as_long_as_it_is_told_to() {
-    let mut world = Lane::new(2).await;
+    let mut world = RolloutEnv::new(2).await;
     world.bake().await;
     world.deploy(&world.request()).await;
     world.bake().await;

@@ -7,18 +7,18 @@ use std::time::Duration;
 use kiln_image::payload::sha256;
 use kiln_operations::ami::BAKE_TEMPLATE;
 use kiln_operations::fleet_stack::stack_request;
-use kiln_operations::ports::{Blobs as _, StackRequest, Stacks as _};
+use kiln_operations::ports::{ObjectStore as _, StackRequest, Stacks as _};
 use kiln_operations::stacks::{self, StackStep, difference, grave};
 use kiln_stand_ins::github::{Conclusion, JobState};
 use serde_json::json;
 
+use crate::env::{RolloutEnv, Said, process};
 use crate::faults::converge;
-use crate::lane::{Lane, Said, process};
 
 const TEMPLATE: &str = include_str!("upgrade/fleet.yaml");
 
-/// What was sent to the stack then, by name: the settings of the lane's kiln.toml.
-fn former(world: &Lane, ami: &str, version: &str) -> StackRequest {
+/// What was sent to the stack then, by name: the settings of the env's kiln.toml.
+fn former(world: &RolloutEnv, ami: &str, version: &str) -> StackRequest {
     let boot_config = json!({
         "version": 1,
         "organization": "rehearsal",
@@ -33,7 +33,7 @@ fn former(world: &Lane, ami: &str, version: &str) -> StackRequest {
         "job_metadata_access": "blocked",
         "lifecycle": {
             "group": world.group(), "launch_hook": "kiln-launch", "termination_hook": "kiln-terminate",
-            "heartbeat_secs": 300, "drain_limit_secs": 21600, "replace_pause_secs": 300,
+            "termination_heartbeat_timeout_secs": 300, "drain_timeout_secs": 21600, "failed_boot_grace_secs": 300,
         },
     });
     let boot_config = boot_config.to_string();
@@ -69,7 +69,7 @@ fn texts(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_of_the_first_template_is_taken_over_with_a_job_running() {
-    let mut world = Lane::new(2).await;
+    let mut world = RolloutEnv::new(2).await;
     let (ami, first) = world.bake().await;
     let request = former(&world, &ami, &first);
     let step = StackStep { difference: difference(None, &request).unwrap(), request: request.clone() };
@@ -123,7 +123,7 @@ async fn a_fleet_of_the_first_template_is_taken_over_with_a_job_running() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_bakes_bucket_is_kept_with_what_is_in_it() {
-    let world = Lane::new(1).await;
+    let world = RolloutEnv::new(1).await;
     let bucket = ("BucketName", "kiln-acme-000000000000-eu-central-1");
     let request = |template: &str, parameters: &[(&str, &str)]| StackRequest {
         name: "kiln-acme-bake".to_owned(),

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kiln_aws::Aws;
 use kiln_config::config::Config;
 use kiln_config::model::KeyStore;
-use kiln_operations::ports::{Account as _, CloudError, CloudErrorKind, Inventory as _, KeyNames, Keys as _, Right};
+use kiln_operations::ports::{
+    Account as _, CloudError, CloudErrorKind, IamAction, Inventory as _, KeyNames, Keys as _,
+};
 use kiln_operations::{Code, Error, prune};
 
 use crate::{Answer, Asked, KILN_TOML, query, wire};
@@ -98,7 +100,7 @@ async fn ask(cloud: &Aws, operation: &str) -> Result<(), CloudError> {
         "DescribeInstanceTypeOfferings" => cloud.zones_of(&text("m6i.large")).await.map(drop),
         "DescribeSubnets" => cloud.subnets(&text("subnet-00000001")).await.map(drop),
         "SimulatePrincipalPolicy" => {
-            let right = Right { action: "kms:Sign".to_owned(), resource: "*".to_owned(), context: &[] };
+            let right = IamAction { action: "kms:Sign".to_owned(), resource: "*".to_owned(), context: &[] };
             cloud.lacking(&[right]).await.map(drop)
         }
         other => panic!("nothing lists by {other}"),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use kiln_aws::Aws;
 use kiln_config::config::Config;
-use kiln_operations::deploy::{self, Holder};
-use kiln_operations::destroy::{self, Operator, Request};
+use kiln_operations::deploy::{self, LockOwner};
+use kiln_operations::destroy::{self, Request, Session};
 use kiln_operations::ports::Progress;
 use kiln_operations::{Code, Result};
 
@@ -34,7 +34,7 @@ struct Locked {
     looks: usize,
 }
 
-const OTHER: &str = r#"{"holder":"another pipeline","machine":"there","process":7,"ends_at_secs":99999999999}"#;
+const OTHER: &str = r#"{"holder":"another pipeline","machine":"fixture","process":7,"ends_at_secs":99999999999}"#;
 
 impl Locked {
     fn etag(&self) -> String {
@@ -113,9 +113,10 @@ async fn destroyed(locked: Locked) -> (Result<()>, Arc<Mutex<Locked>>) {
         now: false,
         lock_wait: Duration::ZERO,
     };
-    let holder = Holder { name: "this pipeline".to_owned(), machine: "here".to_owned(), process: 1, ended: |_| false };
+    let holder =
+        LockOwner { name: "this pipeline".to_owned(), machine: "here".to_owned(), process: 1, ended: |_| false };
     let cloud = cloud(&locked).await;
-    let operator = Operator { progress: &Quiet, holder: &holder };
+    let operator = Session { progress: &Quiet, holder: &holder };
     (destroy::apply(&request, &cloud, None, operator).await, locked)
 }
 
@@ -148,7 +149,7 @@ async fn whatever_a_lock_says_it_ends_soon_after_it_was_written() {
     let config = Config::from_toml("kiln.toml", KILN_TOML).unwrap();
     let fleet = "linux".parse().unwrap();
     for end in ["99999999999", "1000000000000000000"] {
-        let text = format!(r#"{{"holder":"a pipeline","machine":"there","process":7,"ends_at_secs":{end}}}"#);
+        let text = format!(r#"{{"holder":"a pipeline","machine":"fixture","process":7,"ends_at_secs":{end}}}"#);
         let long_ago = Some("Wed, 25 Nov 2020 12:00:00 GMT");
         let lock = |written| Locked { text: Some(text.clone()), written, ..Locked::default() };
         // Where it is not known when it was written, it at least does not say that it lasts for ages.

@@ -75,13 +75,13 @@ struct Drain {
     absence: Absence,
 }
 
-impl<O: Outside> Life<'_, O> {
+impl<O: Environment> Life<'_, O> {
     /// Resolves when the instance has to leave.
     pub(super) async fn must_leave(&self) -> Leave {
         let told = async {
             let mut advised = false;
             loop {
-                match self.outside.notice().await {
+                match self.environment.notice().await {
                     Ok(Some(Notice::Terminate)) => {
                         return Leave { known: true, ..self.whenever("Auto Scaling terminates it") };
                     }
@@ -95,7 +95,7 @@ impl<O: Outside> Life<'_, O> {
                         if !self.terms.in_group {
                             return self.whenever("rebalance recommendation");
                         }
-                        advised = self.outside.replace().await;
+                        advised = self.environment.replace().await;
                     }
                     Ok(_) => {}
                     Err(error) => {
@@ -106,7 +106,7 @@ impl<O: Outside> Life<'_, O> {
             }
         };
         tokio::select! {
-            why = self.outside.signalled() => self.whenever(why),
+            why = self.environment.signalled() => self.whenever(why),
             leave = told => leave,
         }
     }
@@ -114,7 +114,7 @@ impl<O: Outside> Life<'_, O> {
     pub(super) async fn leave(&self, leave: Leave, listener: &mut O::Listener, launched: bool) -> End {
         let going = async {
             tracing::info!(why = leave.why, bound_secs = leave.bound.as_secs(), "leaving");
-            self.outside.stopping();
+            self.environment.stopping();
             self.drain(leave, listener).await;
             self.let_go(leave, launched).await;
         };
@@ -132,7 +132,7 @@ impl<O: Outside> Life<'_, O> {
         }
         loop {
             sleep(self.terms.heartbeat / 2).await;
-            self.outside.heartbeat(Hook::Termination).await;
+            self.environment.heartbeat(Hook::Termination).await;
         }
     }
 
@@ -181,12 +181,12 @@ impl<O: Outside> Life<'_, O> {
                 // Its job has ended with it.
                 code = listener.exit(), if !drain.exited => {
                     (drain.exited, drain.ask, drain.pause) = (true, Instant::now(), PAUSES.0);
-                    let Heard { jobs, busy, .. } = *listener.heard().borrow();
+                    let ListenerState { jobs, busy, .. } = *listener.heard().borrow();
                     drain.reported = code == Some(0) && jobs > 0 && !busy;
                 }
             }
             // A spot instance that was draining already has two minutes left from now on.
-            if let Ok(Some(Notice::Spot(left))) = self.outside.notice().await {
+            if let Ok(Some(Notice::Spot(left))) = self.environment.notice().await {
                 drain.deadline = drain.deadline.min(Instant::now() + left.saturating_sub(SPOT_AHEAD));
                 grace = SPOT_GRACE;
             }
@@ -208,7 +208,7 @@ impl<O: Outside> Life<'_, O> {
         if Instant::now() < drain.ask {
             return;
         }
-        let Ok(answer) = timeout_at(drain.deadline, self.outside.delete_runner()).await else { return };
+        let Ok(answer) = timeout_at(drain.deadline, self.environment.delete_runner()).await else { return };
         match answer {
             Ok(Deleted::Gone) => drain.gone = true,
             // GitHub itself removes an ephemeral runner that has done its job.
@@ -232,7 +232,7 @@ impl<O: Outside> Life<'_, O> {
         let deadline = Instant::now() + FORGET_LIMIT;
         let mut absence = Absence::default();
         while Instant::now() < deadline {
-            match timeout_at(deadline, self.outside.delete_runner()).await {
+            match timeout_at(deadline, self.environment.delete_runner()).await {
                 Ok(Ok(Deleted::Gone)) => return,
                 Ok(Ok(Deleted::Absent)) if absence.is_certain() => return,
                 _ => sleep(PAUSES.0 * 2).await,
@@ -246,8 +246,8 @@ impl<O: Outside> Life<'_, O> {
         if !self.terms.in_group {
             return;
         }
-        if !leave.known && !matches!(self.outside.notice().await, Ok(Some(Notice::Terminate))) {
-            if self.outside.machine_stops().await {
+        if !leave.known && !matches!(self.environment.notice().await, Ok(Some(Notice::Terminate))) {
+            if self.environment.machine_stops().await {
                 tracing::info!(phase = "drain", "the machine stops: the group sees it, or it serves again");
                 return;
             }
@@ -266,7 +266,7 @@ impl<O: Outside> Life<'_, O> {
     /// Gives the launch up, unless the group ends the instance first.
     async fn abandon(&self) {
         let ended = async {
-            while !matches!(self.outside.notice().await, Ok(Some(Notice::Terminate | Notice::Spot(_)))) {
+            while !matches!(self.environment.notice().await, Ok(Some(Notice::Terminate | Notice::Spot(_)))) {
                 sleep(LOOK_EVERY).await;
             }
         };
@@ -285,7 +285,7 @@ impl<O: Outside> Life<'_, O> {
     /// Completes the termination until the group has accepted it.
     async fn say_goodbye(&self) {
         let end = Instant::now() + GOODBYE_PATIENCE;
-        while self.outside.complete_termination().await != Completion::Done {
+        while self.environment.complete_termination().await != Completion::Done {
             if Instant::now() >= end {
                 tracing::warn!(
                     phase = "drain",
@@ -299,10 +299,10 @@ impl<O: Outside> Life<'_, O> {
 
     /// Asks until it was heard. At last the machine is switched off, and the group not asked: `false`.
     async fn ask_for_replacement(&self, since: Instant) -> bool {
-        while !self.outside.replace().await && !self.outside.mark_unhealthy().await {
+        while !self.environment.replace().await && !self.environment.mark_unhealthy().await {
             if since.elapsed() >= POWER_OFF_AFTER {
                 tracing::error!("the group can't be asked for a replacement: switching the machine off, which it sees");
-                self.outside.power_off().await;
+                self.environment.power_off().await;
                 return false;
             }
             sleep(ASK_AGAIN).await;
@@ -314,7 +314,7 @@ impl<O: Outside> Life<'_, O> {
     async fn settle(&self, verdict: Verdict, patience: Duration) -> bool {
         let end = Instant::now() + patience;
         loop {
-            match self.outside.complete_launch(verdict).await {
+            match self.environment.complete_launch(verdict).await {
                 Completion::Done => return true,
                 Completion::NoneActive if Instant::now() >= end => {
                     tracing::warn!(?verdict, "the group never waited for this instance's launch");
@@ -327,7 +327,7 @@ impl<O: Outside> Life<'_, O> {
     }
 
     /// Brings the instance into service once its listener has survived the first poll.
-    pub(super) async fn finish_launch(&self, mut heard: watch::Receiver<Heard>) {
+    pub(super) async fn finish_launch(&self, mut heard: watch::Receiver<ListenerState>) {
         let online = heard.wait_for(|heard| heard.online).await.is_ok();
         if !online {
             return std::future::pending().await;
@@ -344,7 +344,7 @@ impl<O: Outside> Life<'_, O> {
         if self.terms.in_group {
             self.settle(Verdict::Continue, LAUNCH_PATIENCE).await;
         }
-        self.outside.in_service();
+        self.environment.in_service();
     }
 
     /// Asks for a fresh instance, and leaves when the group says so.
@@ -396,7 +396,7 @@ impl<O: Outside> Life<'_, O> {
         if !self.terms.in_group {
             return End::Broken;
         }
-        let pause = if launched { self.terms.replace_pause * 3 } else { self.terms.replace_pause };
+        let pause = if launched { self.terms.failed_boot_grace * 3 } else { self.terms.failed_boot_grace };
         tokio::select! {
             () = sleep_until(self.born + pause) => {}
             leave = self.must_leave() => {

@@ -18,8 +18,8 @@ type Window = (u64, u64);
 
 /// What befalls a life, by the second.
 #[derive(Debug, Clone)]
-struct Fate {
-    terms: Terms,
+struct Scenario {
+    terms: LifecycleSettings,
     /// When each job begins and how long it takes. One that can't begin then never does.
     jobs: Vec<(u64, u64)>,
     /// How long a job that GitHub has given away is on its way, while GitHub takes the runner for idle.
@@ -62,15 +62,15 @@ const STRANDED: Duration = Duration::from_secs(3600);
 /// A listener that has lost the broker ends by itself after so long.
 const LOSES_BROKER: Duration = Duration::from_secs(600);
 
-fn fates() -> impl Strategy<Value = Fate> {
+fn fates() -> impl Strategy<Value = Scenario> {
     let terms =
         (any::<bool>(), prop::bool::weighted(0.8), 30u64..120, 60u64..400, 0u64..400, opt(50..900), opt(30..300));
-    let terms = terms.prop_map(|(ephemeral, in_group, heartbeat, drain, pause, age, idle)| Terms {
+    let terms = terms.prop_map(|(ephemeral, in_group, heartbeat, drain, pause, age, idle)| LifecycleSettings {
         ephemeral,
         in_group,
         heartbeat: Duration::from_secs(heartbeat),
-        drain_limit: Duration::from_secs(drain),
-        replace_pause: Duration::from_secs(pause),
+        drain_timeout: Duration::from_secs(drain),
+        failed_boot_grace: Duration::from_secs(pause),
         max_age: age.map(Duration::from_secs),
         idle_limit: idle.map(Duration::from_secs),
     });
@@ -116,7 +116,7 @@ fn fates() -> impl Strategy<Value = Fate> {
             (jobs, flight, mute, sees_workers, starts),
             (github, stale, careless, outage, served, vanishes),
             (metadata, notices, signal, refusals, late_hooks, in_service),
-        )| Fate {
+        )| Scenario {
             terms,
             jobs,
             flight,
@@ -139,7 +139,7 @@ fn fates() -> impl Strategy<Value = Fate> {
     )
 }
 
-impl Fate {
+impl Scenario {
     /// When the group ends it at the latest: after all that befalls it, and what that leads to.
     fn latest(&self) -> u64 {
         let jobs = self.jobs.iter().map(|(at, secs)| at + secs + 300);
@@ -156,7 +156,7 @@ fn opt(range: std::ops::Range<u64>) -> impl Strategy<Value = Option<u64>> {
 
 /// The world of one life.
 struct Sim {
-    fate: Fate,
+    fate: Scenario,
     born: Instant,
     registered: Cell<bool>,
     /// From when until when a job runs, as GitHub sees it.
@@ -190,7 +190,7 @@ struct Sim {
 }
 
 impl Sim {
-    fn new(fate: Fate) -> Rc<Self> {
+    fn new(fate: Scenario) -> Rc<Self> {
         Rc::new(Self {
             born: Instant::now(),
             registered: Cell::new(true),
@@ -299,7 +299,7 @@ impl Sim {
 /// A listener's process.
 struct SimListener {
     sim: Rc<Sim>,
-    heard: watch::Sender<Heard>,
+    heard: watch::Sender<ListenerState>,
     begun: Instant,
     session: Option<u64>,
     end: Option<(u64, Option<i32>)>,
@@ -345,7 +345,7 @@ impl SimListener {
 }
 
 impl Process for SimListener {
-    fn heard(&self) -> watch::Receiver<Heard> {
+    fn heard(&self) -> watch::Receiver<ListenerState> {
         self.heard.subscribe()
     }
 
@@ -361,7 +361,7 @@ impl Process for SimListener {
         }
         let end = self.end.map(|(secs, _)| self.begun + Duration::from_secs(secs));
         loop {
-            let Heard { online, busy, unreachable, .. } = *self.heard.borrow();
+            let ListenerState { online, busy, unreachable, .. } = *self.heard.borrow();
             let now = Instant::now();
             let next = self.sim.jobs.borrow().iter().map(|(at, _)| self.sim.at(*at)).filter(|at| *at > now).min();
             let (notices, loses) = self.outage();
@@ -430,13 +430,13 @@ impl Process for SimListener {
     }
 }
 
-impl Outside for Rc<Sim> {
+impl Environment for Rc<Sim> {
     type Listener = SimListener;
 
     fn start(&self) -> anyhow::Result<SimListener> {
         let next = self.starts.borrow_mut().pop_front();
         let (session, end) = next.unwrap_or((Some(1), None));
-        let heard = watch::Sender::new(Heard::default());
+        let heard = watch::Sender::new(ListenerState::default());
         Ok(SimListener {
             sim: Rc::clone(self),
             heard,
@@ -568,7 +568,7 @@ impl Outside for Rc<Sim> {
 
 /// What must hold at the end of a life.
 fn judge(sim: &Sim, end: End) -> Result<(), String> {
-    let Fate { terms, notices, outage, signal, metadata, github, .. } = &sim.fate;
+    let Scenario { terms, notices, outage, signal, metadata, github, .. } = &sim.fate;
     // Nobody can be asked to forget a runner while GitHub is away, nor in the first seconds of an answer that comes late.
     if sim.registered.get() && outage.is_none() {
         return Err(format!("{end:?}, but the runner stays registered"));
@@ -581,7 +581,7 @@ fn judge(sim: &Sim, end: End) -> Result<(), String> {
     let limit = spot.min();
     for leaving in sim.cancelled.borrow().iter() {
         // A spot notice may have come while it was leaving, and two seconds before it was seen.
-        let allowed = limit.map_or(terms.drain_limit, |_| Duration::ZERO);
+        let allowed = limit.map_or(terms.drain_timeout, |_| Duration::ZERO);
         if leaving.is_none_or(|leaving| leaving < allowed) {
             return Err(format!("a job was cancelled {leaving:?} into the leaving, before {allowed:?}"));
         }
@@ -621,13 +621,13 @@ fn judge(sim: &Sim, end: End) -> Result<(), String> {
     Ok(())
 }
 
-async fn live_through(fate: Fate) -> Result<(), String> {
+async fn live_through(fate: Scenario) -> Result<(), String> {
     let sim = Sim::new(fate);
     let terms = sim.fate.terms.clone();
-    let life = Life { outside: &sim, terms: &terms, born: sim.born, registered: sim.born };
+    let life = Life { environment: &sim, terms: &terms, born: sim.born, registered: sim.born };
     // The latest call to leave, the longest drain, and the last words.
     let longest = Duration::from_secs(sim.fate.latest())
-        + terms.drain_limit
+        + terms.drain_timeout
         + leave::FORGET_LIMIT * 3
         + Duration::from_secs(2400);
     let lived = Box::pin(life.live(sim.fate.in_service));
@@ -675,17 +675,17 @@ fn ten_thousand_lives_lose_no_job_and_leave_no_runner_behind() {
 }
 
 /// A life in which nothing goes wrong but what a test says.
-fn quiet() -> Fate {
-    let terms = Terms {
+fn quiet() -> Scenario {
+    let terms = LifecycleSettings {
         ephemeral: false,
         in_group: true,
         heartbeat: Duration::from_secs(60),
-        drain_limit: Duration::from_secs(3600),
-        replace_pause: Duration::from_secs(300),
+        drain_timeout: Duration::from_secs(3600),
+        failed_boot_grace: Duration::from_secs(300),
         max_age: None,
         idle_limit: None,
     };
-    Fate {
+    Scenario {
         terms,
         jobs: Vec::new(),
         flight: 0,
@@ -707,10 +707,10 @@ fn quiet() -> Fate {
     }
 }
 
-async fn lived(fate: Fate) -> (Rc<Sim>, End, Duration) {
+async fn lived(fate: Scenario) -> (Rc<Sim>, End, Duration) {
     let sim = Sim::new(fate);
     let terms = sim.fate.terms.clone();
-    let life = Life { outside: &sim, terms: &terms, born: sim.born, registered: sim.born };
+    let life = Life { environment: &sim, terms: &terms, born: sim.born, registered: sim.born };
     let end = Box::pin(life.live(sim.fate.in_service)).await;
     let took = sim.born.elapsed();
     (sim, end, took)

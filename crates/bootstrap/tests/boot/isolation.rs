@@ -6,16 +6,16 @@ use kiln_stand_ins::github::{Conclusion, JobSpec, JobState, Step};
 use kiln_stand_ins::machine::runner_ids;
 use serde_json::json;
 
-use crate::support::{SOON, There, there};
+use crate::support::{Fixture, SOON, fixture};
 
 /// On this machine the runner's user reaches the stand-in, as on an instance without the guard.
 #[tokio::test]
 async fn an_instance_whose_jobs_reach_the_metadata_service_refuses_to_serve() {
-    let there = there().await;
-    let mut config = there.config();
+    let fixture = fixture().await;
+    let mut config = fixture.config();
     config["job_metadata_access"] = json!("blocked");
-    there.boot(&config).await.given_up("the runner's user reaches the metadata service").await;
-    assert_eq!(there.github.count("POST", "/registration-token"), 0, "it does not even register");
+    fixture.boot(&config).await.given_up("the runner's user reaches the metadata service").await;
+    assert_eq!(fixture.github.count("POST", "/registration-token"), 0, "it does not even register");
 }
 
 /// A job looks for whatever could make it the App: in every process's arguments and environment, and in every file that it
@@ -34,16 +34,16 @@ async fn a_job_finds_neither_key_nor_token() {
         echo "https_proxy=$https_proxy"
     "#;
     for ephemeral in [false, true] {
-        let there = there().await;
-        let mut config = if ephemeral { there.ephemeral() } else { there.config() };
+        let fixture = fixture().await;
+        let mut config = if ephemeral { fixture.ephemeral() } else { fixture.config() };
         config["environment"] = json!({ "https_proxy": "http://proxy:3128" });
-        let mut booted = there.boot(&config).await;
+        let mut booted = fixture.boot(&config).await;
         booted.online().await;
-        let root: PathBuf = there.path("");
+        let root: PathBuf = fixture.path("");
         let script = script.replace("ROOT", root.to_str().unwrap());
-        let job = there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run(script)));
+        let job = fixture.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run(script)));
         let ended = |state: &JobState| matches!(state, JobState::Completed { .. });
-        let JobState::Completed { conclusion, output, .. } = there.github.wait_job(job, ended, SOON).await.unwrap()
+        let JobState::Completed { conclusion, output, .. } = fixture.github.wait_job(job, ended, SOON).await.unwrap()
         else {
             panic!("it has ended")
         };
@@ -62,15 +62,15 @@ async fn a_job_is_in_dockers_group_only_where_it_may_use_docker() {
         return;
     }
     for (access, groups) in [("allowed", "65534 990 993\n"), ("blocked", "65534 990\n")] {
-        let there = there().await;
-        there.write("etc/group", "docker:x:993:other,runner\nvideo:x:990:runner\n", 0o644);
-        let mut config = there.config();
+        let fixture = fixture().await;
+        fixture.write("etc/group", "docker:x:993:other,runner\nvideo:x:990:runner\n", 0o644);
+        let mut config = fixture.config();
         config["job_docker_access"] = json!(access);
-        let mut booted = there.boot(&config).await;
+        let mut booted = fixture.boot(&config).await;
         booted.online().await;
-        let job = there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run("id -G".to_owned())));
+        let job = fixture.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run("id -G".to_owned())));
         let ended = |state: &JobState| matches!(state, JobState::Completed { .. });
-        let state = there.github.wait_job(job, ended, SOON).await.unwrap();
+        let state = fixture.github.wait_job(job, ended, SOON).await.unwrap();
         assert!(matches!(&state, JobState::Completed { output, .. } if output == groups), "{access}: {state:?}");
         assert_eq!(booted.stop().await, Some(0));
     }
@@ -78,19 +78,19 @@ async fn a_job_is_in_dockers_group_only_where_it_may_use_docker() {
 
 #[tokio::test]
 async fn a_runner_whose_own_group_is_dockers_can_not_be_kept_from_it() {
-    let there = there().await;
-    there.write("etc/group", &format!("docker:x:{}:\n", runner_ids().1), 0o644);
-    let mut config = there.config();
+    let fixture = fixture().await;
+    fixture.write("etc/group", &format!("docker:x:{}:\n", runner_ids().1), 0o644);
+    let mut config = fixture.config();
     config["job_docker_access"] = json!("blocked");
-    there.boot(&config).await.given_up("can't be kept from docker").await;
-    assert_eq!(there.github.count("POST", "/registration-token"), 0, "it does not even register");
+    fixture.boot(&config).await.given_up("can't be kept from docker").await;
+    assert_eq!(fixture.github.count("POST", "/registration-token"), 0, "it does not even register");
 }
 
 /// The image's own rules, in a network namespace that is the instance, between a metadata service and a container.
 const GUARDED: &str = r#"
 set -euo pipefail
 unshare --net python3 -c 'import time; time.sleep(120)' &
-outside=$!
+environment=$!
 unshare --net python3 -c 'import time; time.sleep(120)' &
 container=$!
 hierarchy=/sys/fs/cgroup
@@ -110,13 +110,13 @@ link() { # the other namespace, this end, that end
   within "$1" ip route add default via "${3%/*}"
 }
 ip link set lo up
-link $outside nitro 169.254.169.1/24 169.254.169.254/24
+link $environment nitro 169.254.169.1/24 169.254.169.254/24
 ip -6 address add fd00:ec2::1/64 dev nitro nodad
-within $outside ip -6 address add fd00:ec2::254/64 dev eth0 nodad
+within $environment ip -6 address add fd00:ec2::254/64 dev eth0 nodad
 link $container docker0 172.17.0.1/16 172.17.0.2/16
 echo 1 >/proc/sys/net/ipv4/ip_forward
-within $outside python3 -m http.server 80 --bind 169.254.169.254 >/dev/null 2>&1 &
-within $outside python3 -m http.server 80 --bind fd00:ec2::254 >/dev/null 2>&1 &
+within $environment python3 -m http.server 80 --bind 169.254.169.254 >/dev/null 2>&1 &
+within $environment python3 -m http.server 80 --bind fd00:ec2::254 >/dev/null 2>&1 &
 # Root in a container of the host's network: nothing but its control group sets it apart.
 in_group() { bash -c 'echo $$ >"$0/cgroup.procs"; exec "$@"' "$@"; }
 among_jobs() { in_group "$jobs" "$@"; }
@@ -188,10 +188,10 @@ fn the_guards_rules_keep_all_away_but_roots_own_services() {
     );
 }
 
-async fn run_job(there: &There, job: JobSpec) -> (Conclusion, String) {
-    let job = there.github.queue_job(job);
+async fn run_job(fixture: &Fixture, job: JobSpec) -> (Conclusion, String) {
+    let job = fixture.github.queue_job(job);
     let ended = |state: &JobState| matches!(state, JobState::Completed { .. });
-    match there.github.wait_job(job, ended, SOON).await.unwrap() {
+    match fixture.github.wait_job(job, ended, SOON).await.unwrap() {
         JobState::Completed { conclusion, output, .. } => (conclusion, output),
         state => panic!("{state:?}"),
     }
@@ -200,29 +200,30 @@ async fn run_job(there: &There, job: JobSpec) -> (Conclusion, String) {
 /// `PATH` and its like are a job's, and a job writes to some of the folders they name: no process of root's may have them.
 #[tokio::test]
 async fn a_fleets_path_leads_root_to_nothing_of_a_jobs() {
-    let there = there().await;
+    let fixture = fixture().await;
     // What a job has put there: it would be run as root.
-    there.write("home/runner/bin/setpriv", "#!/bin/sh\nid -u >ROOT/was-root\nexit 1\n", 0o755);
-    let root = there.path("").display().to_string();
-    there.write("home/runner/bin/setpriv", &format!("#!/bin/sh\nid -u >{root}/was-root\nexit 1\n"), 0o755);
-    let mut config = there.config();
+    fixture.write("home/runner/bin/setpriv", "#!/bin/sh\nid -u >ROOT/was-root\nexit 1\n", 0o755);
+    let root = fixture.path("").display().to_string();
+    fixture.write("home/runner/bin/setpriv", &format!("#!/bin/sh\nid -u >{root}/was-root\nexit 1\n"), 0o755);
+    let mut config = fixture.config();
     config["environment"] = json!({ "PATH": format!("{root}/home/runner/bin:/usr/bin:/bin") });
-    let mut booted = there.boot(&config).await;
+    let mut booted = fixture.boot(&config).await;
     booted.online().await;
-    let (conclusion, output) = run_job(&there, JobSpec::new(["linux-x64"]).step(Step::Run("echo $PATH".into()))).await;
+    let (conclusion, output) =
+        run_job(&fixture, JobSpec::new(["linux-x64"]).step(Step::Run("echo $PATH".into()))).await;
     assert_eq!(conclusion, Conclusion::Success, "{output}");
     assert!(output.starts_with(&root), "the job has it: {output}");
-    assert!(!there.path("was-root").exists());
+    assert!(!fixture.path("was-root").exists());
     assert_eq!(booted.stop().await, Some(0));
 }
 
 #[tokio::test]
 async fn a_variable_that_loads_code_is_refused() {
     for name in ["LD_PRELOAD", "GLIBC_TUNABLES", "BASH_ENV"] {
-        let there = there().await;
-        let mut config = there.config();
+        let fixture = fixture().await;
+        let mut config = fixture.config();
         config["environment"] = json!({ name: "/tmp/x" });
-        let mut booted = there.boot(&config).await;
+        let mut booted = fixture.boot(&config).await;
         let said = booted.said("this boot can't succeed").await;
         assert!(said["error"].as_str().unwrap().contains(name), "{said}");
         assert_eq!(booted.end().await, Some(1));
@@ -236,8 +237,8 @@ async fn a_job_can_not_change_what_the_next_one_is_run_by() {
         eprintln!("not root: everything is the job's");
         return;
     }
-    let there = there().await;
-    let mut booted = there.boot(&there.config()).await;
+    let fixture = fixture().await;
+    let mut booted = fixture.boot(&fixture.config()).await;
     booted.online().await;
     let script = r#"
         cd ROOT/opt/actions-runner
@@ -256,12 +257,12 @@ async fn a_job_can_not_change_what_the_next_one_is_run_by() {
         ps -o pid= -C Runner.Listener | xargs kill -9
         sleep 600
     "#;
-    let script = script.replace("ROOT", there.path("").to_str().unwrap().trim_end_matches('/'));
-    there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run(script)));
+    let script = script.replace("ROOT", fixture.path("").to_str().unwrap().trim_end_matches('/'));
+    fixture.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Run(script)));
     booted.said("the listener ended").await;
-    let (conclusion, output) = run_job(&there, JobSpec::new(["linux-x64"]).step(Step::Run("echo next".into()))).await;
+    let (conclusion, output) = run_job(&fixture, JobSpec::new(["linux-x64"]).step(Step::Run("echo next".into()))).await;
     assert_eq!((conclusion, output.as_str()), (Conclusion::Success, "next\n"));
-    let folder = there.path("opt/actions-runner");
+    let folder = fixture.path("opt/actions-runner");
     for planted in [".runner_migrated", ".setup_info", "planted"] {
         assert!(!folder.join(planted).exists(), "{planted} is still there");
     }
@@ -284,7 +285,7 @@ async fn a_job_can_not_change_what_the_next_one_is_run_by() {
 /// What an earlier registration has left would make `config.sh` refuse, or count in the new one's place.
 #[tokio::test]
 async fn what_an_earlier_registration_left_is_no_hindrance() {
-    let there = there().await;
+    let fixture = fixture().await;
     for name in [
         ".runner",
         ".runner_migrated",
@@ -294,14 +295,14 @@ async fn what_an_earlier_registration_left_is_no_hindrance() {
         ".env",
         ".path",
     ] {
-        there.write(&format!("opt/actions-runner/{name}"), "HOOK=evil\n", 0o644);
+        fixture.write(&format!("opt/actions-runner/{name}"), "HOOK=evil\n", 0o644);
     }
-    let mut booted = there.boot(&there.config()).await;
+    let mut booted = fixture.boot(&fixture.config()).await;
     booted.online().await;
     let (conclusion, output) =
-        run_job(&there, JobSpec::new(["linux-x64"]).step(Step::Run("echo ${HOOK-none}".into()))).await;
+        run_job(&fixture, JobSpec::new(["linux-x64"]).step(Step::Run("echo ${HOOK-none}".into()))).await;
     assert_eq!((conclusion, output.as_str()), (Conclusion::Success, "none\n"));
-    assert!(!there.path("opt/actions-runner/.runner_migrated").exists());
+    assert!(!fixture.path("opt/actions-runner/.runner_migrated").exists());
     assert_eq!(booted.stop().await, Some(0));
 }
 
@@ -310,12 +311,12 @@ async fn what_an_earlier_registration_left_is_no_hindrance() {
 async fn both_registrations_give_the_same_labels() {
     let architecture = if cfg!(target_arch = "aarch64") { "ARM64" } else { "X64" };
     for ephemeral in [false, true] {
-        let there = there().await;
-        let mut config = if ephemeral { there.ephemeral() } else { there.config() };
+        let fixture = fixture().await;
+        let mut config = if ephemeral { fixture.ephemeral() } else { fixture.config() };
         config["labels"] = json!(["linux-x64", "Self-Hosted", "linux", "LINUX-X64", "big"]);
-        let mut booted = there.boot(&config).await;
+        let mut booted = fixture.boot(&config).await;
         booted.online().await;
-        let labels = there.runner().unwrap().labels;
+        let labels = fixture.runner().unwrap().labels;
         assert_eq!(labels, ["self-hosted", "Linux", architecture, "linux-x64", "big"], "ephemeral: {ephemeral}");
         assert_eq!(booted.stop().await, Some(0));
     }
@@ -324,30 +325,30 @@ async fn both_registrations_give_the_same_labels() {
 #[tokio::test]
 async fn more_labels_than_github_takes_are_refused_by_name() {
     for ephemeral in [false, true] {
-        let there = there().await;
-        let mut config = if ephemeral { there.ephemeral() } else { there.config() };
+        let fixture = fixture().await;
+        let mut config = if ephemeral { fixture.ephemeral() } else { fixture.config() };
         config["labels"] = (0..98).map(|number| json!(format!("label-{number}"))).collect();
-        there.boot(&config).await.given_up("101 labels").await;
-        assert_eq!(there.runner(), None);
+        fixture.boot(&config).await.given_up("101 labels").await;
+        assert_eq!(fixture.runner(), None);
     }
 }
 
 /// A job's name is in the listener's lines, and can look like any of them.
 #[tokio::test]
 async fn a_jobs_name_is_never_taken_for_the_listeners_word() {
-    let there = there().await;
-    let mut booted = there.boot(&there.config()).await;
+    let fixture = fixture().await;
+    let mut booted = fixture.boot(&fixture.config()).await;
     booted.online().await;
     for name in [
         "Listening for Jobs",
         "x\n2026-11-23 09:00:00Z: Listening for Jobs",
         "x\n2026-11-23 09:00:00Z: Job x completed with result: Succeeded",
     ] {
-        let job = there.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Hold).named(name));
-        there.github.wait_job(job, |state| matches!(state, JobState::InProgress { .. }), SOON).await.unwrap();
-        there.github.release_job(job);
+        let job = fixture.github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Hold).named(name));
+        fixture.github.wait_job(job, |state| matches!(state, JobState::InProgress { .. }), SOON).await.unwrap();
+        fixture.github.release_job(job);
         let ended = |state: &JobState| matches!(state, JobState::Completed { .. });
-        let state = there.github.wait_job(job, ended, SOON).await.unwrap();
+        let state = fixture.github.wait_job(job, ended, SOON).await.unwrap();
         assert!(matches!(state, JobState::Completed { conclusion: Conclusion::Success, .. }), "{name}: {state:?}");
     }
     assert_eq!(booted.stop().await, Some(0));

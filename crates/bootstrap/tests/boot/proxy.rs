@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{SOON, There, there};
+use crate::support::{Fixture, SOON, fixture};
 
 /// No name server knows these: who does not ask the proxy gets nowhere.
 const GITHUB: &str = "http://github.kiln.invalid";
@@ -55,34 +55,34 @@ fn without_scheme(url: &str) -> String {
 #[tokio::test]
 async fn a_proxy_is_the_only_way_and_everything_goes_by_it() {
     for (ephemeral, variable) in [(false, "http_proxy"), (true, "HTTP_PROXY")] {
-        let there = there().await;
+        let fixture = fixture().await;
         let (tell, aws_address) = tokio::sync::watch::channel(String::new());
-        let proxy = proxy(there.github.address().to_string(), aws_address).await;
-        let config = if ephemeral { there.ephemeral() } else { there.config() };
-        let mut config = There::in_group(config, 0);
+        let proxy = proxy(fixture.github.address().to_string(), aws_address).await;
+        let config = if ephemeral { fixture.ephemeral() } else { fixture.config() };
+        let mut config = Fixture::in_group(config, 0);
         config["github"] = json!({ "api_url": format!("{GITHUB}/api/v3"), "url": GITHUB });
         // Without a scheme, as many write it.
         config["environment"] =
             json!({ variable: proxy.address, "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt" });
-        let imds = there.imds(Some(config.to_string())).await;
-        let (mut booted, aws) = there.boot_in_group_at(imds, AWS).await;
+        let imds = fixture.imds(Some(config.to_string())).await;
+        let (mut booted, aws) = fixture.boot_in_group_at(imds, AWS).await;
         tell.send(without_scheme(aws.url())).unwrap();
         booted.online().await;
         assert!(proxy.connections.load(Ordering::Relaxed) >= 2, "GitHub's and the runner's own");
-        let job = there
+        let job = fixture
             .github
             .queue_job(JobSpec::new(["linux-x64"]).step(Step::Run("echo $http_proxy,$HTTP_PROXY,$no_proxy".into())));
         let ended = |state: &JobState| matches!(state, JobState::Completed { .. });
-        let state = there.github.wait_job(job, ended, SOON).await.unwrap();
+        let state = fixture.github.wait_job(job, ended, SOON).await.unwrap();
         let JobState::Completed { conclusion: Conclusion::Success, output, .. } = state else { panic!("{state:?}") };
         let address = format!("http://{}", proxy.address);
         assert_eq!(output, format!("{address},{address},169.254.169.254,fd00:ec2::254\n"));
-        let docker = std::fs::read_to_string(there.path("run/kiln/docker.env")).unwrap();
+        let docker = std::fs::read_to_string(fixture.path("run/kiln/docker.env")).unwrap();
         assert!(docker.contains(&format!("HTTP_PROXY=\"{address}\"\n")), "{docker}");
         assert!(docker.contains("SSL_CERT_FILE=\"/etc/ssl/certs/ca-certificates.crt\"\n"), "{docker}");
         booted.said("lifecycle action completed").await;
         assert_eq!(aws.state(), "InService");
         booted.stop().await;
-        assert_eq!(there.runner(), None);
+        assert_eq!(fixture.runner(), None);
     }
 }

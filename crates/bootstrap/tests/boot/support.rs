@@ -17,7 +17,7 @@ pub(crate) const INSTANCE: &str = "i-0abc0000000000001";
 pub(crate) const SOON: Duration = Duration::from_secs(120);
 
 /// GitHub, and a machine with the App's key in a file.
-pub(crate) struct There {
+pub(crate) struct Fixture {
     pub(crate) github: GitHub,
     machine: MachineFolder,
 }
@@ -26,18 +26,18 @@ pub(crate) struct There {
 const PLACE: Place<'_> =
     Place { instance: INSTANCE, group: "linux", launch_hook: "launch", termination_hook: "terminate" };
 
-pub(crate) async fn there() -> There {
-    there_with(VERSION).await
+pub(crate) async fn fixture() -> Fixture {
+    fixture_with(VERSION).await
 }
 
 /// With a runner of this version.
-pub(crate) async fn there_with(version: &str) -> There {
+pub(crate) async fn fixture_with(version: &str) -> Fixture {
     let github = GitHub::start(GitHubOptions::new("acme")).await.unwrap();
     let machine = MachineFolder::new(&github, version).unwrap();
-    There { github, machine }
+    Fixture { github, machine }
 }
 
-impl There {
+impl Fixture {
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.machine.path(path)
     }
@@ -58,10 +58,10 @@ impl There {
     }
 
     /// What an instance of a group is told beside.
-    pub(crate) fn in_group(mut config: Value, replace_pause_secs: u32) -> Value {
+    pub(crate) fn in_group(mut config: Value, failed_boot_grace_secs: u32) -> Value {
         config["lifecycle"] = json!({
             "group": PLACE.group, "launch_hook": PLACE.launch_hook, "termination_hook": PLACE.termination_hook,
-            "heartbeat_secs": 30, "drain_limit_secs": 3000, "replace_pause_secs": replace_pause_secs,
+            "termination_heartbeat_timeout_secs": 30, "drain_timeout_secs": 3000, "failed_boot_grace_secs": failed_boot_grace_secs,
         });
         config
     }

@@ -73,7 +73,7 @@ impl Failure {
                 hint: error.hint.clone(),
             },
             Self::Other(error) => Account {
-                code: Code::Unforeseen.name(),
+                code: Code::Internal.name(),
                 kind: kind_name(Kind::Other),
                 exit_code: Kind::Other.exit_code(),
                 message: error.to_string(),

@@ -5,7 +5,7 @@ use clap::ColorChoice;
 /// The flags.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Output options")]
-pub struct Voice {
+pub struct OutputFlags {
     /// Print one JSON document on stdout instead: plan, result, error (docs/output.schema.json).
     #[arg(long, global = true)]
     pub json: bool,
@@ -30,7 +30,7 @@ pub struct Voice {
     pub color: ColorChoice,
 }
 
-impl Voice {
+impl OutputFlags {
     /// For what is said before the flags are known.
     pub fn guessed(arguments: &[std::ffi::OsString]) -> Self {
         let json = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");

@@ -43,7 +43,7 @@ pub(super) fn validate(
     let instance_types = raw.instance_types.as_ref().map(|types| instance_types(types, raw, image, found));
     let capacity = capacity(raw, found);
     let network = raw.network.as_ref().and_then(|network| self::network(network.get_ref(), found));
-    let (heartbeat_secs, drain_limit_secs) = times(name, raw, found);
+    let (termination_heartbeat_timeout_secs, drain_timeout_secs) = times(name, raw, found);
     let spot = infrastructure::spot(raw, found);
     let volume = infrastructure::volume(raw, image.map_or(IMAGE_VOLUME_GIB, |image| image.volume_gib), found);
     let egress_ports = github.map(|github| infrastructure::egress_ports(raw, github, found));
@@ -66,9 +66,9 @@ pub(super) fn validate(
         session_manager: get(raw.session_manager.as_ref(), false),
         network: network?,
         key_store: get(raw.key_store.as_ref(), default_store),
-        heartbeat_secs,
-        drain_limit_secs,
-        replace_pause_secs: get(raw.replace_pause_secs.as_ref(), DEFAULT_REPLACE_PAUSE_SECS),
+        termination_heartbeat_timeout_secs,
+        drain_timeout_secs,
+        failed_boot_grace_secs: get(raw.failed_boot_grace_secs.as_ref(), DEFAULT_REPLACE_PAUSE_SECS),
         retirement: Retirement {
             max_age_secs: raw.max_age_secs.as_ref().map(|secs| *secs.get_ref()),
             idle_limit_secs: raw.idle_limit_secs.as_ref().map(|secs| *secs.get_ref()),
@@ -332,11 +332,11 @@ fn network(raw: &RawNetwork, found: &mut Findings) -> Option<Network> {
 }
 
 fn times(name: &Spanned<String>, raw: &RawFleet, found: &mut Findings) -> (u32, u32) {
-    let heartbeat = get(raw.heartbeat_secs.as_ref(), DEFAULT_HEARTBEAT_SECS);
-    let drain = get(raw.drain_limit_secs.as_ref(), DEFAULT_DRAIN_LIMIT_SECS);
+    let heartbeat = get(raw.termination_heartbeat_timeout_secs.as_ref(), DEFAULT_HEARTBEAT_SECS);
+    let drain = get(raw.drain_timeout_secs.as_ref(), DEFAULT_DRAIN_LIMIT_SECS);
     let longest = heartbeat.saturating_mul(MOST_HEARTBEATS);
     if drain > longest {
-        let [drain_place, heartbeat_place] = [&raw.drain_limit_secs, &raw.heartbeat_secs];
+        let [drain_place, heartbeat_place] = [&raw.drain_timeout_secs, &raw.termination_heartbeat_timeout_secs];
         let place = drain_place.as_ref().or(heartbeat_place.as_ref());
         let mut diagnostic = Diagnostic::new(
             place.map_or_else(|| name.span(), Spanned::span),
@@ -344,7 +344,7 @@ fn times(name: &Spanned<String>, raw: &RawFleet, found: &mut Findings) -> (u32, 
         )
         .expected(format!("Auto Scaling would end it after {longest} s"))
         .hint(format!(
-            "set `heartbeat_secs` to at least {}, or `drain_limit_secs` to at most {longest}",
+            "set `termination_heartbeat_timeout_secs` to at least {}, or `drain_timeout_secs` to at most {longest}",
             drain.div_ceil(MOST_HEARTBEATS)
         ));
         if let (Some(_), Some(heartbeat)) = (drain_place, heartbeat_place) {

@@ -161,11 +161,11 @@ pub struct Fleet {
     /// Where the App's key is.
     pub key_store: KeyStore,
     /// The termination hook's heartbeat timeout, in seconds.
-    pub heartbeat_secs: u32,
+    pub termination_heartbeat_timeout_secs: u32,
     /// How long a running job may delay an instance's end, in seconds.
-    pub drain_limit_secs: u32,
+    pub drain_timeout_secs: u32,
     /// How long after its boot an instance that can't register gives itself up, in seconds.
-    pub replace_pause_secs: u32,
+    pub failed_boot_grace_secs: u32,
     /// When an instance retires by itself.
     pub retirement: boot::Retirement,
     /// What tries the first new runner, where it is tried.
@@ -451,9 +451,9 @@ impl Config {
                 group: self.group(&fleet.name),
                 launch_hook: LAUNCH_HOOK.to_owned(),
                 termination_hook: TERMINATION_HOOK.to_owned(),
-                heartbeat_secs: fleet.heartbeat_secs,
-                drain_limit_secs: fleet.drain_limit_secs,
-                replace_pause_secs: fleet.replace_pause_secs,
+                termination_heartbeat_timeout_secs: fleet.termination_heartbeat_timeout_secs,
+                drain_timeout_secs: fleet.drain_timeout_secs,
+                failed_boot_grace_secs: fleet.failed_boot_grace_secs,
             }),
         }
     }

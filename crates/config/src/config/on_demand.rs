@@ -75,9 +75,9 @@ fn of_groups(raw: &RawFleet) -> Vec<(&'static str, Range<usize>)> {
     let spot = raw.spot.as_ref().map(Spanned::get_ref);
     let all = [
         ("min", span(&raw.min)),
-        ("heartbeat_secs", span(&raw.heartbeat_secs)),
-        ("drain_limit_secs", span(&raw.drain_limit_secs)),
-        ("replace_pause_secs", span(&raw.replace_pause_secs)),
+        ("termination_heartbeat_timeout_secs", span(&raw.termination_heartbeat_timeout_secs)),
+        ("drain_timeout_secs", span(&raw.drain_timeout_secs)),
+        ("failed_boot_grace_secs", span(&raw.failed_boot_grace_secs)),
         ("idle_limit_secs", span(&raw.idle_limit_secs)),
         ("canary_check", span(&raw.canary_check)),
         ("on_demand_base", spot.and_then(|spot| span(&spot.on_demand_base))),

@@ -348,17 +348,17 @@ pub(super) struct RawFleet {
     /// heartbeat for this long.
     #[serde(default)]
     #[schemars(with = "u32", range(min = 30, max = 7200), extend("default" = DEFAULT_HEARTBEAT_SECS))]
-    pub(super) heartbeat_secs: Field<u32>,
-    /// How long a running job may delay the termination of its instance, in seconds; at most 100 times `heartbeat_secs`.
+    pub(super) termination_heartbeat_timeout_secs: Field<u32>,
+    /// How long a running job may delay the termination of its instance, in seconds; at most 100 times `termination_heartbeat_timeout_secs`.
     #[serde(default)]
     #[schemars(with = "u32", range(min = 60, max = 172_800), extend("default" = DEFAULT_DRAIN_LIMIT_SECS))]
-    pub(super) drain_limit_secs: Field<u32>,
+    pub(super) drain_timeout_secs: Field<u32>,
     // The launch hook's ten minutes bound it.
     /// How long an instance that can't register retries before it is replaced, in seconds. Without this pause, a fault that
     /// affects every instance, such as a deleted key, would replace instances as fast as they boot.
     #[serde(default)]
     #[schemars(with = "u32", range(max = 540), extend("default" = DEFAULT_REPLACE_PAUSE_SECS))]
-    pub(super) replace_pause_secs: Field<u32>,
+    pub(super) failed_boot_grace_secs: Field<u32>,
     /// The age at which an instance is replaced, in seconds, after its running job ends. Without it, instances have no
     /// maximum age.
     #[serde(default)]

@@ -12,13 +12,13 @@ use super::{BaseAmi, Request, Wanted, sources_digest};
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::fleet_stack::{resolve, resolved};
-use crate::plan::{Plan, Tally};
-use crate::ports::{Blobs, Build, BuildRequest, BuildStatus, Cloud, Images, Infrastructure, Progress};
+use crate::plan::{Plan, StepTracker};
+use crate::ports::{Build, BuildRequest, BuildStatus, Cloud, Images, Infrastructure, ObjectStore, Progress};
 use crate::stacks::{self, StackStep};
-use crate::wait::{Pace, human};
+use crate::wait::{PollBackoff, human};
 
 /// A bake takes 20 to 30 minutes; Image Builder's own steps may be retried. Three hours is beyond any bake that ends.
-const BAKE_BOUND: Duration = Duration::from_secs(3 * 3600);
+const BAKE_LIMIT: Duration = Duration::from_secs(3 * 3600);
 
 /// What is shown of a failed build's log: a step's own complaint is in its last lines.
 const LOG_LINES: u32 = 20;
@@ -41,7 +41,7 @@ pub async fn apply(
     let finished = prepared.observed.build.as_ref().map(|build| build.copies.clone());
     let mut run =
         Run { request, wanted: &prepared.wanted, build: None, ami: None, copies: finished.unwrap_or_default() };
-    let mut tally = Tally::new(plan, progress);
+    let mut tally = StepTracker::new(plan, progress);
     for step in &plan.steps {
         tally.begin(&step.to_string());
         run.step(step, cloud, progress).await.map_err(|error| tally.failed(error))?;
@@ -93,7 +93,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn upload(&self, bucket: &str, key: &str, cloud: &impl Blobs) -> Result<()> {
+    async fn upload(&self, bucket: &str, key: &str, cloud: &impl ObjectStore) -> Result<()> {
         let Request { payload, payload_sha256, .. } = self.request;
         Ok(cloud.put_blob(bucket, key, payload.to_vec(), payload_sha256).await?)
     }
@@ -167,14 +167,14 @@ async fn wait(
     cloud: &impl Cloud,
     progress: &dyn Progress,
 ) -> Result<(AmiId, BTreeMap<String, AmiId>)> {
-    let mut pace = Pace::new(BAKE_BOUND);
+    let mut pace = PollBackoff::new(BAKE_LIMIT);
     let mut told: BTreeMap<String, String> = BTreeMap::new();
     loop {
         let build = cloud.build(arn).await?;
         for step in &build.steps {
             if told.insert(step.name.clone(), step.status.clone()).as_ref() != Some(&step.status) {
                 progress.say(&format!("{:<10} {}", step.status.to_ascii_lowercase(), step.name));
-                pace.quicken();
+                pace.reset();
             }
         }
         match &build.status {
@@ -183,8 +183,8 @@ async fn wait(
             BuildStatus::Running(state) => {
                 progress.state(&format!("build is {state}"));
                 if pace.pause().await.is_err() {
-                    let bound = human(BAKE_BOUND);
-                    return Err(Error::new(Code::BuildSlow, format!("build {arn} was still {state} after {bound}"))
+                    let bound = human(BAKE_LIMIT);
+                    return Err(Error::new(Code::BuildTimeout, format!("build {arn} was still {state} after {bound}"))
                         .hint("run the same command again: it waits for this very build"));
                 }
             }

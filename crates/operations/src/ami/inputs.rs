@@ -16,7 +16,7 @@ use super::{BaseAmi, Request};
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::pin;
-use crate::ports::{Caller, Component, ComponentUse, Versioned};
+use crate::ports::{Caller, Component, ComponentUse, ResourceVersion};
 use kiln_image::components;
 use kiln_image::contents::{CERTIFICATES, CONTENTS};
 use kiln_image::packages;
@@ -180,11 +180,11 @@ pub(super) fn component_uses(
 
 /// A component by its ARN: one of this account and region has a name and a version, as those that Kiln makes; of another one
 /// the ARN is the name.
-fn existing(arn: &str, caller: &Caller, config: &Config) -> Versioned {
+fn existing(arn: &str, caller: &Caller, config: &Config) -> ResourceVersion {
     let own = format!("arn:{}:imagebuilder:{}:{}:component/", caller.partition, config.region, caller.account);
     match arn.strip_prefix(&own).map(|rest| rest.split('/').collect::<Vec<_>>()).as_deref() {
-        Some(&[name, version, "1"]) => Versioned { name: name.to_owned(), version: version.to_owned() },
-        _ => Versioned { name: arn.to_owned(), version: String::new() },
+        Some(&[name, version, "1"]) => ResourceVersion { name: name.to_owned(), version: version.to_owned() },
+        _ => ResourceVersion { name: arn.to_owned(), version: String::new() },
     }
 }
 
@@ -260,7 +260,7 @@ const FIRST_AFTER_CONTENTS: &str = "manifest";
 /// source: `botocore`, `imagebuilder/2019-12-02/service-2.json`, `CreateComponentRequest$supportedOsVersions`: "if the OS
 /// information is available, a prefix match is performed against the base image OS version"
 fn component(name: &str, document: String) -> Component {
-    let id = Versioned { name: format!("kiln-{name}"), version: version_of(&sha256(document.as_bytes())) };
+    let id = ResourceVersion { name: format!("kiln-{name}"), version: version_of(&sha256(document.as_bytes())) };
     Component { id, document }
 }
 

@@ -6,7 +6,7 @@ use kiln_config::model::{Architecture, InstanceType};
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::fleet_stack::{network_request, output};
-use crate::ports::{Account, Cloud, Progress, Stack, SubnetFacts, WayOut};
+use crate::ports::{Account, Cloud, Egress, Progress, Stack, SubnetFacts};
 use crate::stacks::{self, Difference, StackStep};
 
 /// Types to build on, in order of preference: two processors and 8 GiB, which .NET, docker and a tarball of 220 MB need. No
@@ -91,7 +91,7 @@ pub(super) fn first(subnets: &str) -> &str {
 
 /// The subnet's zone, and what a person should know of it.
 fn require_subnet(vpc: &str, subnet: &str, facts: Option<SubnetFacts>) -> Result<(String, Option<String>)> {
-    let refused = |message: String, hint: String| Error::new(Code::BakeNetworkUnfit, message).hint(hint);
+    let refused = |message: String, hint: String| Error::new(Code::BakeNetworkNotUsable, message).hint(hint);
     let Some(facts) = facts else {
         return Err(refused(
             format!("images can't be built in subnet {subnet}: there is none in this region"),
@@ -105,9 +105,9 @@ fn require_subnet(vpc: &str, subnet: &str, facts: Option<SubnetFacts>) -> Result
         ));
     }
     let warning = match facts.way_out {
-        WayOut::Through | WayOut::Gateway { public: true } => None,
-        WayOut::None => Some("has no route to 0.0.0.0/0"),
-        WayOut::Gateway { public: false } => {
+        Egress::Through | Egress::Gateway { public: true } => None,
+        Egress::None => Some("has no route to 0.0.0.0/0"),
+        Egress::Gateway { public: false } => {
             Some("routes to an internet gateway, but gives its instances no public address")
         }
     };

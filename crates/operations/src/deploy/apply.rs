@@ -6,17 +6,17 @@ use kiln_github::OrgClient;
 use super::lock::Lock;
 use super::observe::fleet_runners;
 use super::plan::missing;
-use super::roll::{self, ONLINE_BOUND};
-use super::{Observed, Operator, Request, Step, observe, plan, record};
+use super::roll::{self, ONLINE_LIMIT};
+use super::{Observed, Request, Session, Step, observe, plan, record};
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::fleet_stack::resolved;
 use crate::launches::{self, BeyondStack, LaunchWatch};
 use crate::orphans;
-use crate::plan::{Plan, Tally, first_line};
+use crate::plan::{Plan, StepTracker, first_line};
 use crate::ports::Cloud;
 use crate::stacks::{self, StackStep};
-use crate::wait::{Pace, human};
+use crate::wait::{PollBackoff, human};
 
 /// Observes, plans, prints the plan and carries it out. With `dry` it stops after printing.
 ///
@@ -27,7 +27,7 @@ pub async fn run(
     dry: bool,
     cloud: &impl Cloud,
     github: &OrgClient,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<Plan<Step>> {
     let observed = observe(request, cloud, github, operator.progress).await?;
     let planned = plan(request, &observed)?;
@@ -45,7 +45,7 @@ async fn look(
     request: &Request<'_>,
     cloud: &impl Cloud,
     github: &OrgClient,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<Plan<Step>> {
     let observed: Observed = observe(request, cloud, github, operator.progress).await?;
     plan(request, &observed)
@@ -62,7 +62,7 @@ pub async fn apply(
     planned: &Plan<Step>,
     cloud: &impl Cloud,
     github: &OrgClient,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
     let Request { config, fleet, lock_wait, .. } = request;
     let lock = Lock::take(config, &fleet.name, operator.holder, *lock_wait, cloud, operator.progress).await?;
@@ -82,7 +82,7 @@ fn same_work(one: &Plan<Step>, other: &Plan<Step>) -> bool {
         let mut steps = plan.steps.clone();
         for step in &mut steps {
             if let Step::Roll { briefing, .. } = step {
-                *briefing = super::Briefing::default();
+                *briefing = super::RollSummary::default();
             }
         }
         steps
@@ -95,9 +95,9 @@ async fn steps(
     plan: &Plan<Step>,
     cloud: &impl Cloud,
     github: &OrgClient,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
-    let mut tally = Tally::new(plan, operator.progress);
+    let mut tally = StepTracker::new(plan, operator.progress);
     for step in &plan.steps {
         tally.begin(first_line(&step.to_string()));
         apply_step(request, step, cloud, github, operator).await.map_err(|error| tally.failed(error))?;
@@ -115,9 +115,9 @@ async fn apply_step(
     step: &Step,
     cloud: &impl Cloud,
     github: &OrgClient,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
-    let Operator { progress, consent, .. } = operator;
+    let Session { progress, consent, .. } = operator;
     let Request { config, fleet, .. } = request;
     match step {
         Step::Reject { ami } => record::reject(config, fleet, ami, cloud).await,
@@ -141,7 +141,7 @@ async fn apply_step(
                 None => Ok(()),
             }
         }
-        Step::AwaitRefresh { group, id } => roll::go_on(request, group, id, cloud, github, operator).await,
+        Step::AwaitRefresh { group, id } => roll::resume(request, group, id, cloud, github, operator).await,
         Step::Roll { group, .. } => roll::roll(request, group, cloud, github, operator).await,
         Step::Verify { group, version, back_to } => {
             verify(request, group, version.as_ref(), back_to.as_deref(), cloud, github, operator).await
@@ -162,10 +162,10 @@ async fn verify(
     back_to: Option<&str>,
     cloud: &impl Cloud,
     github: &OrgClient,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
     let progress = operator.progress;
-    let mut pace = Pace::new(ONLINE_BOUND);
+    let mut pace = PollBackoff::new(ONLINE_LIMIT);
     let mut launches = LaunchWatch::begin(name, Some(github), cloud).await?;
     loop {
         let (group, version) = roll::group_and_version(request, name, cloud).await?;
@@ -180,12 +180,14 @@ async fn verify(
             let error = match failed {
                 Some(why) => launches::failure(format!("the runners of {name} are not online: {what}: {why}")),
                 None => {
-                    let message = format!("the runners of {name} are not online after {}: {what}", human(ONLINE_BOUND));
+                    let message = format!("the runners of {name} are not online after {}: {what}", human(ONLINE_LIMIT));
                     Error::new(Code::RunnersOffline, message).hint(roll::WHERE_TO_LOOK)
                 }
             };
             return match back_to.filter(|former| **former != version.version) {
-                Some(former) => Err(roll::take_back(request, name, former, error.message, cloud, operator).await?),
+                Some(former) => {
+                    Err(roll::cancel_and_roll_back(request, name, former, error.message, cloud, operator).await?)
+                }
                 None => Err(error),
             };
         }

@@ -14,7 +14,7 @@ use crate::ami::bucket_name;
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::ports::{self, Cloud, CloudError, CloudErrorKind, Document, Progress};
-use crate::wait::Pace;
+use crate::wait::PollBackoff;
 
 /// How long a lock is valid without renewal: more than four heartbeats, and short enough that the run after a killed one waits no
 /// longer than a boot.
@@ -28,7 +28,7 @@ const HEARTBEAT: Duration = Duration::from_secs(20);
 
 /// Identifies a run that takes locks.
 #[derive(Debug, Clone)]
-pub struct Holder {
+pub struct LockOwner {
     /// A name for people who wait for the lock: "GitHub Actions run https://…".
     pub name: String,
     /// The machine's id. It scopes `process`, because process ids are unique only on one machine.
@@ -53,7 +53,7 @@ pub(crate) struct Lock {
     bucket: String,
     key: String,
     fleet: FleetName,
-    holder: Holder,
+    holder: LockOwner,
     version: String,
 }
 
@@ -61,7 +61,7 @@ fn now_secs() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-impl Holder {
+impl LockOwner {
     fn text(&self) -> String {
         let ends = now_secs() + LEASE.as_secs();
         json!({ "holder": self.name, "machine": self.machine, "process": self.process, "ends_at_secs": ends })
@@ -136,13 +136,13 @@ impl Lock {
     pub(crate) async fn take(
         config: &Config,
         fleet: &FleetName,
-        holder: &Holder,
+        holder: &LockOwner,
         wait: Duration,
         cloud: &impl Cloud,
         progress: &dyn Progress,
     ) -> Result<Self> {
         let (bucket, key) = place(config, fleet, cloud).await?;
-        let mut pace = Pace::new(wait);
+        let mut pace = PollBackoff::new(wait);
         loop {
             let document = cloud.document(&bucket, &key).await.map_err(no_bucket)?;
             let other = document.as_ref().and_then(|document| holder.other(document));

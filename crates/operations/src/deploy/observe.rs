@@ -8,7 +8,7 @@ use kiln_config::model::{AmiId, RunnerVersion};
 use kiln_github::{OrgClient, Runner};
 
 use super::plan::newest_version;
-use super::record::{Aim, Record};
+use super::record::{Record, TargetImage};
 use super::{Request, key_names};
 use crate::ami;
 use crate::code::Code;
@@ -24,7 +24,7 @@ use crate::{on_demand, orphans};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     /// Where to go. The image exists.
-    pub aim: Aim,
+    pub aim: TargetImage,
     /// The image's tags.
     pub tags: BTreeMap<String, String>,
     /// The tags of the image the stack asks for now, where that is another one.
@@ -94,7 +94,7 @@ pub async fn observe(
     on_demand::require_kind(fleet, stack.as_ref())?;
     let record = Record::read(config, &fleet.name, cloud).await?;
     let asked_for = stack.as_ref().and_then(|stack| stack.parameters.get("AmiId")?.parse::<AmiId>().ok());
-    let aim = record.aim(request.goal, &baked.id, asked_for.as_ref())?;
+    let aim = record.aim(request.target, &baked.id, asked_for.as_ref())?;
     let tags = if aim.ami == baked.id {
         baked.tags
     } else {
@@ -123,7 +123,7 @@ pub(crate) fn version_in(tags: &BTreeMap<String, String>) -> Option<RunnerVersio
     tags.get(RUNNER_VERSION_TAG).and_then(|version| version.parse().ok())
 }
 
-/// Good to know, and no reason to stop a roll-out where it can't be learnt.
+/// Good to know, and no reason to stop a rollout where it can't be learnt.
 async fn lifetime(version: Option<RunnerVersion>, github: &OrgClient, progress: &dyn Progress) -> Option<Lifetime> {
     let version = version?;
     let asked = async { freshness::lifetime(&version, &freshness::releases(github).await?, github).await };
@@ -179,7 +179,7 @@ pub(crate) async fn available(id: &AmiId, cloud: &impl Images) -> Result<Ami> {
         Some(ami) if ami.state == "available" => Ok(ami),
         found => {
             let state = found.map_or_else(|| "does not exist".to_owned(), |ami| format!("is {}", ami.state));
-            Err(Error::new(Code::ImageGone, format!("{id}, which is recorded as the image to serve, {state}"))
+            Err(Error::new(Code::ImageUnavailable, format!("{id}, which is recorded as the image to serve, {state}"))
                 .hint("run `cargo xtask ami`: it bakes the image anew and records it"))
         }
     }

@@ -6,7 +6,7 @@ use kiln_config::config::{Config, Network};
 use kiln_config::model::RunnerVersion;
 use kiln_github::Runner;
 
-use super::{Briefing, Canary, Observed, Request, Step};
+use super::{Canary, Observed, Request, RollSummary, Step};
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::fleet_stack::{LAUNCH_PARAMETERS, SERVING, keep_names, network_request, stack_request};
@@ -164,7 +164,7 @@ impl<'a> Planner<'a> {
         request
     }
 
-    fn briefing(&self, stack: &Stack, group: &Group) -> Briefing {
+    fn briefing(&self, stack: &Stack, group: &Group) -> RollSummary {
         let Observed { tags, tags_now, runners, .. } = self.observed;
         let told =
             |name: &&String| name.starts_with("kiln:") && !matches!(name.as_str(), "kiln:managed" | "kiln:image");
@@ -181,11 +181,11 @@ impl<'a> Planner<'a> {
             .collect();
         let runs_a_job =
             |instance: &GroupInstance| runners.iter().any(|runner| runner.busy && is_of(runner, instance.id.as_str()));
-        Briefing {
+        RollSummary {
             image,
             instances: u32::try_from(to_drain.len()).unwrap_or(u32::MAX),
             busy: u32::try_from(to_drain.iter().filter(|instance| runs_a_job(instance)).count()).unwrap_or(u32::MAX),
-            drain_limit_secs: self.request.fleet.drain_limit_secs,
+            drain_timeout_secs: self.request.fleet.drain_timeout_secs,
             served: self.observed.lifetime.as_ref().map(|lifetime| self.served(lifetime)),
             capacity: self.capacity(stack, group),
         }

@@ -6,7 +6,7 @@
 use kiln_config::config::{Config, Fleet};
 use kiln_config::model::{AmiId, FleetName};
 
-use super::Goal;
+use super::Target;
 use crate::code::Code;
 use crate::error::{Error, Result};
 use crate::ports::Images;
@@ -24,7 +24,7 @@ pub struct Record {
 
 /// The image that a run rolls to, and the changes of the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Aim {
+pub struct TargetImage {
     /// The image.
     pub ami: AmiId,
     /// The image to reject. This is the first step, so that an interrupted rollback resumes as a rollback.
@@ -49,19 +49,19 @@ impl Record {
     ///
     /// # Errors
     /// [`crate::Kind::Precondition`] if there is no image to roll back to.
-    pub fn aim(&self, goal: Goal, baked: &AmiId, stack: Option<&AmiId>) -> Result<Aim> {
+    pub fn aim(&self, target: Target, baked: &AmiId, stack: Option<&AmiId>) -> Result<TargetImage> {
         let rejected = self.rejected.as_ref();
         // The image of the stack comes first: the record may be older.
         let good = || [stack, self.current.as_ref(), self.former.as_ref()].into_iter().flatten();
-        let to = |ami: &AmiId| Aim { ami: ami.clone(), reject: None, accept: false, kept_from: None };
-        match goal {
-            Goal::Baked if rejected == Some(baked) => match good().find(|ami| *ami != baked) {
-                Some(last) => Ok(Aim { kept_from: Some(baked.clone()), ..to(last) }),
+        let to = |ami: &AmiId| TargetImage { ami: ami.clone(), reject: None, accept: false, kept_from: None };
+        match target {
+            Target::Latest if rejected == Some(baked) => match good().find(|ami| *ami != baked) {
+                Some(last) => Ok(TargetImage { kept_from: Some(baked.clone()), ..to(last) }),
                 None => Err(nothing_before(baked)),
             },
             // The rejection ends once the fleet gets another image; otherwise a later rollback would count it as its own.
-            Goal::Baked | Goal::Again => Ok(Aim { accept: rejected.is_some(), ..to(baked) }),
-            Goal::Back => match (rejected, stack) {
+            Target::Latest | Target::RetryLatest => Ok(TargetImage { accept: rejected.is_some(), ..to(baked) }),
+            Target::Previous => match (rejected, stack) {
                 (_, None) => Err(nothing_before(baked)),
                 // A repeated rollback goes back only one step.
                 (Some(bad), Some(_)) => match good().find(|ami| *ami != bad) {
@@ -69,7 +69,7 @@ impl Record {
                     None => Err(nothing_before(bad)),
                 },
                 (None, Some(now)) => match good().find(|ami| *ami != now) {
-                    Some(last) => Ok(Aim { reject: Some(now.clone()), ..to(last) }),
+                    Some(last) => Ok(TargetImage { reject: Some(now.clone()), ..to(last) }),
                     None => Err(nothing_before(now)),
                 },
             },
@@ -126,8 +126,8 @@ mod tests {
     }
 
     /// The image that a run rolls to, and the image that it rejects first.
-    fn aim(record: &Record, goal: Goal, baked: char, stack: char) -> (AmiId, Option<AmiId>) {
-        let aim = record.aim(goal, &ami(baked), Some(&ami(stack))).unwrap();
+    fn aim(record: &Record, target: Target, baked: char, stack: char) -> (AmiId, Option<AmiId>) {
+        let aim = record.aim(target, &ami(baked), Some(&ami(stack))).unwrap();
         (aim.ami, aim.reject)
     }
 
@@ -135,7 +135,7 @@ mod tests {
     fn a_rollback_goes_one_step_back_however_often_it_is_run() {
         // b is current, a was before: roll back to a, and reject b first.
         let before = record(Some('b'), Some('a'), None);
-        assert_eq!(aim(&before, Goal::Back, 'b', 'b'), (ami('a'), Some(ami('b'))));
+        assert_eq!(aim(&before, Target::Previous, 'b', 'b'), (ami('a'), Some(ami('b'))));
         // Interrupted after the rejection; after the stack's update; between the two marks; done.
         for (record, stack) in [
             (record(Some('b'), Some('a'), Some('b')), 'b'),
@@ -143,38 +143,38 @@ mod tests {
             (record(Some('b'), Some('b'), Some('b')), 'a'),
             (record(Some('a'), Some('b'), Some('b')), 'a'),
         ] {
-            for goal in [Goal::Back, Goal::Baked] {
+            for target in [Target::Previous, Target::Latest] {
                 assert_eq!(
-                    aim(&record, goal, 'b', stack),
+                    aim(&record, target, 'b', stack),
                     (ami('a'), None),
-                    "{goal:?} with {record:?}, stack at {stack}"
+                    "{target:?} with {record:?}, stack at {stack}"
                 );
             }
         }
     }
 
     #[test]
-    fn a_roll_out_that_failed_half_way_is_left_for_what_is_marked() {
+    fn a_rollout_that_failed_half_way_is_left_for_what_is_marked() {
         let half = record(Some('b'), Some('a'), None);
-        assert_eq!(aim(&half, Goal::Back, 'c', 'c'), (ami('b'), Some(ami('c'))));
+        assert_eq!(aim(&half, Target::Previous, 'c', 'c'), (ami('b'), Some(ami('c'))));
         let back = record(Some('b'), Some('a'), Some('c'));
-        assert_eq!(aim(&back, Goal::Back, 'c', 'b'), (ami('b'), None), "not one more step back");
+        assert_eq!(aim(&back, Target::Previous, 'c', 'b'), (ami('b'), None), "not one more step back");
     }
 
     #[test]
     fn a_rejected_image_is_rolled_out_only_when_asked_for() {
         let back = record(Some('a'), Some('b'), Some('b'));
-        let held = back.aim(Goal::Baked, &ami('b'), Some(&ami('a'))).unwrap();
+        let held = back.aim(Target::Latest, &ami('b'), Some(&ami('a'))).unwrap();
         assert_eq!((held.ami, held.kept_from), (ami('a'), Some(ami('b'))));
-        let again = back.aim(Goal::Again, &ami('b'), Some(&ami('a'))).unwrap();
+        let again = back.aim(Target::RetryLatest, &ami('b'), Some(&ami('a'))).unwrap();
         assert_eq!((again.ami, again.accept), (ami('b'), true));
-        assert_eq!(aim(&back, Goal::Baked, 'c', 'a'), (ami('c'), None), "another image is not kept from");
+        assert_eq!(aim(&back, Target::Latest, 'c', 'a'), (ami('c'), None), "another image is not kept from");
     }
 
     #[test]
     fn without_an_earlier_image_there_is_no_way_back() {
         for (record, stack) in [(record(Some('a'), None, None), Some('a')), (record(None, None, None), None)] {
-            let error = record.aim(Goal::Back, &ami('a'), stack.map(ami).as_ref()).unwrap_err();
+            let error = record.aim(Target::Previous, &ami('a'), stack.map(ami).as_ref()).unwrap_err();
             assert_eq!(error.code, Code::NoPreviousImage);
         }
     }

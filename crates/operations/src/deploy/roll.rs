@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::observe::{fleet_runners, take_equal_versions_for_newest};
 use super::plan::{all_on, has_version, in_service, newest_version};
-use super::{Canary, CanaryRunner, Operator, Request};
+use super::{Canary, CanaryRunner, Request, Session};
 use crate::code::Code;
 use crate::error::{Error, Kind, Result};
 use crate::launches::LaunchWatch;
@@ -21,11 +21,11 @@ use crate::orphans::is_of;
 use crate::ports::{
     Cloud, Group, Groups, LaunchTemplateVersion, Progress, Refresh, RefreshPreferences, RefreshStatus, RefreshStop,
 };
-use crate::wait::{Pace, bounded, human, paused};
+use crate::wait::{PollBackoff, bounded, human, paused};
 
 /// How long a runner may take to be online. An instance in service has already registered (its launch hook is completed); what
 /// remains is that GitHub's list shows it. Without an incident at GitHub that never took ten minutes.
-pub(super) const ONLINE_BOUND: Duration = Duration::from_secs(600);
+pub(super) const ONLINE_LIMIT: Duration = Duration::from_secs(600);
 
 /// The time for launching, registering and terminating, which a refresh needs in addition to the longest drain.
 const REFRESH_MARGIN: Duration = Duration::from_secs(3600);
@@ -50,66 +50,66 @@ pub(super) async fn roll(
     name: &GroupName,
     cloud: &impl Cloud,
     github: &OrgClient,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
     let (group, version) = group_and_version(request, name, cloud).await?;
     if all_on(&group, Some(&version)) {
         operator.progress.say(&format!("{name} has launch template version {} already", version.version));
         return Ok(());
     }
-    let mut watch = Watch::new(request, name, version, cloud, github, operator).await?;
+    let mut watch = RefreshMonitor::new(request, name, version, cloud, github, operator).await?;
     if let Some(canary) = request.canary.as_ref().filter(|canary| canary.is_of_use(group.desired)) {
         watch.canary = Some(canary.clone());
-        if !watch.try_one_that_is_there().await? {
+        if !watch.check_existing_canary().await? {
             let stop = RefreshStop { percent: Canary::checkpoint_percent(group.desired), pause: CANARY_PAUSE };
             watch.start(&group, Some(stop)).await?;
-            watch.see_through().await?;
+            watch.wait_until_done().await?;
         }
         watch.canary = None;
     }
     let group = current_group(name, cloud).await?;
     if !all_on(&group, Some(&watch.version)) {
         watch.start(&group, None).await?;
-        watch.see_through().await?;
+        watch.wait_until_done().await?;
     }
     Ok(())
 }
 
 /// Resumes a running refresh: waits for its end, or for the end of its canary.
-pub(super) async fn go_on(
+pub(super) async fn resume(
     request: &Request<'_>,
     name: &GroupName,
     id: &str,
     cloud: &impl Cloud,
     github: &OrgClient,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
     let (_, newest) = group_and_version(request, name, cloud).await?;
     let refresh = cloud.refresh(name, id).await?;
     let forward = matches!(&refresh.status, RefreshStatus::Running(status) if goes_forward(status));
     let ours = forward && refresh.to.as_ref() == Some(&newest);
-    let mut watch = Watch::new(request, name, newest, cloud, github, operator).await?;
+    let mut watch = RefreshMonitor::new(request, name, newest, cloud, github, operator).await?;
     id.clone_into(&mut watch.id);
     if refresh.stops && ours {
         watch.canary = Some(request.canary.clone().unwrap_or(Canary { check: None }));
     }
     // A refresh to another version, or one that rolls back, is only waited for: the roll that follows brings the group to the new
     // version, whatever the result.
-    watch.blind = !ours;
-    match watch.see_through().await {
-        Err(error) if watch.blind && error.kind() == Kind::Failed => Ok(()),
+    watch.ignores_github = !ours;
+    match watch.wait_until_done().await {
+        Err(error) if watch.ignores_github && error.kind() == Kind::Failed => Ok(()),
         result => result,
     }
 }
 
 /// Rolls the group back to a version with another refresh, and returns the error to fail with.
-pub(super) async fn take_back(
+pub(super) async fn cancel_and_roll_back(
     request: &Request<'_>,
     name: &GroupName,
     former: &str,
     why: String,
     cloud: &impl Cloud,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<Error> {
     operator.progress.say(&format!("{why}: rolling back to launch template version {former}"));
     let group = current_group(name, cloud).await?;
@@ -182,12 +182,12 @@ fn preferences(group: &Group, stop: Option<RefreshStop>) -> RefreshPreferences {
 }
 
 /// Monitors a refresh, and the state of its new runners at GitHub.
-struct Watch<'a, C: Cloud> {
+struct RefreshMonitor<'a, C: Cloud> {
     request: &'a Request<'a>,
     name: &'a GroupName,
     cloud: &'a C,
     github: &'a OrgClient,
-    operator: Operator<'a>,
+    operator: Session<'a>,
     /// The version to roll to.
     version: LaunchTemplateVersion,
     /// The runner version that the new runners must have.
@@ -197,7 +197,7 @@ struct Watch<'a, C: Cloud> {
     /// The check of the first new instance, before the others are replaced.
     canary: Option<Canary>,
     /// Do not check GitHub: this refresh is not ours.
-    blind: bool,
+    ignores_github: bool,
     /// New instances whose runner was seen online.
     proved: BTreeSet<InstanceId>,
     /// The other new instances in service, and since when.
@@ -208,20 +208,20 @@ struct Watch<'a, C: Cloud> {
 }
 
 /// The result of a check of the new instances.
-enum Verdict {
+enum CanaryDecision {
     GoOn,
     CanaryIsGood,
     Bad(String),
 }
 
-impl<'a, C: Cloud> Watch<'a, C> {
+impl<'a, C: Cloud> RefreshMonitor<'a, C> {
     async fn new(
         request: &'a Request<'a>,
         name: &'a GroupName,
         version: LaunchTemplateVersion,
         cloud: &'a C,
         github: &'a OrgClient,
-        operator: Operator<'a>,
+        operator: Session<'a>,
     ) -> Result<Self> {
         let stack = cloud.stack(&request.config.fleet_stack(&request.fleet.name)).await?;
         let ami = stack.and_then(|stack| stack.parameters.get("AmiId")?.parse().ok());
@@ -240,7 +240,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
             wanted,
             id: String::new(),
             canary: None,
-            blind: false,
+            ignores_github: false,
             proved: BTreeSet::new(),
             waiting: BTreeMap::new(),
             next_look: Instant::now(),
@@ -257,21 +257,21 @@ impl<'a, C: Cloud> Watch<'a, C> {
     }
 
     /// Waits for the refresh's end, or for the end of its canary. Fails if the refresh fails.
-    async fn see_through(&mut self) -> Result<()> {
-        let mut watched = Watched::new(self.request);
+    async fn wait_until_done(&mut self) -> Result<()> {
+        let mut watched = RefreshPoll::new(self.request);
         loop {
             let refresh = self.cloud.refresh(self.name, &self.id).await?;
             let RefreshStatus::Running(status) = &refresh.status else { return self.ended(&refresh).await };
             watched.tell(&refresh, status, self.operator.progress);
-            if goes_forward(status) && !self.blind {
+            if goes_forward(status) && !self.ignores_github {
                 if let Some(why) = self.launches.look(self.cloud, self.operator.progress).await? {
                     let error = self.roll_back(why).await?;
                     return Err(Error { code: Code::LaunchesFail, ..error });
                 }
                 match self.look().await? {
-                    Verdict::GoOn => {}
-                    Verdict::CanaryIsGood => return self.let_go().await,
-                    Verdict::Bad(why) => return Err(self.roll_back(why).await?),
+                    CanaryDecision::GoOn => {}
+                    CanaryDecision::CanaryIsGood => return self.release_group().await,
+                    CanaryDecision::Bad(why) => return Err(self.roll_back(why).await?),
                 }
             }
             watched.pause(&self.id, self.name).await?;
@@ -279,20 +279,22 @@ impl<'a, C: Cloud> Watch<'a, C> {
     }
 
     /// Checks an instance that an earlier run launched. Returns false if there is none.
-    async fn try_one_that_is_there(&mut self) -> Result<bool> {
-        let mut pace = Pace::new(2 * ONLINE_BOUND);
+    async fn check_existing_canary(&mut self) -> Result<bool> {
+        let mut pace = PollBackoff::new(2 * ONLINE_LIMIT);
         loop {
             let group = current_group(self.name, self.cloud).await?;
             if in_service(&group, Some(&self.version)).next().is_none() {
                 return Ok(false);
             }
             match self.look().await? {
-                Verdict::CanaryIsGood => return Ok(true),
-                Verdict::Bad(why) => {
+                CanaryDecision::CanaryIsGood => return Ok(true),
+                CanaryDecision::Bad(why) => {
                     let live = group.launch_template.map(|live| live.version).unwrap_or_default();
-                    return Err(take_back(self.request, self.name, &live, why, self.cloud, self.operator).await?);
+                    return Err(
+                        cancel_and_roll_back(self.request, self.name, &live, why, self.cloud, self.operator).await?
+                    );
                 }
-                Verdict::GoOn => {}
+                CanaryDecision::GoOn => {}
             }
             if pace.pause().await.is_err() {
                 return Ok(false);
@@ -301,7 +303,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
     }
 
     /// Reads the new instances and, after its own pause, the state of their runners at GitHub.
-    async fn look(&mut self) -> Result<Verdict> {
+    async fn look(&mut self) -> Result<CanaryDecision> {
         let now = Instant::now();
         let group = current_group(self.name, self.cloud).await?;
         let new: BTreeSet<InstanceId> =
@@ -313,7 +315,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
             self.waiting.entry(id.clone()).or_insert(now);
         }
         if self.waiting.is_empty() || now < self.next_look {
-            return Ok(Verdict::GoOn);
+            return Ok(CanaryDecision::GoOn);
         }
         self.next_look = now + paused(self.look_pause);
         self.look_pause = (2 * self.look_pause).min(GITHUB_PAUSE);
@@ -328,11 +330,13 @@ impl<'a, C: Cloud> Watch<'a, C> {
                 Some(runner) => {
                     let (has, wanted) = (runner.version.as_deref().unwrap_or_default(), self.wanted.as_ref());
                     let wanted = wanted.map(ToString::to_string).unwrap_or_default();
-                    return Ok(Verdict::Bad(format!("runner {} has version {has}, not {wanted}", runner.name)));
+                    return Ok(CanaryDecision::Bad(format!("runner {} has version {has}, not {wanted}", runner.name)));
                 }
-                None if since.elapsed() >= bounded(ONLINE_BOUND) => {
-                    let bound = human(ONLINE_BOUND);
-                    return Ok(Verdict::Bad(format!("the runner of {id} was not online at GitHub within {bound}")));
+                None if since.elapsed() >= bounded(ONLINE_LIMIT) => {
+                    let bound = human(ONLINE_LIMIT);
+                    return Ok(CanaryDecision::Bad(format!(
+                        "the runner of {id} was not online at GitHub within {bound}"
+                    )));
                 }
                 None => {
                     self.waiting.insert(id, since);
@@ -341,15 +345,17 @@ impl<'a, C: Cloud> Watch<'a, C> {
         }
         match (self.canary.clone(), good) {
             (Some(canary), Some(runner)) => self.try_canary(&canary, &runner).await,
-            _ => Ok(Verdict::GoOn),
+            _ => Ok(CanaryDecision::GoOn),
         }
     }
 
-    async fn try_canary(&self, canary: &Canary, runner: &Runner) -> Result<Verdict> {
+    async fn try_canary(&self, canary: &Canary, runner: &Runner) -> Result<CanaryDecision> {
         let progress = self.operator.progress;
         progress.say(&format!("canary {} is online", runner.name));
-        let Some(check) = canary.check.clone() else { return Ok(Verdict::CanaryIsGood) };
-        let Some(instance) = self.proved.iter().find(|id| is_of(runner, id.as_str())) else { return Ok(Verdict::GoOn) };
+        let Some(check) = canary.check.clone() else { return Ok(CanaryDecision::CanaryIsGood) };
+        let Some(instance) = self.proved.iter().find(|id| is_of(runner, id.as_str())) else {
+            return Ok(CanaryDecision::GoOn);
+        };
         let subject = CanaryRunner {
             check,
             fleet: self.request.fleet.name.to_string(),
@@ -359,14 +365,14 @@ impl<'a, C: Cloud> Watch<'a, C> {
         match self.operator.check.check(&subject).await {
             Ok(()) => {
                 progress.say(&format!("canary {} passed its check", runner.name));
-                Ok(Verdict::CanaryIsGood)
+                Ok(CanaryDecision::CanaryIsGood)
             }
-            Err(why) => Ok(Verdict::Bad(format!("canary {} failed its check: {why}", runner.name))),
+            Err(why) => Ok(CanaryDecision::Bad(format!("canary {} failed its check: {why}", runner.name))),
         }
     }
 
     /// Cancels the canary's refresh at its checkpoint. The replaced instances stay; another refresh rolls the others.
-    async fn let_go(&self) -> Result<()> {
+    async fn release_group(&self) -> Result<()> {
         self.cloud.cancel_refresh(self.name).await?;
         follow(self.request, self.name, &self.id, self.cloud, self.operator.progress).await.map(drop)
     }
@@ -382,7 +388,7 @@ impl<'a, C: Cloud> Watch<'a, C> {
             let Some(held) = held.filter(|version| !version.is_empty()) else {
                 return Ok(Error::new(Code::RefreshFailed, why).hint("`cargo xtask deploy --rollback` rolls back"));
             };
-            return take_back(self.request, self.name, &held, why, self.cloud, self.operator).await;
+            return cancel_and_roll_back(self.request, self.name, &held, why, self.cloud, self.operator).await;
         }
         let refresh = follow(self.request, self.name, &self.id, self.cloud, progress).await?;
         let status = match &refresh.status {
@@ -430,17 +436,17 @@ impl<'a, C: Cloud> Watch<'a, C> {
 
 /// A wait for a refresh that prints its progress. It times out only if the refresh makes no progress: a refresh of a large group
 /// waits for jobs many times, so the whole refresh has no fixed limit.
-struct Watched {
-    pace: Pace,
+struct RefreshPoll {
+    pace: PollBackoff,
     bound: Duration,
     told: String,
     progress: (u32, u32),
 }
 
-impl Watched {
+impl RefreshPoll {
     fn new(request: &Request<'_>) -> Self {
-        let bound = Duration::from_secs(u64::from(request.fleet.drain_limit_secs)) + REFRESH_MARGIN;
-        Self { pace: Pace::new(bound), bound, told: String::new(), progress: (0, 0) }
+        let bound = Duration::from_secs(u64::from(request.fleet.drain_timeout_secs)) + REFRESH_MARGIN;
+        Self { pace: PollBackoff::new(bound), bound, told: String::new(), progress: (0, 0) }
     }
 
     fn tell(&mut self, refresh: &Refresh, status: &str, progress: &dyn Progress) {
@@ -449,19 +455,19 @@ impl Watched {
         if line != self.told {
             progress.state(&line);
             self.told = line;
-            self.pace.quicken();
+            self.pace.reset();
         }
         let now = (refresh.percent, refresh.remaining);
         if now != self.progress {
             self.progress = now;
-            self.pace = Pace::new(self.bound);
+            self.pace = PollBackoff::new(self.bound);
         }
     }
 
     async fn pause(&mut self, id: &str, group: &GroupName) -> Result<()> {
         self.pace.pause().await.map_err(|_| {
             let bound = human(self.bound);
-            Error::new(Code::RefreshSlow, format!("instance refresh {id} of {group} made no progress for {bound}"))
+            Error::new(Code::RefreshTimeout, format!("instance refresh {id} of {group} made no progress for {bound}"))
                 .hint("run the same command again: it waits for the same refresh")
         })
     }
@@ -475,7 +481,7 @@ async fn follow(
     cloud: &impl Groups,
     progress: &dyn Progress,
 ) -> Result<Refresh> {
-    let mut watched = Watched::new(request);
+    let mut watched = RefreshPoll::new(request);
     loop {
         let refresh = cloud.refresh(group, id).await?;
         let RefreshStatus::Running(status) = &refresh.status else { return Ok(refresh) };

@@ -6,16 +6,16 @@ use std::time::Duration;
 use kiln_config::model::{FleetName, GroupName};
 use kiln_github::{Deleted, OrgClient, Runner};
 
-use super::{Observed, Operator, Request, Step, observe, plan, require_alone, require_time};
+use super::{Observed, Request, Session, Step, observe, plan, require_alone, require_time};
 use crate::code::Code;
 use crate::deploy::{Lock, bucket, forget};
 use crate::error::{Error, Result};
 use crate::on_demand;
 use crate::orphans::{is_of, name_prefix, runner_groups_of};
-use crate::plan::{Plan, Tally, first_line};
+use crate::plan::{Plan, StepTracker, first_line};
 use crate::ports::{Cloud, CloudErrorKind, Group};
 use crate::stacks;
-use crate::wait::{Pace, human};
+use crate::wait::{PollBackoff, human};
 
 /// How long draining may take in addition to the longest job: Auto Scaling terminates an instance that sends no heartbeat after at most
 /// two hours, and EC2 gets 30 minutes.
@@ -29,7 +29,7 @@ pub async fn run(
     request: &Request<'_>,
     cloud: &impl Cloud,
     github: Option<&OrgClient>,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<Plan<Step>> {
     let observed: Observed = observe(request, cloud, github, operator.progress).await?;
     require_alone(&observed)?;
@@ -48,7 +48,7 @@ pub async fn apply(
     request: &Request<'_>,
     cloud: &impl Cloud,
     github: Option<&OrgClient>,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
     match cloud.document(&bucket(request.config, cloud).await?, "lock/none").await {
         // The bucket was deleted. Without it no `deploy` can run, so no lock is needed.
@@ -65,11 +65,11 @@ fn under_locks<'a, C: Cloud>(
     request: &'a Request<'a>,
     cloud: &'a C,
     github: Option<&'a OrgClient>,
-    operator: Operator<'a>,
+    operator: Session<'a>,
 ) -> Work<'a> {
     let Some((first, rest)) = fleets.split_first() else { return Box::pin(steps(request, cloud, github, operator)) };
     Box::pin(async move {
-        let Operator { progress, holder } = operator;
+        let Session { progress, holder } = operator;
         let lock = Lock::take(request.config, first, holder, request.lock_wait, cloud, progress).await?;
         lock.keep(cloud, under_locks(rest, request, cloud, github, operator)).await
     })
@@ -79,13 +79,13 @@ async fn steps<C: Cloud>(
     request: &Request<'_>,
     cloud: &C,
     github: Option<&OrgClient>,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
     let observed = observe(request, cloud, github, operator.progress).await?;
     require_alone(&observed)?;
     require_time(request, &observed)?;
     let plan = plan(request, &observed);
-    let mut tally = Tally::new(&plan, operator.progress);
+    let mut tally = StepTracker::new(&plan, operator.progress);
     for step in &plan.steps {
         tally.begin(first_line(&step.to_string()));
         apply_step(request, step, cloud, github, operator).await.map_err(|error| tally.failed(error))?;
@@ -98,7 +98,7 @@ async fn apply_step<C: Cloud>(
     step: &Step,
     cloud: &C,
     github: Option<&OrgClient>,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
     match step {
         Step::Drain { group, .. } => {
@@ -106,7 +106,7 @@ async fn apply_step<C: Cloud>(
             cloud.cancel_refresh(group).await?;
             Ok(cloud.scale_to_zero(group).await?)
         }
-        Step::AwaitDrained { group, drain_limit } => drained(group, *drain_limit, cloud, operator).await,
+        Step::AwaitDrained { group, drain_timeout } => drained(group, *drain_timeout, cloud, operator).await,
         Step::Abandon { group, .. } => Ok(cloud.abandon(group).await?),
         Step::RemoveRunners { fleet } => match github {
             Some(github) => remove_runners(request, fleet, cloud, github, operator).await,
@@ -125,9 +125,9 @@ async fn apply_step<C: Cloud>(
     }
 }
 
-async fn drained(name: &GroupName, limit: Duration, cloud: &impl Cloud, operator: Operator<'_>) -> Result<()> {
+async fn drained(name: &GroupName, limit: Duration, cloud: &impl Cloud, operator: Session<'_>) -> Result<()> {
     let bound = limit + DRAIN_MARGIN;
-    let mut pace = Pace::new(bound);
+    let mut pace = PollBackoff::new(bound);
     let mut left = usize::MAX;
     loop {
         let Some(group) = cloud.group(name).await? else { return Ok(()) };
@@ -136,7 +136,7 @@ async fn drained(name: &GroupName, limit: Duration, cloud: &impl Cloud, operator
         }
         if group.instances.len() < left {
             left = group.instances.len();
-            pace.quicken();
+            pace.reset();
         }
         operator.progress.state(&format!("{name} has {left} instance(s) left"));
         if pace.pause().await.is_err() {
@@ -147,7 +147,7 @@ async fn drained(name: &GroupName, limit: Duration, cloud: &impl Cloud, operator
 
 fn never_empty(group: &Group, bound: Duration) -> Error {
     let ids: Vec<&str> = group.instances.iter().map(|instance| instance.id.as_str()).collect();
-    Error::new(Code::DrainSlow, format!("{} still had {} after {}", group.name, ids.join(", "), human(bound))).hint(
+    Error::new(Code::DrainTimeout, format!("{} still had {} after {}", group.name, ids.join(", "), human(bound))).hint(
         "run the same command again: it keeps waiting. `--now` does not wait, and jobs fail. An instance with scale-in \
          protection does not terminate by itself",
     )
@@ -159,7 +159,7 @@ async fn remove_runners(
     fleet: &FleetName,
     cloud: &impl Cloud,
     github: &OrgClient,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
     let prefix = name_prefix(fleet);
     // Before the group: the instance of a runner that registers after this call is in the group.

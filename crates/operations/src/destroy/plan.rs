@@ -79,8 +79,8 @@ fn empty(request: &Request<'_>, observed: &Observed, fleet: &ObservedFleet) -> O
 fn await_empty(request: &Request<'_>, fleet: &ObservedFleet) -> Option<Step> {
     let group = fleet.group.as_ref().filter(|group| !request.now && !group.instances.is_empty())?;
     let known = request.config.fleets.get(&fleet.name);
-    let drain_limit = known.map_or(LONGEST_DRAIN, |fleet| Duration::from_secs(fleet.drain_limit_secs.into()));
-    Some(Step::AwaitDrained { group: group.name.clone(), drain_limit })
+    let drain_timeout = known.map_or(LONGEST_DRAIN, |fleet| Duration::from_secs(fleet.drain_timeout_secs.into()));
+    Some(Step::AwaitDrained { group: group.name.clone(), drain_timeout })
 }
 
 fn busy(observed: &Observed, group: &Group) -> Option<usize> {

@@ -7,7 +7,7 @@ use kiln_config::config::{Config, Fleet, Network};
 use super::{Finding, Verdict, rights};
 use crate::ami;
 use crate::error::Error;
-use crate::ports::{Account, Caller, Cloud, InstanceTypeFacts, Right, SubnetFacts, WayOut};
+use crate::ports::{Account, Caller, Cloud, Egress, IamAction, InstanceTypeFacts, SubnetFacts};
 
 /// EC2's quota of "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances".
 ///
@@ -67,7 +67,7 @@ async fn permissions(config: &Config, caller: &Caller, cloud: &impl Account) -> 
 }
 
 /// Each action once, with the first resource it is missing on; a handful is read, the number tells of the others.
-fn listed(lacking: &[Right]) -> String {
+fn listed(lacking: &[IamAction]) -> String {
     const SHOWN: usize = 8;
     let mut actions: BTreeMap<&str, &str> = BTreeMap::new();
     for right in lacking {
@@ -133,7 +133,7 @@ fn types_of(config: &Config, fleet: &Fleet, offered: &BTreeMap<String, InstanceT
     Finding::good(check, format!("fleet `{}`: {}", fleet.name, names.join(", ")))
 }
 
-/// All fleets at their largest, each with its largest type, and the instance more that a roll-out launches first.
+/// All fleets at their largest, each with its largest type, and the instance more that a rollout launches first.
 async fn quota(config: &Config, types: &BTreeMap<String, InstanceTypeFacts>, cloud: &impl Account) -> Finding {
     let check = "quota";
     let is_standard =
@@ -279,15 +279,15 @@ fn subnets_of(fleet: &Fleet, vpc: &str, wanted: &[String], found: &[SubnetFacts]
         }
         match subnet.way_out {
             // By the VPC's own routes to wherever the proxy is.
-            WayOut::None if proxy_of(fleet).is_some() => {}
-            WayOut::None => {
+            Egress::None if proxy_of(fleet).is_some() => {}
+            Egress::None => {
                 return Finding::wrong(
                     check,
                     format!("fleet `{name}`: subnet {id} has no route to 0.0.0.0/0: a runner could not reach GitHub"),
                     "route it to a NAT gateway, or name other subnets",
                 );
             }
-            WayOut::Gateway { public: false } => {
+            Egress::Gateway { public: false } => {
                 return Finding::wrong(
                     check,
                     format!(
@@ -297,7 +297,7 @@ fn subnets_of(fleet: &Fleet, vpc: &str, wanted: &[String], found: &[SubnetFacts]
                     "route it to a NAT gateway, or let the subnet assign public addresses",
                 );
             }
-            WayOut::Gateway { public: true } | WayOut::Through => {}
+            Egress::Gateway { public: true } | Egress::Through => {}
         }
     }
     let zones: BTreeSet<&str> = found.iter().map(|subnet| subnet.zone.as_str()).collect();

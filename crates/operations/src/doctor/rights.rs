@@ -6,7 +6,7 @@ use kiln_config::config::{Config, Network};
 use kiln_config::model::KeyStore;
 
 use crate::ami::bucket_name;
-use crate::ports::{Caller, Right};
+use crate::ports::{Caller, IamAction};
 
 /// Actions that `ami`, `deploy` and `rotate-key` need whatever kiln.toml says, on every resource they may be asked on.
 const ANYWHERE: &[&str] = &[
@@ -141,13 +141,13 @@ const MADE_BY_NETWORK: &[&str] =
     &["ec2:AllocateAddress", "ec2:CreateNatGateway", "ec2:CreateRoute", "ec2:CreateSubnet", "ec2:CreateVpc"];
 
 /// Everything the commands may be asked to do under this configuration.
-pub fn needed(config: &Config, caller: &Caller) -> Vec<Right> {
+pub fn needed(config: &Config, caller: &Caller) -> Vec<IamAction> {
     let Caller { partition, account, .. } = caller;
     let region = &config.region;
     let arn = |service: &str, rest: &str| format!("arn:{partition}:{service}:{region}:{account}:{rest}");
     let mut rights = Vec::new();
     let mut add_in = |actions: &[&str], resource: String, context: &'static [(&'static str, &'static str)]| {
-        let right = |action: &&str| Right { action: (*action).to_owned(), resource: resource.clone(), context };
+        let right = |action: &&str| IamAction { action: (*action).to_owned(), resource: resource.clone(), context };
         rights.extend(actions.iter().map(right));
     };
     // CloudFormation makes these with names that are not known before.

@@ -10,13 +10,13 @@ use super::control::{change, read_status};
 use super::observe::{named, now};
 use super::{Entry, Observed, Step, observe, plan};
 use crate::code::Code;
-use crate::deploy::{Lock, Operator, Request, record};
+use crate::deploy::{Lock, Request, Session, record};
 use crate::error::{Error, Result};
 use crate::fleet_stack::{resolve, resolved};
-use crate::plan::{Plan, Tally, first_line};
-use crate::ports::{Blobs, Cloud, LaunchTemplateVersion, Progress, RefreshPreferences, RefreshStatus};
+use crate::plan::{Plan, StepTracker, first_line};
+use crate::ports::{Cloud, LaunchTemplateVersion, ObjectStore, Progress, RefreshPreferences, RefreshStatus};
 use crate::stacks::{self, StackStep};
-use crate::wait::{Pace, human};
+use crate::wait::{PollBackoff, human};
 
 /// A new controller is launched and booted within two minutes, and waits for the session of one that was lost for as long as
 /// GitHub keeps it, a minute as measured by others. The rest is for their bad minutes.
@@ -34,7 +34,7 @@ pub async fn run(
     dry: bool,
     cloud: &impl Cloud,
     github: &OrgClient,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<Plan<Step>> {
     let observed: Observed = observe(request, cloud, github, operator.progress).await?;
     let planned = plan(request, &observed)?;
@@ -61,9 +61,9 @@ async fn steps(
     plan: &Plan<Step>,
     bucket: &str,
     cloud: &impl Cloud,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
-    let mut tally = Tally::new(plan, operator.progress);
+    let mut tally = StepTracker::new(plan, operator.progress);
     for step in &plan.steps {
         tally.begin(first_line(&step.to_string()));
         apply_step(request, step, bucket, cloud, operator).await.map_err(|error| tally.failed(error))?;
@@ -76,9 +76,9 @@ async fn apply_step(
     step: &Step,
     bucket: &str,
     cloud: &impl Cloud,
-    operator: Operator<'_>,
+    operator: Session<'_>,
 ) -> Result<()> {
-    let Operator { progress, consent, .. } = operator;
+    let Session { progress, consent, .. } = operator;
     let Request { config, fleet, .. } = request;
     match step {
         Step::Reject { ami } => record::reject(config, fleet, ami, cloud).await,
@@ -142,7 +142,7 @@ async fn replace(name: &GroupName, stack: &str, cloud: &impl Cloud, progress: &d
         Some(running) => running.id,
         None => cloud.start_refresh(name, &to, &preferences).await?,
     };
-    let mut pace = Pace::new(REPLACED_LIMIT);
+    let mut pace = PollBackoff::new(REPLACED_LIMIT);
     loop {
         let refresh = cloud.refresh(name, &id).await?;
         let state = match refresh.status {
@@ -157,15 +157,15 @@ async fn replace(name: &GroupName, stack: &str, cloud: &impl Cloud, progress: &d
         progress.state(&format!("{name} is being replaced: {state}"));
         if pace.pause().await.is_err() {
             let message = format!("the instance of {name} was not replaced within {}", human(REPLACED_LIMIT));
-            return Err(Error::new(Code::RefreshSlow, message).hint("run the same command again: it waits on"));
+            return Err(Error::new(Code::RefreshTimeout, message).hint("run the same command again: it waits on"));
         }
     }
 }
 
 /// Waits until the controller has said of the fleet what it knew after this step began.
-async fn at_work(fleet: &FleetName, bucket: &str, cloud: &impl Blobs, progress: &dyn Progress) -> Result<()> {
+async fn at_work(fleet: &FleetName, bucket: &str, cloud: &impl ObjectStore, progress: &dyn Progress) -> Result<()> {
     let (name, since) = (named(fleet), now());
-    let mut pace = Pace::new(AT_WORK_LIMIT);
+    let mut pace = PollBackoff::new(AT_WORK_LIMIT);
     loop {
         let status = read_status(bucket, cloud).await?.fleets.remove(&name);
         let seen = match &status {
@@ -202,7 +202,7 @@ mod tests {
     /// What the controller has said, if anything.
     struct Said(Option<String>);
 
-    impl Blobs for Said {
+    impl ObjectStore for Said {
         async fn empty_bucket(&self, _: &str) -> ports::Result<()> {
             panic!("nothing is deleted here")
         }

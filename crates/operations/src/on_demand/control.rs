@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::code::Code;
 use crate::error::{Error, Result};
-use crate::ports::{Blobs, CloudErrorKind};
+use crate::ports::{CloudErrorKind, ObjectStore};
 
 /// A document and its version; without a version there is none yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(super) fn nothing() -> Control {
 ///
 /// # Errors
 /// [`Code::ControlUnreadable`] for one that another version of Kiln wrote; what AWS answers.
-pub async fn read_control(bucket: &str, cloud: &impl Blobs) -> Result<Read<Control>> {
+pub async fn read_control(bucket: &str, cloud: &impl ObjectStore) -> Result<Read<Control>> {
     Ok(match document(bucket, CONTROL_KEY, cloud).await? {
         Some((document, version)) => Read { document, version: Some(version) },
         None => Read { document: nothing(), version: None },
@@ -38,11 +38,15 @@ pub async fn read_control(bucket: &str, cloud: &impl Blobs) -> Result<Read<Contr
 ///
 /// # Errors
 /// As [`read_control`].
-pub async fn read_status(bucket: &str, cloud: &impl Blobs) -> Result<Status> {
+pub async fn read_status(bucket: &str, cloud: &impl ObjectStore) -> Result<Status> {
     Ok(document(bucket, STATUS_KEY, cloud).await?.map(|(document, _)| document).unwrap_or_default())
 }
 
-async fn document<T: DeserializeOwned>(bucket: &str, key: &str, cloud: &impl Blobs) -> Result<Option<(T, String)>> {
+async fn document<T: DeserializeOwned>(
+    bucket: &str,
+    key: &str,
+    cloud: &impl ObjectStore,
+) -> Result<Option<(T, String)>> {
     let found = match cloud.document(bucket, key).await {
         Ok(Some(found)) => found,
         Ok(None) => return Ok(None),
@@ -68,7 +72,7 @@ async fn document<T: DeserializeOwned>(bucket: &str, key: &str, cloud: &impl Blo
 const MOST_TRIES: usize = 10;
 
 /// Changes the control document, again where another has written it meanwhile. Writes nothing where nothing changes.
-pub(super) async fn change(bucket: &str, edit: impl Fn(&mut Control), cloud: &impl Blobs) -> Result<()> {
+pub(super) async fn change(bucket: &str, edit: impl Fn(&mut Control), cloud: &impl ObjectStore) -> Result<()> {
     for _ in 0..MOST_TRIES {
         let Read { document, version } = read_control(bucket, cloud).await?;
         let mut wanted = document.clone();
@@ -77,7 +81,7 @@ pub(super) async fn change(bucket: &str, edit: impl Fn(&mut Control), cloud: &im
             return Ok(());
         }
         let text = serde_json::to_string(&wanted)
-            .map_err(|error| Error::new(Code::Unforeseen, "the control document can't be written").caused_by(error))?;
+            .map_err(|error| Error::new(Code::Internal, "the control document can't be written").caused_by(error))?;
         if cloud.put_document(bucket, CONTROL_KEY, &text, version.as_deref()).await?.is_some() {
             return Ok(());
         }
@@ -116,7 +120,7 @@ mod tests {
         }
     }
 
-    impl Blobs for Bucket {
+    impl ObjectStore for Bucket {
         async fn empty_bucket(&self, _: &str) -> Result<()> {
             panic!("nothing is deleted here")
         }

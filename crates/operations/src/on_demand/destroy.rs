@@ -19,7 +19,7 @@ use crate::code::Code;
 use crate::destroy::{ObservedStack, Step};
 use crate::error::{Error, Result};
 use crate::ports::{Cloud, Group, Inventory, Progress};
-use crate::wait::{Pace, human};
+use crate::wait::{PollBackoff, human};
 
 /// GitHub ends a job on a runner of one's own after five days; half a day is for the instance and for EC2.
 ///
@@ -108,7 +108,7 @@ impl Ending {
             if group.max > 0 || group.desired > 0 {
                 steps.push(Step::StopController { group: name.clone() });
             }
-            steps.push(Step::AwaitDrained { group: name, drain_limit: Duration::ZERO });
+            steps.push(Step::AwaitDrained { group: name, drain_timeout: Duration::ZERO });
         }
         steps.push(Step::EmptyBucket { bucket: self.bucket.clone() });
         steps.push(crate::destroy::delete(&self.controller));
@@ -168,7 +168,7 @@ pub(crate) async fn apply(
 }
 
 async fn ended(config: &Config, fleet: &FleetName, cloud: &impl Inventory, progress: &dyn Progress) -> Result<()> {
-    let mut pace = Pace::new(LAST_JOB_LIMIT);
+    let mut pace = PollBackoff::new(LAST_JOB_LIMIT);
     loop {
         let left = count(config, fleet, cloud).await?;
         if left == 0 {
@@ -177,7 +177,7 @@ async fn ended(config: &Config, fleet: &FleetName, cloud: &impl Inventory, progr
         progress.state(&format!("fleet {fleet} has {left} instance(s) left"));
         if pace.pause().await.is_err() {
             let message = format!("fleet {fleet} still had {left} instance(s) after {}", human(LAST_JOB_LIMIT));
-            return Err(Error::new(Code::DrainSlow, message).hint(
+            return Err(Error::new(Code::DrainTimeout, message).hint(
                 "the same command again waits on. Idle instances are ended by the controller: `cargo xtask status` shows \
                  whether it is at work",
             ));
@@ -189,7 +189,7 @@ async fn ended(config: &Config, fleet: &FleetName, cloud: &impl Inventory, progr
 async fn remove(config: &Config, set: &ScaleSetSpec, github: &OrgClient, progress: &dyn Progress) -> Result<()> {
     let client = scale_sets(config, github)?;
     let failed = |error: kiln_github::scale_set::ScaleSetError| {
-        Error::new(Code::GitHubRefused, format!("scale set {} can't be deleted", set.name)).caused_by(error)
+        Error::new(Code::GitHubRejected, format!("scale set {} can't be deleted", set.name)).caused_by(error)
     };
     let Some(found) = client.find(set.group, &set.name).await.map_err(failed)? else { return Ok(()) };
     match client.delete(found.id).await {
@@ -201,7 +201,7 @@ async fn remove(config: &Config, set: &ScaleSetSpec, github: &OrgClient, progres
 }
 
 fn scale_sets(config: &Config, github: &OrgClient) -> Result<ScaleSetClient> {
-    let fail = |message: &str| Error::new(Code::Unforeseen, message.to_owned());
+    let fail = |message: &str| Error::new(Code::Internal, message.to_owned());
     let mut page = config.github.url.clone();
     page.path_segments_mut()
         .map_err(|()| fail("GitHub's address can't have a path"))?

@@ -12,7 +12,7 @@ use kiln_github::OrgClient;
 use super::{control_bucket, read_control, read_status, require_kind};
 use crate::ami;
 use crate::code::Code;
-use crate::deploy::{Aim, Record, Request, available, found, recorded_image, version_in};
+use crate::deploy::{Record, Request, TargetImage, available, found, recorded_image, version_in};
 use crate::error::{Error, Result};
 use crate::ports::{Cloud, Group, Progress, Stack};
 use crate::stacks::{self, DeadStack};
@@ -21,7 +21,7 @@ use crate::stacks::{self, DeadStack};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     /// Where to go. The image exists.
-    pub aim: Aim,
+    pub aim: TargetImage,
     /// The version of the runner in the image.
     pub runner: Option<RunnerVersion>,
     /// What is recorded of the fleet.
@@ -92,7 +92,7 @@ pub async fn observe(
     require_kind(fleet, stack.as_ref())?;
     let record = Record::read(config, &fleet.name, cloud).await?;
     let asked_for = stack.as_ref().and_then(|stack| stack.parameters.get("AmiId")?.parse().ok());
-    let aim = record.aim(request.goal, &baked.id, asked_for.as_ref())?;
+    let aim = record.aim(request.target, &baked.id, asked_for.as_ref())?;
     let tags = if aim.ami == baked.id {
         baked.tags
     } else {
@@ -137,7 +137,7 @@ pub(super) fn controllers_group(config: &Config) -> kiln_config::model::GroupNam
 }
 
 /// The newest version of the fleet's launch template that has the image.
-async fn version_with(stack: &Stack, aim: &Aim, cloud: &impl Cloud) -> Result<Option<u64>> {
+async fn version_with(stack: &Stack, aim: &TargetImage, cloud: &impl Cloud) -> Result<Option<u64>> {
     let versions = cloud.template_versions(&stack.name).await?;
     let with_it = versions.iter().filter(|version| version.name == stack.name && version.ami == aim.ami);
     Ok(with_it.filter_map(|version| version.version.parse().ok()).max())

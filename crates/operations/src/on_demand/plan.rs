@@ -10,7 +10,7 @@ use super::observe::{controllers_group, host, named};
 use super::requests::{controller_request, fleet_request, subnets};
 use super::{Entry, Observed, Step};
 use crate::code::Code;
-use crate::deploy::{Goal, Request};
+use crate::deploy::{Request, Target};
 use crate::error::{Error, Result};
 use crate::fleet_stack::{network_request, output_reference};
 use crate::plan::Plan;
@@ -93,7 +93,7 @@ impl<'a> Planner<'a> {
 
     /// A rollback does not wait for CloudFormation where a version with the former image is there.
     fn point_back(&self) -> Option<Step> {
-        let version = self.observed.former.filter(|_| self.request.goal == Goal::Back)?;
+        let version = self.observed.former.filter(|_| self.request.target == Target::Previous)?;
         let now = self.observed.control.fleets.get(&named(&self.request.fleet.name))?.version;
         (now != version).then(|| Step::PointBack { version, ami: self.observed.aim.ami.clone() })
     }

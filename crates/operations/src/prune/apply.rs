@@ -7,19 +7,19 @@ use kiln_config::model::SnapshotId;
 
 use super::{IMAGE_TAG, PRUNED_TAG, Step};
 use crate::error::Result;
-use crate::plan::{Plan, Tally};
+use crate::plan::{Plan, StepTracker};
 use crate::ports::{CloudErrorKind, Inventory, Progress};
-use crate::wait::Pace;
+use crate::wait::PollBackoff;
 
 /// How long EC2 may refuse to delete the snapshots of a deregistered AMI. It takes seconds.
-const RELEASE_BOUND: Duration = Duration::from_secs(60);
+const RELEASE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Carries out the plan. Returns the snapshots that EC2 refused to delete because an AMI was made from them meanwhile; they stay.
 ///
 /// # Errors
 /// The error of the first step that fails, with the steps done before it. The same command then resumes.
 pub async fn apply(plan: &Plan<Step>, cloud: &impl Inventory, progress: &dyn Progress) -> Result<Vec<SnapshotId>> {
-    let (mut tally, mut stuck) = (Tally::new(plan, progress), Vec::new());
+    let (mut tally, mut stuck) = (StepTracker::new(plan, progress), Vec::new());
     for step in &plan.steps {
         tally.begin(&step.to_string());
         stuck.extend(apply_step(step, cloud).await.map_err(|error| tally.failed(error))?);
@@ -54,7 +54,7 @@ async fn apply_step(step: &Step, cloud: &impl Inventory) -> Result<Vec<SnapshotI
 
 /// Deletes a snapshot. EC2 refuses while it still considers the snapshot in use by an AMI. Returns false if it keeps refusing.
 async fn delete(snapshot: &SnapshotId, cloud: &impl Inventory) -> Result<bool> {
-    let mut pace = Pace::new(RELEASE_BOUND);
+    let mut pace = PollBackoff::new(RELEASE_LIMIT);
     loop {
         match cloud.delete_snapshot(snapshot).await {
             Ok(()) => return Ok(true),

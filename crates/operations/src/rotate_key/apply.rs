@@ -15,15 +15,15 @@ use crate::code::Code;
 use crate::deploy::key_names;
 use crate::error::{Error, Result};
 use crate::keys::{StoredKey, Timestamp};
-use crate::plan::{Plan, Tally};
+use crate::plan::{Plan, StepTracker};
 use crate::ports::{CloudError, CloudErrorKind, KeyNames, Keys, Progress};
-use crate::wait::Pace;
+use crate::wait::PollBackoff;
 
 /// How long to wait until the store signs with the new key. KMS moves an alias within seconds, but policies with conditions on aliases
 /// or tags may take up to five minutes to allow the new key. The pause before the last check is 15 s.
 ///
 /// Source: <https://docs.aws.amazon.com/kms/latest/developerguide/alias-authorization.html>
-pub const SETTLE_BOUND: Duration = Duration::from_secs(330);
+pub const SETTLE_LIMIT: Duration = Duration::from_secs(330);
 
 /// The message to sign to find out which key an alias points to. It is not a JWT, so its signature is useless to others.
 const PROBE: &[u8] = b"kiln: which key is this?";
@@ -42,7 +42,7 @@ pub async fn apply(
 ) -> Result<()> {
     let names = key_names(config);
     let mut work = Work::new(config, &names, key, observed, cloud, progress);
-    let mut tally = Tally::new(plan, progress);
+    let mut tally = StepTracker::new(plan, progress);
     for step in &plan.steps {
         tally.begin(&step.to_string());
         if let Err(error) = Box::pin(work.step(step)).await {
@@ -92,16 +92,15 @@ impl<'a, C: Keys> Work<'a, C> {
 
     fn find(&self, store: KeyStore, fingerprint: &Fingerprint) -> Result<StoredKey> {
         let found = self.stored.iter().find(|key| key.store == store && key.fingerprint == *fingerprint);
-        found.cloned().ok_or_else(|| Error::new(Code::Unforeseen, format!("key {fingerprint} is not in {store}")))
+        found.cloned().ok_or_else(|| Error::new(Code::Internal, format!("key {fingerprint} is not in {store}")))
     }
 
     async fn step(&mut self, step: &Step) -> Result<()> {
         let (config, names, cloud) = (self.config, self.names, self.cloud);
         match step {
             Step::Stage { store, fingerprint, record } => {
-                let key = self
-                    .key
-                    .ok_or_else(|| Error::new(Code::Unforeseen, format!("key {fingerprint} is not at hand")))?;
+                let key =
+                    self.key.ok_or_else(|| Error::new(Code::Internal, format!("key {fingerprint} is not at hand")))?;
                 self.stored.push(cloud.stage_key(names, *store, key, record).await?);
             }
             Step::ProveStored { store, fingerprint } => {
@@ -144,7 +143,7 @@ impl<'a, C: Keys> Work<'a, C> {
         let failed = |error: SignError| Error::new(Code::SignFailed, error.to_string()).caused_by(error);
         let by_id = self.cloud.key_signer(self.names, key);
         let current = self.cloud.current_signer(self.names, key.store);
-        let mut pace = Pace::new(SETTLE_BOUND);
+        let mut pace = PollBackoff::new(SETTLE_LIMIT);
         loop {
             let signed = async { Ok::<_, SignError>((by_id.sign(PROBE).await?, current.sign(PROBE).await?)) };
             let refused = match signed.await {
@@ -194,7 +193,7 @@ impl<'a, C: Keys> Work<'a, C> {
 }
 
 fn not_settled(key: &StoredKey) -> Error {
-    let secs = SETTLE_BOUND.as_secs();
+    let secs = SETTLE_LIMIT.as_secs();
     Error::new(Code::KeyNotSettled, format!("{} still signs with the former key after {secs} s", key.store))
         .hint("run the same command again: it resumes there")
 }

@@ -52,9 +52,9 @@ egress_ports = [22]
 session_manager = true
 network = { vpc = "vpc-00000001", subnets = ["subnet-00000001", "subnet-00000002"] }
 key_store = "secrets-manager"
-heartbeat_secs = 600
-drain_limit_secs = 3600
-replace_pause_secs = 60
+termination_heartbeat_timeout_secs = 600
+drain_timeout_secs = 3600
+failed_boot_grace_secs = 60
 max_age_secs = 604800
 idle_limit_secs = 1800
 job_metadata_access = "allowed"

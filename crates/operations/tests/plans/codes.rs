@@ -12,32 +12,32 @@ use kiln_operations::{Code, Error};
 const UNTRIED: &[(Code, &str)] = &[
     (Code::ShredFailed, "a disk that fails between two writes"),
     (Code::ToolchainMissing, "a toolchain without a target"),
-    (Code::CheckoutUnfit, "a checkout that is not committed"),
+    (Code::CheckoutNotReady, "a checkout that is not committed"),
     (Code::ImageCopyMissing, "an Image Builder that forgets a region"),
     (Code::KeyNotSettled, "an alias that stays where it was"),
-    (Code::RefreshSlow, "a refresh without progress for hours"),
-    (Code::DrainSlow, "a job of two days"),
-    (Code::BuildSlow, "a bake of hours"),
+    (Code::RefreshTimeout, "a refresh without progress for hours"),
+    (Code::DrainTimeout, "a job of two days"),
+    (Code::BuildTimeout, "a bake of hours"),
     (Code::StackDrifted, "a stack whose outputs somebody took away"),
     (Code::GroupMissing, "a group that somebody deleted below its stack"),
-    (Code::Unforeseen, "what is not expected to happen"),
+    (Code::Internal, "what is not expected to happen"),
     // By their exit codes and words in xtask/tests/commands, which run the command itself.
     (Code::UnknownFleet, "bad_input.rs"),
     (Code::RunnerDigestMissing, "plans/ami.rs"),
     (Code::BootConfigTooLarge, "config's own tests"),
     (Code::KeyFileUnreadable, "rotation.rs"),
     (Code::KeyFileInvalid, "rotation.rs"),
-    (Code::WrongApp, "rotation.rs"),
-    (Code::WrongInstallation, "rotation.rs"),
-    (Code::SubnetUnfit, "init.rs"),
+    (Code::AppMismatch, "rotation.rs"),
+    (Code::InstallationMismatch, "rotation.rs"),
+    (Code::SubnetNotUsable, "init.rs"),
     (Code::AnswerInvalid, "init.rs"),
     (Code::NoTerminal, "init.rs"),
     (Code::FileExists, "init.rs"),
     (Code::FileUnwritable, "pin.rs"),
-    (Code::BootstrapUnfit, "bad_input.rs"),
+    (Code::BootstrapInvalid, "bad_input.rs"),
     (Code::KeyUnproved, "rotation.rs"),
-    (Code::ImageGone, "deploy.rs"),
-    (Code::BakeNetworkUnfit, "a subnet of an account"),
+    (Code::ImageUnavailable, "deploy.rs"),
+    (Code::BakeNetworkNotUsable, "a subnet of an account"),
     (Code::BakeTypesNotOffered, "the bake's own tests, by its message"),
     (Code::ImageForeign, "deploy.rs"),
     (Code::ImageResourceForeign, "plans/ami.rs, by its message"),
@@ -112,14 +112,14 @@ fn what_aws_answers_has_a_name() {
         (CloudErrorKind::Quota, Code::AwsQuota),
         (CloudErrorKind::Conflict, Code::AwsConflict),
         (CloudErrorKind::TooLong, Code::AwsListTooLong),
-        (CloudErrorKind::NotFound, Code::AwsRefused),
-        (CloudErrorKind::Invalid, Code::AwsRefused),
-        (CloudErrorKind::Other, Code::AwsRefused),
+        (CloudErrorKind::NotFound, Code::AwsRejected),
+        (CloudErrorKind::Invalid, Code::AwsRejected),
+        (CloudErrorKind::Other, Code::AwsRejected),
     ] {
         let error = CloudError { doing: "do it".to_owned(), region: "eu-central-1".to_owned(), kind, source: None };
         let error = Error::from(error);
         assert_eq!((error.code, error.message.as_str()), (code, "do it in eu-central-1"));
-        assert!(error.hint.is_some() || code == Code::AwsRefused, "{code}: what is to be done?");
+        assert!(error.hint.is_some() || code == Code::AwsRejected, "{code}: what is to be done?");
     }
 }
 
@@ -135,12 +135,12 @@ fn what_github_answers_has_a_name() {
         (GitHub::Forbidden, Code::GitHubToken),
         (GitHub::BadToken, Code::GitHubToken),
         (GitHub::ClockSkew { seconds: 90 }, Code::GitHubClock),
-        (GitHub::RateLimited { retry_after: Duration::from_secs(60) }, Code::GitHubLimited),
+        (GitHub::RateLimited { retry_after: Duration::from_secs(60) }, Code::GitHubRateLimited),
         (GitHub::Connect, Code::GitHubUnreachable),
         (GitHub::Timeout, Code::GitHubUnreachable),
         (GitHub::Tls, Code::GitHubUnreachable),
-        (GitHub::Server(502), Code::GitHubRefused),
-        (GitHub::Body, Code::GitHubRefused),
+        (GitHub::Server(502), Code::GitHubRejected),
+        (GitHub::Body, Code::GitHubRejected),
     ] {
         let (operation, message) = ("GET /app".to_owned(), "it".to_owned());
         let error = kiln_github::Error { operation, kind, message, request_id: None, source: None };

@@ -7,7 +7,7 @@ use kiln_config::config::Config;
 use kiln_config::model::AmiId;
 use kiln_github::Runner;
 use kiln_operations::Code;
-use kiln_operations::deploy::{self, Aim, Canary, Observed, Record, Request, Step};
+use kiln_operations::deploy::{self, Canary, Observed, Record, Request, Step, TargetImage};
 use kiln_operations::fleet_stack::{self, SERVING};
 use kiln_operations::freshness::{Basis, Lifetime};
 use kiln_operations::plan::Plan;
@@ -63,12 +63,12 @@ fn runner(status: &str) -> Runner {
     .unwrap()
 }
 
-struct There {
+struct Fixture {
     config: Config,
     observed: Observed,
 }
 
-impl There {
+impl Fixture {
     /// Fleet `linux`, served by version 3.
     fn serving() -> Self {
         let config = config();
@@ -84,7 +84,7 @@ impl There {
             suspended: Vec::new(),
         };
         let observed = Observed {
-            aim: Aim { ami: ami(), reject: None, accept: false, kept_from: None },
+            aim: TargetImage { ami: ami(), reject: None, accept: false, kept_from: None },
             tags: BTreeMap::new(),
             tags_now: BTreeMap::new(),
             record: Record { current: Some(ami()), ..Record::default() },
@@ -148,7 +148,7 @@ fn parameter<'a>(step: &'a Step, name: &str) -> &'a str {
 
 #[test]
 fn nothing_changed() {
-    let plan = There::serving().plan();
+    let plan = Fixture::serving().plan();
     assert_nothing_to_do(&plan);
     assert!(plan.settled.contains(AMI), "{}", plan.settled);
 }
@@ -156,17 +156,17 @@ fn nothing_changed() {
 /// Another name would replace the role that instances work by.
 #[test]
 fn a_stack_keeps_the_names_it_was_made_with() {
-    let mut there = There::serving();
-    let stack = there.observed.stack.as_mut().unwrap();
+    let mut fixture = Fixture::serving();
+    let stack = fixture.observed.stack.as_mut().unwrap();
     stack.parameters.insert("ShortName".to_owned(), String::new());
-    assert_nothing_to_do(&there.plan());
+    assert_nothing_to_do(&fixture.plan());
 }
 
 #[test]
 fn the_first_time() {
-    let mut there = There::serving();
-    there.first_time();
-    let plan = there.plan();
+    let mut fixture = Fixture::serving();
+    fixture.first_time();
+    let plan = fixture.plan();
     let expected = [
         "create stack kiln-acme-fleet-linux",
         "see the runners of kiln-acme-fleet-linux online at GitHub",
@@ -178,9 +178,9 @@ fn the_first_time() {
 
 #[test]
 fn a_fleet_without_a_network_gets_one_first() {
-    let mut there = There::serving();
-    there.first_time();
-    let plan = there.plan_of("once");
+    let mut fixture = Fixture::serving();
+    fixture.first_time();
+    let plan = fixture.plan_of("once");
     let steps = steps(&plan);
     assert_eq!(steps[..2], ["create stack kiln-acme-network", "create stack kiln-acme-fleet-once"]);
     assert_eq!(parameter(&plan.steps[1], "VpcId"), "output:kiln-acme-network:VpcId");
@@ -188,9 +188,9 @@ fn a_fleet_without_a_network_gets_one_first() {
 
 #[test]
 fn a_new_image_is_rolled_while_the_group_is_held_at_what_serves() {
-    let mut there = There::serving();
-    there.next_image();
-    let plan = there.plan();
+    let mut fixture = Fixture::serving();
+    fixture.next_image();
+    let plan = fixture.plan();
     let expected = [
         "update stack kiln-acme-fleet-linux",
         "roll kiln-acme-fleet-linux to the stack's newest launch template version",
@@ -208,15 +208,15 @@ fn a_new_image_is_rolled_while_the_group_is_held_at_what_serves() {
 #[test]
 fn each_state_that_an_interrupted_roll_leaves_is_gone_on_from() {
     // The stack was updated, the group held.
-    let mut there = There::serving();
-    there.stack().parameters.insert(SERVING.to_owned(), "3".to_owned());
-    there.stack().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
+    let mut fixture = Fixture::serving();
+    fixture.stack().parameters.insert(SERVING.to_owned(), "3".to_owned());
+    fixture.stack().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
     let rest = [
         "roll kiln-acme-fleet-linux to the stack's newest launch template version",
         "see the runners of kiln-acme-fleet-linux online at GitHub",
         "settle stack kiln-acme-fleet-linux: it follows its newest launch template version again",
     ];
-    assert_eq!(steps(&there.plan()), rest);
+    assert_eq!(steps(&fixture.plan()), rest);
 
     // The refresh was started.
     let running = Refresh {
@@ -228,24 +228,24 @@ fn each_state_that_an_interrupted_roll_leaves_is_gone_on_from() {
         to: Some(version(4)),
         stops: false,
     };
-    there.observed.refresh = Some(running.clone());
-    let planned = steps(&there.plan());
+    fixture.observed.refresh = Some(running.clone());
+    let planned = steps(&fixture.plan());
     assert_eq!(planned[0], "wait for instance refresh refresh-1 of kiln-acme-fleet-linux, which is running");
     assert_eq!(planned[1..], rest);
 
     // It ended.
-    there.observed.refresh = Some(Refresh { status: RefreshStatus::Successful, ..running });
-    there.group().launch_template = Some(version(4));
-    there.group().instances = vec![instance(4)];
-    assert_eq!(steps(&there.plan()), rest[1..]);
+    fixture.observed.refresh = Some(Refresh { status: RefreshStatus::Successful, ..running });
+    fixture.group().launch_template = Some(version(4));
+    fixture.group().instances = vec![instance(4)];
+    assert_eq!(steps(&fixture.plan()), rest[1..]);
 }
 
 #[test]
 fn a_rolled_back_group_is_rolled_again() {
-    let mut there = There::serving();
-    there.stack().parameters.insert(SERVING.to_owned(), "3".to_owned());
-    there.stack().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
-    there.observed.refresh = Some(Refresh {
+    let mut fixture = Fixture::serving();
+    fixture.stack().parameters.insert(SERVING.to_owned(), "3".to_owned());
+    fixture.stack().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
+    fixture.observed.refresh = Some(Refresh {
         id: "refresh-1".to_owned(),
         status: RefreshStatus::Ended("RollbackSuccessful".to_owned()),
         percent: 100,
@@ -254,14 +254,14 @@ fn a_rolled_back_group_is_rolled_again() {
         to: Some(version(4)),
         stops: false,
     });
-    assert!(steps(&there.plan())[0].starts_with("roll "));
+    assert!(steps(&fixture.plan())[0].starts_with("roll "));
 }
 
 #[test]
 fn other_bounds_roll_nothing() {
-    let mut there = There::serving();
-    there.stack().parameters.insert("MaxSize".to_owned(), "9".to_owned());
-    let plan = there.plan();
+    let mut fixture = Fixture::serving();
+    fixture.stack().parameters.insert("MaxSize".to_owned(), "9".to_owned());
+    let plan = fixture.plan();
     assert_eq!(plan.steps.len(), 2, "{plan}");
     assert!(plan.to_string().contains("~ MaxSize = 9 -> 4"), "{plan}");
     assert_eq!(parameter(&plan.steps[0], SERVING), "");
@@ -269,22 +269,22 @@ fn other_bounds_roll_nothing() {
 
 #[test]
 fn an_instance_whose_runner_is_offline_or_leaving_counts_as_it_should() {
-    let mut there = There::serving();
-    there.observed.runners = vec![runner("offline")];
-    assert_eq!(steps(&there.plan()), ["see the runners of kiln-acme-fleet-linux online at GitHub"]);
+    let mut fixture = Fixture::serving();
+    fixture.observed.runners = vec![runner("offline")];
+    assert_eq!(steps(&fixture.plan()), ["see the runners of kiln-acme-fleet-linux online at GitHub"]);
 
-    let mut there = There::serving();
-    there.group().instances.push(GroupInstance { state: "Terminating:Wait".to_owned(), ..instance(2) });
-    assert_nothing_to_do(&there.plan());
+    let mut fixture = Fixture::serving();
+    fixture.group().instances.push(GroupInstance { state: "Terminating:Wait".to_owned(), ..instance(2) });
+    assert_nothing_to_do(&fixture.plan());
 }
 
 #[test]
 fn a_roll_tells_what_no_single_service_shows() {
-    let mut there = There::serving();
-    there.next_image();
-    there.stack().parameters.insert("InstanceType1".to_owned(), "m5.large".to_owned());
-    there.observed.runners[0].busy = true;
-    let plan = there.plan().to_string();
+    let mut fixture = Fixture::serving();
+    fixture.next_image();
+    fixture.stack().parameters.insert("InstanceType1".to_owned(), "m5.large".to_owned());
+    fixture.observed.runners[0].busy = true;
+    let plan = fixture.plan().to_string();
     for line in [
         "~ kiln:runner-version: 2.337.1 -> 2.338.0",
         "~ instances: 1 x m5.large -> 1 x m6i.large",
@@ -297,16 +297,16 @@ fn a_roll_tells_what_no_single_service_shows() {
 
 #[test]
 fn a_roll_says_how_long_its_runner_is_served_and_warns_in_time() {
-    let mut there = There::serving();
-    there.next_image();
+    let mut fixture = Fixture::serving();
+    fixture.next_image();
     let mut ends_in = |days: u64| {
-        there.observed.lifetime = Some(Lifetime {
+        fixture.observed.lifetime = Some(Lifetime {
             version: "2.338.0".parse().unwrap(),
-            registers_until: Some(there.observed.at + Duration::from_secs(days * 24 * 3600)),
+            registers_until: Some(fixture.observed.at + Duration::from_secs(days * 24 * 3600)),
             runs_until: None,
             basis: Basis::Announced,
         });
-        (there.plan().to_string(), there.observed.ends_soon())
+        (fixture.plan().to_string(), fixture.observed.ends_soon())
     };
     let (plan, soon) = ends_in(30);
     assert!(plan.contains("its runner registers until") && plan.contains("(30 days)"), "{plan}");
@@ -317,14 +317,14 @@ fn a_roll_says_how_long_its_runner_is_served_and_warns_in_time() {
 
 #[test]
 fn a_stack_whose_creation_failed_is_deleted_first() {
-    let mut there = There::serving();
-    there.first_time();
-    there.observed.dead.push(DeadStack {
+    let mut fixture = Fixture::serving();
+    fixture.first_time();
+    fixture.observed.dead.push(DeadStack {
         name: "kiln-acme-fleet-linux".to_owned(),
         status: "ROLLBACK_COMPLETE".to_owned(),
         reason: "AutoScalingGroup: no such subnet".to_owned(),
     });
-    let plan = there.plan();
+    let plan = fixture.plan();
     let expected = [
         "delete stack kiln-acme-fleet-linux, which is in ROLLBACK_COMPLETE and has no instance in service",
         "create stack kiln-acme-fleet-linux",
@@ -336,8 +336,8 @@ fn a_stack_whose_creation_failed_is_deleted_first() {
 #[test]
 fn only_a_runner_whose_instance_is_gone_is_deleted() {
     let named = |name: &str, status: &str, busy| Runner { name: name.to_owned(), busy, ..runner(status) };
-    let mut there = There::serving();
-    there.observed.runners.extend([
+    let mut fixture = Fixture::serving();
+    fixture.observed.runners.extend([
         named("linux-i-0000000000000dead", "offline", false),
         named("linux-i-0000000000000dead-1a2b3c4d", "offline", false),
         named("linux-i-0000000000000beef", "online", false),
@@ -346,31 +346,32 @@ fn only_a_runner_whose_instance_is_gone_is_deleted() {
         named("linux-arm-i-0000000000000dead", "offline", false),
         named("somebody-elses", "offline", false),
     ]);
-    let plan = there.plan();
+    let plan = fixture.plan();
     assert_eq!(steps(&plan), ["delete 2 runner(s) at GitHub whose instance is gone"]);
     assert!(plan.to_string().contains("- linux-i-0000000000000dead-1a2b3c4d"), "{plan}");
 }
 
 #[test]
 fn an_image_that_was_rolled_back_from_is_not_rolled_out_by_the_next_pipeline() {
-    let mut there = There::serving();
-    there.observed.record.rejected = Some(NEXT.parse().unwrap());
-    there.observed.aim.kept_from = Some(NEXT.parse().unwrap());
-    let plan = there.plan();
+    let mut fixture = Fixture::serving();
+    fixture.observed.record.rejected = Some(NEXT.parse().unwrap());
+    fixture.observed.aim.kept_from = Some(NEXT.parse().unwrap());
+    let plan = fixture.plan();
     assert_nothing_to_do(&plan);
     assert!(plan.settled.contains(NEXT) && plan.settled.contains("--retry"), "{}", plan.settled);
 
     // Asked for all the same.
-    there.next_image();
-    (there.observed.aim.accept, there.observed.aim.kept_from) = (true, None);
-    assert_eq!(steps(&there.plan())[0], "forget that ami-000000000000000bb was rolled back from");
+    fixture.next_image();
+    (fixture.observed.aim.accept, fixture.observed.aim.kept_from) = (true, None);
+    assert_eq!(steps(&fixture.plan())[0], "forget that ami-000000000000000bb was rolled back from");
 }
 
 #[test]
 fn a_rollback_says_first_what_it_goes_back_from() {
-    let mut there = There::serving();
-    there.observed.aim = Aim { ami: NEXT.parse().unwrap(), reject: Some(ami()), accept: false, kept_from: None };
-    let planned = steps(&there.plan());
+    let mut fixture = Fixture::serving();
+    fixture.observed.aim =
+        TargetImage { ami: NEXT.parse().unwrap(), reject: Some(ami()), accept: false, kept_from: None };
+    let planned = steps(&fixture.plan());
     assert_eq!(planned[0], "record ami-000000000000000aa as rolled back from");
     assert_eq!(planned[1], "update stack kiln-acme-fleet-linux");
 }
@@ -394,13 +395,13 @@ fn the_canary_is_one_instance() {
 fn a_group_that_can_not_replace_instances_is_not_rolled() {
     for (process, refused) in [("Launch", true), ("Terminate", true), ("InstanceRefresh", true), ("AZRebalance", false)]
     {
-        let mut there = There::serving();
+        let mut fixture = Fixture::serving();
         let reason = "Instances fail to launch for 24 hours".to_owned();
-        there.group().suspended = vec![Suspension { process: process.to_owned(), reason }];
+        fixture.group().suspended = vec![Suspension { process: process.to_owned(), reason }];
         // Where nothing is to be rolled, it is no matter.
-        assert!(there.plan().is_empty());
-        there.stack().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
-        match there.try_plan() {
+        assert!(fixture.plan().is_empty());
+        fixture.stack().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
+        match fixture.try_plan() {
             Ok(_) => assert!(!refused, "{process}"),
             Err(error) => {
                 assert!(refused, "{process}");

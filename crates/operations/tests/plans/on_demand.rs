@@ -10,7 +10,7 @@ use kiln_controller::clock::Timestamp;
 use kiln_controller::documents::{Control, FORMAT, FleetStatus, Settings};
 use kiln_controller::ids::FleetName;
 use kiln_operations::Code;
-use kiln_operations::deploy::{Aim, Goal, Record, Request};
+use kiln_operations::deploy::{Record, Request, Target, TargetImage};
 use kiln_operations::destroy::{self, ObservedFleet, ObservedStack};
 use kiln_operations::on_demand::{
     CONTROLLER_TEMPLATE, CONTROLLERS_LAUNCH_PARAMETERS, Ending, Health, Observed, Step, control_bucket,
@@ -104,12 +104,12 @@ fn status(at: Timestamp) -> FleetStatus {
     .unwrap()
 }
 
-struct There {
+struct Fixture {
     config: Config,
     observed: Observed,
 }
 
-impl There {
+impl Fixture {
     /// Fleet `ci`, served by version 3 of its launch template and version 5 of the controller's.
     fn serving() -> Self {
         let config = config();
@@ -132,7 +132,7 @@ impl There {
             suspended: Vec::new(),
         };
         let observed = Observed {
-            aim: Aim { ami: ami(AMI), reject: None, accept: false, kept_from: None },
+            aim: TargetImage { ami: ami(AMI), reject: None, accept: false, kept_from: None },
             runner: None,
             record: Record { current: Some(ami(AMI)), ..Record::default() },
             network: None,
@@ -152,37 +152,37 @@ impl There {
 
     /// Nothing of on-demand fleets is there.
     fn nowhere() -> Self {
-        let mut there = Self::serving();
-        there.observed.record = Record::default();
-        there.observed.control.fleets.clear();
-        (there.observed.stack, there.observed.controller) = (None, None);
-        (there.observed.group, there.observed.status) = (None, None);
-        there
+        let mut fixture = Self::serving();
+        fixture.observed.record = Record::default();
+        fixture.observed.control.fleets.clear();
+        (fixture.observed.stack, fixture.observed.controller) = (None, None);
+        (fixture.observed.group, fixture.observed.status) = (None, None);
+        fixture
     }
 
     fn settings(&mut self) -> &mut Settings {
         self.observed.control.fleets.get_mut(&FleetName::new("ci")).unwrap()
     }
 
-    fn plan_of(&self, name: &str, goal: Goal) -> Result<Plan<Step>, kiln_operations::Error> {
-        plan(&Request { goal, ..Request::new(&self.config, fleet(&self.config, name)) }, &self.observed)
+    fn plan_of(&self, name: &str, target: Target) -> Result<Plan<Step>, kiln_operations::Error> {
+        plan(&Request { target, ..Request::new(&self.config, fleet(&self.config, name)) }, &self.observed)
     }
 
     fn plan(&self) -> Plan<Step> {
-        self.plan_of("ci", Goal::Baked).unwrap()
+        self.plan_of("ci", Target::Latest).unwrap()
     }
 }
 
 #[test]
 fn a_fleet_as_wanted_leaves_nothing_to_do() {
-    let plan = There::serving().plan();
+    let plan = Fixture::serving().plan();
     assert_nothing_to_do(&plan);
     assert!(plan.settled.contains("new instances have ami-000000000000000aa, by launch template version 3"), "{plan}");
 }
 
 #[test]
 fn a_first_deploy_makes_both_stacks_and_then_says_what_is_to_be() {
-    let plan = There::nowhere().plan();
+    let plan = Fixture::nowhere().plan();
     assert_eq!(
         steps(&plan),
         [
@@ -202,11 +202,11 @@ fn a_first_deploy_makes_both_stacks_and_then_says_what_is_to_be() {
 
 #[test]
 fn another_size_is_one_write() {
-    let mut there = There::serving();
-    there.settings().max = 10;
-    there.settings().linger_secs = 60;
-    there.settings().launch.types.pop();
-    let plan = there.plan();
+    let mut fixture = Fixture::serving();
+    fixture.settings().max = 10;
+    fixture.settings().linger_secs = 60;
+    fixture.settings().launch.types.pop();
+    let plan = fixture.plan();
     let say = "say in the control document what scale set kiln-ci-eu-central-1 is to be";
     assert_eq!(steps(&plan), [say, "see the controller at work on fleet ci"]);
     let text = plan.to_string();
@@ -221,18 +221,18 @@ fn another_size_is_one_write() {
 /// Somebody who began to take the fleet down has it deployed again.
 #[test]
 fn a_fleet_that_is_paused_is_resumed() {
-    let mut there = There::serving();
-    there.settings().paused = true;
-    let plan = there.plan();
+    let mut fixture = Fixture::serving();
+    fixture.settings().paused = true;
+    let plan = fixture.plan();
     assert!(plan.to_string().contains("~ paused: true -> false"), "{plan}");
 }
 
 /// New instances come from the new version; those that run jobs end with them. The controller lives by the host's image.
 #[test]
 fn an_image_is_rolled_out_by_a_stack_and_a_write() {
-    let mut there = There::serving();
-    there.observed.aim.ami = ami(NEXT);
-    let plan = there.plan();
+    let mut fixture = Fixture::serving();
+    fixture.observed.aim.ami = ami(NEXT);
+    let plan = fixture.plan();
     assert_eq!(
         steps(&plan),
         [
@@ -250,10 +250,10 @@ fn an_image_is_rolled_out_by_a_stack_and_a_write() {
 /// Another fleet's rollout leaves the controller alone.
 #[test]
 fn a_fleet_that_is_not_the_host_does_not_touch_the_controller() {
-    let mut there = There::serving();
-    there.observed.stack = None;
-    there.observed.aim.ami = ami(NEXT);
-    let plan = there.plan_of("release", Goal::Baked).unwrap();
+    let mut fixture = Fixture::serving();
+    fixture.observed.stack = None;
+    fixture.observed.aim.ami = ami(NEXT);
+    let plan = fixture.plan_of("release", Target::Latest).unwrap();
     assert_eq!(steps(&plan)[0], "create stack kiln-acme-fleet-release");
     assert!(!plan.to_string().contains("kiln-acme-controller"), "{plan}");
 }
@@ -261,10 +261,10 @@ fn a_fleet_that_is_not_the_host_does_not_touch_the_controller() {
 /// What an interrupted run left is taken up: the stack is new, the pointer and the controller are old.
 #[test]
 fn an_interrupted_rollout_is_taken_up() {
-    let mut there = There::serving();
-    there.observed.stack.as_mut().unwrap().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
-    there.observed.controller.as_mut().unwrap().outputs.insert("LaunchTemplateVersion".to_owned(), "6".to_owned());
-    let plan = there.plan();
+    let mut fixture = Fixture::serving();
+    fixture.observed.stack.as_mut().unwrap().outputs.insert("LaunchTemplateVersion".to_owned(), "4".to_owned());
+    fixture.observed.controller.as_mut().unwrap().outputs.insert("LaunchTemplateVersion".to_owned(), "6".to_owned());
+    let plan = fixture.plan();
     assert_eq!(
         steps(&plan),
         [
@@ -279,11 +279,11 @@ fn an_interrupted_rollout_is_taken_up() {
 /// It does not wait for CloudFormation: the first step is the write that takes new instances back.
 #[test]
 fn a_rollback_points_back_first() {
-    let mut there = There::serving();
-    let aim = Aim { ami: ami(NEXT), reject: Some(ami(AMI)), accept: false, kept_from: None };
-    there.observed.aim = aim;
-    there.observed.former = Some(2);
-    let plan = there.plan_of("ci", Goal::Back).unwrap();
+    let mut fixture = Fixture::serving();
+    let aim = TargetImage { ami: ami(NEXT), reject: Some(ami(AMI)), accept: false, kept_from: None };
+    fixture.observed.aim = aim;
+    fixture.observed.former = Some(2);
+    let plan = fixture.plan_of("ci", Target::Previous).unwrap();
     assert_eq!(
         steps(&plan)[..2],
         [
@@ -292,33 +292,33 @@ fn a_rollback_points_back_first() {
         ]
     );
     // A run that was interrupted after that write does not write it again.
-    there.settings().version = 2;
-    assert!(!there.plan_of("ci", Goal::Back).unwrap().to_string().contains("from now on"));
+    fixture.settings().version = 2;
+    assert!(!fixture.plan_of("ci", Target::Previous).unwrap().to_string().contains("from now on"));
     // And whoever does not roll back does not go by an old version.
-    there.settings().version = 3;
-    assert!(!there.plan().to_string().contains("from now on"));
+    fixture.settings().version = 3;
+    assert!(!fixture.plan().to_string().contains("from now on"));
 }
 
 #[test]
 fn a_silent_controller_is_looked_for() {
     for said in [None, Some(status(Timestamp(NOW.0 - 301_000))), Some(FleetStatus { set: None, ..status(NOW) })] {
-        let mut there = There::serving();
-        there.observed.status = said;
-        assert_eq!(steps(&there.plan()), ["see the controller at work on fleet ci"]);
+        let mut fixture = Fixture::serving();
+        fixture.observed.status = said;
+        assert_eq!(steps(&fixture.plan()), ["see the controller at work on fleet ci"]);
     }
 }
 
 /// No client of GitHub's has ever changed the labels of a scale set.
 #[test]
 fn other_labels_or_another_group_are_refused_with_a_way() {
-    let mut there = There::serving();
-    there.settings().set.labels = vec!["old".to_owned()];
-    let error = there.plan_of("ci", Goal::Baked).unwrap_err();
+    let mut fixture = Fixture::serving();
+    fixture.settings().set.labels = vec!["old".to_owned()];
+    let error = fixture.plan_of("ci", Target::Latest).unwrap_err();
     assert_eq!(error.code, Code::ScaleSetFixed);
     assert!(error.message.contains("the labels of fleet ci") && error.message.contains("it has old"), "{error}");
-    let mut there = There::serving();
-    there.settings().set.group = 8;
-    let error = there.plan_of("ci", Goal::Baked).unwrap_err();
+    let mut fixture = Fixture::serving();
+    fixture.settings().set.group = 8;
+    let error = fixture.plan_of("ci", Target::Latest).unwrap_err();
     assert!(error.message.contains("the runner group of fleet ci"), "{error}");
     assert!(error.hint.is_some_and(|hint| hint.contains("cargo xtask destroy --fleet ci")));
 }
@@ -326,16 +326,16 @@ fn other_labels_or_another_group_are_refused_with_a_way() {
 /// An update from the one to the other would end a group's instances with their jobs.
 #[test]
 fn a_group_does_not_become_an_on_demand_fleet() {
-    let there = There::serving();
-    let mut stack = there.observed.stack.clone().unwrap();
-    assert!(require_kind(fleet(&there.config, "ci"), Some(&stack)).is_ok());
-    assert!(require_kind(fleet(&there.config, "ci"), None).is_ok());
+    let fixture = Fixture::serving();
+    let mut stack = fixture.observed.stack.clone().unwrap();
+    assert!(require_kind(fleet(&fixture.config, "ci"), Some(&stack)).is_ok());
+    assert!(require_kind(fleet(&fixture.config, "ci"), None).is_ok());
     let group = crate::config();
     let error = require_kind(&group.fleets[&"linux".parse().unwrap()], Some(&stack)).unwrap_err();
     assert_eq!(error.code, Code::FleetKindChanged);
     assert!(error.message.contains("fleet linux is on demand, and kiln.toml makes it a group"), "{error}");
     stack.outputs = BTreeMap::from([("Group".to_owned(), "kiln-acme-fleet-ci".to_owned())]);
-    let error = require_kind(fleet(&there.config, "ci"), Some(&stack)).unwrap_err();
+    let error = require_kind(fleet(&fixture.config, "ci"), Some(&stack)).unwrap_err();
     assert!(error.message.contains("fleet ci is a group, and kiln.toml makes it on demand"), "{error}");
 }
 
@@ -415,8 +415,8 @@ fn what_the_controllers_launch_template_is_made_of_is_known_to_be() {
 
 /// Fleet `ci` with two instances, and the controller; `release` is in the document too.
 fn ending(paused: bool) -> destroy::Observed {
-    let there = There::serving();
-    let mut control = there.observed.control;
+    let fixture = Fixture::serving();
+    let mut control = fixture.observed.control;
     control.fleets.get_mut(&FleetName::new("ci")).unwrap().paused = paused;
     control.fleets.insert(FleetName::new("release"), settings());
     let stack = |name: &str| ObservedStack { name: name.to_owned(), status: "UPDATE_COMPLETE".to_owned() };
@@ -430,7 +430,7 @@ fn ending(paused: bool) -> destroy::Observed {
         control,
         instances: BTreeMap::from([("ci".parse().unwrap(), 2)]),
         controller: stack("kiln-acme-controller"),
-        group: there.observed.group,
+        group: fixture.observed.group,
         bucket: BUCKET.to_owned(),
     };
     destroy::Observed {

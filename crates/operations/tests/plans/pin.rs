@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln_config::config::Config;
 use kiln_config::model::Architecture;
 use kiln_github::RunnerDownload;
-use kiln_operations::pin::{self, Offer, Web};
+use kiln_operations::pin::{self, HttpText, Offer};
 use kiln_operations::{Code, Error, Result};
 
 use crate::{KILN_TOML, assert_nothing_to_do, config, steps};
@@ -103,7 +103,7 @@ fn an_offer_is_the_newest_for_linux_and_never_without_its_digest() {
 /// The Node project's builds, as a mirror has them.
 struct Mirror(BTreeMap<&'static str, String>);
 
-impl Web for Mirror {
+impl HttpText for Mirror {
     async fn text(&self, url: &str) -> Result<String> {
         let path = url.strip_prefix("https://unofficial-builds.nodejs.org/download/release/").unwrap();
         self.0.get(path).cloned().ok_or_else(|| Error::new(Code::DownloadFailed, format!("{url}: 404")))

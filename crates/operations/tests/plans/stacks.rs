@@ -94,7 +94,7 @@ async fn a_stack_in_rollback_complete_is_made_again_and_says_what_failed_first()
 async fn a_failed_rollback_is_continued_not_deleted() {
     let cloud = Script(Mutex::new([stack("UPDATE_ROLLBACK_FAILED")].into()), Vec::new());
     let error = settled_stack(&cloud, "kiln-acme-fleet-linux", &Silent).await.unwrap_err();
-    assert_eq!(error.code, Code::StackBroken);
+    assert_eq!(error.code, Code::StackNotUpdatable);
     assert!(error.hint.unwrap().contains("continue-update-rollback"));
 }
 
@@ -110,7 +110,7 @@ async fn an_operation_under_way_is_waited_for() {
 async fn an_operation_that_does_not_end_is_a_timeout() {
     let cloud = Script(Mutex::new([stack("UPDATE_IN_PROGRESS")].into()), Vec::new());
     let error = settled_stack(&cloud, "kiln-acme-fleet-linux", &Silent).await.unwrap_err();
-    assert_eq!(error.code, Code::StackBusy);
+    assert_eq!(error.code, Code::StackTimeout);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use super::REGION;
 
 /// It is up within three seconds on a slow machine; half a minute is for one that is busy compiling.
-const START_BOUND: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Backend {
@@ -45,7 +45,7 @@ impl Backend {
         let mut child = command.spawn().with_context(|| format!("start {}", executable.display()))?;
         let client = Client::builder().timeout(Duration::from_secs(30)).build().context("set up HTTP")?;
         let backend = Self { client, url: format!("http://127.0.0.1:{port}") };
-        let deadline = tokio::time::Instant::now() + START_BOUND;
+        let deadline = tokio::time::Instant::now() + START_LIMIT;
         loop {
             if let Ok(response) = backend.client.get(format!("{}/_ministack/health", backend.url)).send().await
                 && response.status().is_success()
@@ -56,7 +56,7 @@ impl Backend {
                 let log = std::fs::read_to_string(directory.join("ministack.log")).unwrap_or_default();
                 bail!("ministack ended with {status}:\n{log}");
             }
-            ensure!(tokio::time::Instant::now() < deadline, "ministack was not up within {} s", START_BOUND.as_secs());
+            ensure!(tokio::time::Instant::now() < deadline, "ministack was not up within {} s", START_LIMIT.as_secs());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }

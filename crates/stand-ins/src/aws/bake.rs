@@ -19,7 +19,7 @@ use tokio::process::Command;
 
 use super::backend::text_of;
 use super::image_builder::{Build, LAUNCH_STEP};
-use super::{ACCOUNT, REGION, Shared, listings, lock};
+use super::{ACCOUNT, REGION, Shared, ec2_describe, lock};
 
 /// The unprivileged user of the stand-in base image, as the packages' component would make it.
 const RUNNER_UID: u32 = 61_234;
@@ -28,7 +28,7 @@ const RUNNER_UID: u32 = 61_234;
 const STATE: Duration = Duration::from_millis(60);
 
 /// A step of ours ends within seconds here.
-const STEP_BOUND: Duration = Duration::from_secs(120);
+const STEP_LIMIT: Duration = Duration::from_secs(120);
 
 /// An image that was baked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub(super) struct Baking {
     pub(super) kms_key: Option<String>,
     /// Where it is built.
     pub(super) infrastructure: Json,
-    /// `PHASE/DOCUMENT/STEP`, or a step's name alone.
+    /// `PHASE/DOCUMENT/STEP`, or a step's name single_instance.
     pub(super) fail_step: Option<String>,
 }
 
@@ -134,7 +134,7 @@ async fn register_for(
     ];
     let answer = shared.backend.query_in(region, "ec2", "RegisterImage", &fields).await?;
     let ami = text_of(&answer, "imageId")?;
-    listings::date(shared, &ami, SystemTime::now());
+    ec2_describe::date(shared, &ami, SystemTime::now());
     for (key, value) in tags.as_object().into_iter().flatten() {
         let value = value.as_str().unwrap_or_default();
         let fields = [("ResourceId.1", ami.as_str()), ("Tag.1.Key", key), ("Tag.1.Value", value)];
@@ -469,7 +469,7 @@ fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// Runs a script, and gives what it said.
 async fn bash(script: &str) -> anyhow::Result<String> {
     let run = Command::new("bash").arg("-c").arg(script).stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = tokio::time::timeout(STEP_BOUND, run).await.context("the step's time was up")??;
+    let output = tokio::time::timeout(STEP_LIMIT, run).await.context("the step's time was up")??;
     ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -8,13 +8,13 @@ use axum::extract::{Request as HttpRequest, State as Extract};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
-use super::{PIPELINE_KEY, Shared, account, auto_scaling, ec2, image_builder, listings, lock};
+use super::{PIPELINE_KEY, Shared, account, auto_scaling, ec2, ec2_describe, image_builder, lock};
 
 /// A payload is some megabytes.
 const MOST_BYTES: usize = 256 << 20;
 
 /// A resource that no emulator and no AWS can make: nobody provides it.
-pub(super) const UNMAKEABLE: &str = "  Unmakeable:
+pub(super) const FAILING_RESOURCE: &str = "  Unmakeable:
     Type: Custom::Unmakeable
     Properties:
       ServiceToken: arn:aws:lambda:eu-central-1:000000000000:function:nobody
@@ -106,7 +106,7 @@ impl Call {
     fn spoiled(mut self) -> Self {
         let spoil = |(name, value): (Cow<'_, str>, Cow<'_, str>)| {
             let value = if name == "TemplateBody" {
-                value.replacen("\nResources:\n", &format!("\nResources:\n{UNMAKEABLE}"), 1)
+                value.replacen("\nResources:\n", &format!("\nResources:\n{FAILING_RESOURCE}"), 1)
             } else {
                 value.into_owned()
             };
@@ -167,7 +167,7 @@ pub(super) async fn handle(Extract(shared): Extract<Arc<Shared>>, request: HttpR
         (None, "servicequotas") => account::quota(&shared, &call),
         (None, "ec2") if call.operation == "DescribeInstanceTypes" => account::instance_types(&call),
         (None, "ec2") if call.operation == "DescribeInstanceTypeOfferings" => account::offerings(&call),
-        (None, "ec2") => listings::handle(&shared, &call).await,
+        (None, "ec2") => ec2_describe::handle(&shared, &call).await,
         (None, "logs") => match image_builder::log_events(&shared, &call) {
             Some(answer) => answer,
             None => forward(&shared, &call).await,
@@ -256,7 +256,7 @@ fn public_parameter(shared: &Shared, call: &Call) -> Option<Response> {
 }
 
 fn trip(shared: &Shared) -> Option<(When, tokio::sync::oneshot::Sender<()>)> {
-    let mut guard = lock(&shared.tripwire);
+    let mut guard = lock(&shared.kill_point);
     let wire = guard.as_mut()?;
     wire.remaining -= 1;
     if wire.remaining > 0 {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 use super::imds::{Imds, ImdsOptions};
-use super::light::{self, Light, Machines};
+use super::simulated::{self, Machines, SimulatedInstance};
 use super::{Shared, lock};
 use crate::template::Template;
 
@@ -99,7 +99,7 @@ pub(super) struct Instance {
     child: Option<Child>,
     imds: Option<Imds>,
     /// It is simulated.
-    pub(super) light: Option<Light>,
+    pub(super) simulated: Option<SimulatedInstance>,
     /// How long after an instance's launch, and after its end was decided, the group waits at its hooks. Until then it
     /// refuses to be told, though the metadata service already says what it wants.
     ///
@@ -397,7 +397,7 @@ impl Instance {
             log: PathBuf::new(),
             child: None,
             imds: None,
-            light: None,
+            simulated: None,
             late_hooks: late_hooks(&id),
             id,
         }
@@ -430,8 +430,8 @@ impl Instance {
 
     /// Ends with all that runs on it, without a word.
     pub(super) fn die(&mut self, machines: &Machines) {
-        if self.light.is_some() {
-            return light::die(self, machines);
+        if self.simulated.is_some() {
+            return simulated::die(self, machines);
         }
         kill_below(&self.root);
         (self.imds, self.child) = (None, None);
@@ -596,8 +596,8 @@ fn step(shared: &Shared) -> Vec<(String, String)> {
     let pace = Pace { patience: machines.patience(), waits_for_leaving: *waits_for_leaving };
     for instance in instances.iter_mut() {
         if let Some(group) = groups.get_mut(&instance.group) {
-            match instance.light {
-                Some(_) => light::advance(instance, &mut group.deaths, machines),
+            match instance.simulated {
+                Some(_) => simulated::advance(instance, &mut group.deaths, machines),
                 None => advance(instance, group),
             }
         }
@@ -699,7 +699,7 @@ fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize, p
         .iter()
         .any(|i| i.failed && i.version == refresh.to && i.state == State::Terminated && i.since > refresh.begun);
     // assumption: AWS's guide speaks of an hour for what keeps a refresh from going on, and of the scaling activities for why
-    // instances are not launched; a failed launch alone does not end it.
+    // instances are not launched; a failed launch single_instance does not end it.
     let given_up = broken && refresh.begun.elapsed() >= pace.patience;
     if given_up && refresh.status == "InProgress" && refresh.from != refresh.to {
         refresh.reason = "a new instance did not complete its launch lifecycle action".to_owned();
@@ -775,9 +775,9 @@ async fn launch(shared: &Arc<Shared>, group: &str, version: &str) -> anyhow::Res
         let mut groups = lock(&shared.groups);
         groups.launched += 1;
         let id = format!("i-{:017x}", 0x0abc_0000_0000_0000_u64 + groups.launched);
-        if let Some(light) = Light::new(&groups.machines, &user_data)? {
+        if let Some(simulated) = SimulatedInstance::new(&groups.machines, &user_data)? {
             let instance = Instance::new(id, group, version, ami, State::PendingWait);
-            groups.instances.push(Instance { light: Some(light), ..instance });
+            groups.instances.push(Instance { simulated: Some(simulated), ..instance });
             return Ok(());
         }
         id

@@ -158,7 +158,7 @@ fn a_role_that_trusts_strangers_is_worth_nothing() {
 }
 
 #[test]
-fn a_bake_reaches_its_payload_and_a_roll_out_its_lock() {
+fn a_bake_reaches_its_payload_and_a_rollout_its_lock() {
     let object = "arn:aws:s3:::kiln-acme-000000000000-eu-central-1/payload/0123.tar.gz";
     let calls = ["s3:GetObject", "s3:PutObject"].map(|action| Call::new(action, object));
     policies("BakeRole").check(&python(), &calls, &[]).unwrap();

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use kiln_config::config::{Config, Fleet};
 use kiln_config::model::AmiId;
 use kiln_github::Runner;
-use kiln_operations::deploy::{self, Goal, Observed, Record, Request, Step};
+use kiln_operations::deploy::{self, Observed, Record, Request, Step, Target};
 use kiln_operations::fleet_stack::SERVING;
 use kiln_operations::ports::{
     Group, GroupInstance, LaunchTemplateVersion, Refresh, RefreshStatus, Stack, StackRequest,
@@ -48,7 +48,7 @@ enum Action {
     /// An image is baked.
     Bake(usize),
     /// A run of `deploy`; it is killed once so many steps are done, and within the next one if that is a roll.
-    Deploy(Goal, Option<usize>),
+    Deploy(Target, Option<usize>),
     /// An instance is lost, and the group launches another.
     Lose(usize),
 }
@@ -111,12 +111,12 @@ impl Explorer {
     }
 
     /// The world as `deploy` observes it.
-    fn observe(&self, world: &World, goal: Goal) -> kiln_operations::Result<Observed> {
+    fn observe(&self, world: &World, target: Target) -> kiln_operations::Result<Observed> {
         let at = |image: Option<usize>| image.map(ami);
         let record = Record { current: at(world.current), former: at(world.former), rejected: at(world.rejected) };
         let newest = world.versions.last().copied();
         let stack = newest.map(|image| self.stack(world, image));
-        let aim = record.aim(goal, &ami(world.baked), newest.map(ami).as_ref())?;
+        let aim = record.aim(target, &ami(world.baked), newest.map(ami).as_ref())?;
         let group = (!world.versions.is_empty()).then(|| self.group(world));
         let refresh = world.refreshing.then(|| Refresh {
             id: "refresh".to_owned(),
@@ -170,15 +170,15 @@ impl Explorer {
         }
     }
 
-    fn plan(&self, world: &World, goal: Goal) -> kiln_operations::Result<Vec<Step>> {
-        let observed = self.observe(world, goal)?;
-        let request = Request { goal, ..Request::new(&self.config, self.fleet()) };
+    fn plan(&self, world: &World, target: Target) -> kiln_operations::Result<Vec<Step>> {
+        let observed = self.observe(world, target)?;
+        let request = Request { target, ..Request::new(&self.config, self.fleet()) };
         Ok(deploy::plan(&request, &observed)?.steps)
     }
 
     /// One run. What it promises is looked at after each step.
-    fn run(&self, world: &mut World, goal: Goal, killed_after: Option<usize>) -> Result<bool, Stop> {
-        let steps = self.plan(world, goal).map_err(|error| Stop::Reason(error.to_string()))?;
+    fn run(&self, world: &mut World, target: Target, killed_after: Option<usize>) -> Result<bool, Stop> {
+        let steps = self.plan(world, target).map_err(|error| Stop::Reason(error.to_string()))?;
         for (index, step) in steps.iter().enumerate() {
             let killed = killed_after == Some(index);
             if killed && matches!(step, Step::Roll { .. }) {
@@ -191,7 +191,7 @@ impl Explorer {
             self.apply(world, step)?;
             if step.ends_the_plan() {
                 let killed_after = killed_after.map(|after| after - index - 1);
-                return self.run(world, goal, killed_after).map(|_| true);
+                return self.run(world, target, killed_after).map(|_| true);
             }
         }
         Ok(!steps.is_empty())
@@ -272,9 +272,9 @@ impl Explorer {
         let mut next = world.clone();
         match action {
             Action::Bake(image) => next.baked = image,
-            Action::Deploy(goal, killed_after) => {
+            Action::Deploy(target, killed_after) => {
                 let before = self.online(&next);
-                let stop = self.run(&mut next, goal, killed_after);
+                let stop = self.run(&mut next, target, killed_after);
                 let kept = self.online(&next) >= before;
                 assert!(kept, "{action:?} costs capacity ({stop:?}): {world:?} -> {next:?}");
             }
@@ -291,28 +291,28 @@ impl Explorer {
     }
 
     /// From here, run after run ends with nothing to do, or with a reason that an image gives.
-    fn assert_it_ends(&self, world: &World, goal: Goal) {
+    fn assert_it_ends(&self, world: &World, target: Target) {
         let mut now = world.clone();
         for _ in 0..MOST_RUNS {
-            match self.run(&mut now, goal, None) {
+            match self.run(&mut now, target, None) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(Stop::Reason(why)) if self.bad.is_empty() => {
                     let known = ["no image that was in service before"];
-                    assert!(known.iter().any(|known| why.contains(known)), "{goal:?} stops: {why}: {world:?}");
+                    assert!(known.iter().any(|known| why.contains(known)), "{target:?} stops: {why}: {world:?}");
                     return;
                 }
                 Err(_) => return,
             }
         }
-        panic!("{goal:?} never ends: {world:?}, at last {now:?}: {:?}", self.plan(&now, goal));
+        panic!("{target:?} never ends: {world:?}, at last {now:?}: {:?}", self.plan(&now, target));
     }
 
     /// Once a rollback has begun, a plain `deploy` finishes it, and never rolls to what was rejected.
     fn assert_a_rejected_image_stays_out(&self, world: &World) {
         let Some(rejected) = world.rejected.filter(|rejected| *rejected == world.baked) else { return };
         let mut now = world.clone();
-        if self.run(&mut now, Goal::Baked, None).is_ok() {
+        if self.run(&mut now, Target::Latest, None).is_ok() {
             let serves = now.instances.iter().any(|version| now.image_of(*version) == rejected);
             assert!(!serves, "a rejected image is rolled out: {world:?} -> {now:?}");
         }
@@ -327,9 +327,9 @@ fn runner(instance: &str) -> Runner {
 }
 
 fn actions() -> Vec<Action> {
-    let goals = [Goal::Baked, Goal::Again, Goal::Back];
+    let goals = [Target::Latest, Target::RetryLatest, Target::Previous];
     let kills = (0..6).map(Some).chain([None]);
-    let runs = goals.into_iter().flat_map(|goal| kills.clone().map(move |killed| Action::Deploy(goal, killed)));
+    let runs = goals.into_iter().flat_map(|target| kills.clone().map(move |killed| Action::Deploy(target, killed)));
     (0..2).map(Action::Bake).chain((0..2).map(Action::Lose)).chain(runs).collect()
 }
 
@@ -340,8 +340,8 @@ fn explore(bad: &[usize]) -> usize {
     let mut seen = BTreeSet::from([World::NOTHING]);
     let mut queue = VecDeque::from([(World::NOTHING, 0)]);
     while let Some((world, depth)) = queue.pop_front() {
-        for goal in [Goal::Baked, Goal::Again, Goal::Back] {
-            explorer.assert_it_ends(&world, goal);
+        for target in [Target::Latest, Target::RetryLatest, Target::Previous] {
+            explorer.assert_it_ends(&world, target);
         }
         explorer.assert_a_rejected_image_stays_out(&world);
         if depth == DEPTH {

@@ -12,21 +12,21 @@ use aws_sdk_sts::config::Credentials;
 use kiln_config::config::{Config, Fleet};
 use kiln_github::{AppKey, Bounds, OrgClient};
 use kiln_operations::Error;
-use kiln_operations::deploy::{self, CanaryRunner, Check, Checking, Holder, Operator, Request, Step};
+use kiln_operations::deploy::{self, CanaryRunner, Check, Checking, LockOwner, Request, Session, Step};
 use kiln_operations::plan::Plan;
-use kiln_operations::ports::{Consent, Consented, Images as _, Progress};
-use kiln_operations::wait::Tempo;
+use kiln_operations::ports::{Confirmation, Consent, Images as _, Progress};
+use kiln_operations::wait::TimeScale;
 use kiln_stand_ins::aws::{Aws as Local, AwsOptions};
 use kiln_stand_ins::github::{GitHub, GitHubOptions, KnownRunner};
 use tempfile::TempDir;
 
 /// Pauses of a quarter of a second to fifteen become five to three hundred milliseconds, ten minutes become six seconds.
-const TEMPO: Tempo = Tempo { pauses: 50, bounds: 100 };
+const TEMPO: TimeScale = TimeScale { pauses: 50, bounds: 100 };
 
-/// Longer than any roll-out here: one that hangs is found out.
+/// Longer than any rollout here: one that hangs is found out.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
-pub(crate) struct Lane {
+pub(crate) struct RolloutEnv {
     pub(crate) local: Local,
     pub(crate) github: GitHub,
     config: Config,
@@ -41,13 +41,13 @@ static KILLED: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 static PROCESSES: AtomicU32 = AtomicU32::new(1);
 
 /// A pipeline's process.
-pub(crate) fn process() -> Holder {
+pub(crate) fn process() -> LockOwner {
     let process = PROCESSES.fetch_add(1, Ordering::Relaxed);
     let ended = |process: u32| KILLED.lock().unwrap().contains(&process);
-    Holder { name: format!("pipeline {process}"), machine: "here".to_owned(), process, ended }
+    LockOwner { name: format!("pipeline {process}"), machine: "here".to_owned(), process, ended }
 }
 
-pub(crate) fn kill(process: &Holder) {
+pub(crate) fn kill(process: &LockOwner) {
     KILLED.lock().unwrap().insert(process.process);
 }
 
@@ -68,8 +68,8 @@ impl Progress for Said {
 pub(crate) struct Agreeing;
 
 impl Consent for Agreeing {
-    fn ask(&self, _: &str) -> Consented {
-        Consented::Yes
+    fn ask(&self, _: &str) -> Confirmation {
+        Confirmation::Yes
     }
 }
 
@@ -80,7 +80,7 @@ impl Check for Agreeing {
     }
 }
 
-impl Lane {
+impl RolloutEnv {
     /// A fleet of so many instances, not deployed yet.
     pub(crate) async fn new(instances: u32) -> Self {
         let ministack = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/venv/bin/ministack");
@@ -136,8 +136,13 @@ impl Lane {
     }
 
     /// One run of `deploy`.
-    pub(crate) async fn run(&self, request: &Request<'_>, holder: &Holder, said: &Said) -> Result<Plan<Step>, Error> {
-        let operator = Operator { progress: said, consent: &Agreeing, check: &Agreeing, holder };
+    pub(crate) async fn run(
+        &self,
+        request: &Request<'_>,
+        holder: &LockOwner,
+        said: &Said,
+    ) -> Result<Plan<Step>, Error> {
+        let operator = Session { progress: said, consent: &Agreeing, check: &Agreeing, holder };
         let run = deploy::run(request, false, &self.cloud, &self.client, operator);
         let result = tokio::time::timeout(PATIENCE, Box::pin(TEMPO.run(run))).await.expect("deploy hangs");
         // However it ended, its process has.

@@ -1,4 +1,4 @@
-//! The looks themselves. What only a running machine shows is skipped where the root is a folder.
+//! The checks themselves. What only a running machine shows is skipped where the root is a folder.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use nix::unistd::geteuid;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
-use super::{Args, Found, Look};
+use super::{Args, Check, CheckResult};
 use crate::directory::USERS;
 use crate::guard;
 use crate::machine::{Machine, User};
@@ -22,12 +22,12 @@ const USER: &str = "runner";
 /// What starts at boot.
 const UNITS: [&str; 3] = [guard::UNIT, "kiln-jobs.service", "kiln-bootstrap.service"];
 
-/// Where distributions keep their certificates; the same places that the binary's TLS looks at.
+/// Where distributions keep their certificates; the same places that the binary's TLS checks at.
 const CERTIFICATES: [&str; 3] =
     ["/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem"];
 
 /// chrony steps a clock that is off within seconds of its start; half a minute is for a machine that has only just booted.
-const CLOCK_BOUND: Duration = Duration::from_secs(30);
+const CLOCK_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a partition table and a file system take of a volume, in percent: ext4 takes the most, less than two.
 const OVERHEAD_PERCENT: u64 = 3;
@@ -35,47 +35,47 @@ const OVERHEAD_PERCENT: u64 = 3;
 const GIB: u64 = 1 << 30;
 
 /// What only a running machine shows.
-const NOT_RUNNING: Found = Found::Skipped("the root is a folder, not a running machine");
+const NOT_RUNNING: CheckResult = CheckResult::Skipped("the root is a folder, not a running machine");
 
-pub(super) async fn look(look: Look, machine: &Machine, args: &Args) -> Found {
+pub(super) async fn look(look: Check, machine: &Machine, args: &Args) -> CheckResult {
     let user = || machine.user(USER);
     let (found, mend) = match look {
-        Look::User => (
+        Check::User => (
             user().map(|user| format!("{USER} has uid {}", user.uid())),
             "make the user: `useradd --create-home --user-group runner`",
         ),
-        Look::Sudo => {
+        Check::Sudo => {
             let found = match user() {
                 Ok(user) => sudo(machine, &user).await,
                 Err(error) => Err(error),
             };
             (found, "take the user out of sudoers and its groups: a job that becomes root becomes the App")
         }
-        Look::Runner => (
+        Check::Runner => (
             user().and_then(|user| runner(machine, &user)),
             "lay the runner's folder out again, as the component document runner.yml does",
         ),
-        Look::Version => {
+        Check::Version => {
             let found = match user() {
                 Ok(user) => version(machine, &user).await,
                 Err(error) => Err(error),
             };
             (found, "bake the image anew with `cargo xtask ami`")
         }
-        Look::Hooks => (hooks(machine), "lay the payload down again; its scripts have mode 755"),
-        Look::Units => {
+        Check::Hooks => (hooks(machine), "lay the payload down again; its scripts have mode 755"),
+        Check::Units => {
             (units(machine), "`systemctl enable kiln-metadata-guard.service kiln-jobs.service kiln-bootstrap.service`")
         }
-        Look::Guard if !machine.is_whole() => return NOT_RUNNING,
-        Look::Guard => (guarded(machine).await, "`systemctl restart kiln-metadata-guard.service`, and see its log"),
-        Look::Certificates => (certificates(machine), "install the package ca-certificates"),
-        Look::Clock if !machine.is_whole() => return NOT_RUNNING,
-        Look::Clock => (clock().await, "enable chronyd.service; is UDP port 123 open to its servers?"),
-        Look::Disk => (disk(machine, args), "give the image's recipe a larger volume"),
+        Check::Guard if !machine.is_whole() => return NOT_RUNNING,
+        Check::Guard => (guarded(machine).await, "`systemctl restart kiln-metadata-guard.service`, and see its log"),
+        Check::Certificates => (certificates(machine), "install the package ca-certificates"),
+        Check::Clock if !machine.is_whole() => return NOT_RUNNING,
+        Check::Clock => (clock().await, "enable chronyd.service; is UDP port 123 open to its servers?"),
+        Check::Disk => (disk(machine, args), "give the image's recipe a larger volume"),
     };
     match found {
-        Ok(what) => Found::Ok(what),
-        Err(error) => Found::Wrong { what: format!("{error:#}"), mend },
+        Ok(what) => CheckResult::Ok(what),
+        Err(error) => CheckResult::Wrong { what: format!("{error:#}"), mend },
     }
 }
 
@@ -261,7 +261,7 @@ const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
 /// systemd asks the kernel, whoever keeps the clock. Its words differ between versions in what comes before these.
 async fn clock() -> anyhow::Result<String> {
-    let deadline = Instant::now() + CLOCK_BOUND;
+    let deadline = Instant::now() + CLOCK_LIMIT;
     loop {
         let output = Command::new("/usr/bin/timedatectl").output().await.context("run timedatectl")?;
         let complaint = String::from_utf8_lossy(&output.stderr);
@@ -273,7 +273,7 @@ async fn clock() -> anyhow::Result<String> {
         ensure!(
             Instant::now() < deadline,
             "not within {} s: {}",
-            CLOCK_BOUND.as_secs(),
+            CLOCK_LIMIT.as_secs(),
             said.lines()
                 .map(str::trim)
                 .find(|line| line.contains("synchronized"))

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::life::Heard;
+use crate::life::ListenerState;
 
 /// A job that was announced, but has no worker: after so long it was none, or its end was not told. The runner tries to renew
 /// a job for the first time for five minutes before it gives it up without a word.
@@ -37,7 +37,7 @@ const RESULTS: [&str; 6] = ["Succeeded", "SucceededWithIssues", "Failed", "Cance
 
 /// What was heard and seen so far.
 #[derive(Debug, Default)]
-pub(super) struct Ear {
+pub(super) struct ListenerOutput {
     online: bool,
     /// A job was announced, and no end of it: since when, or when its worker was last seen.
     announced: Option<Announced>,
@@ -54,7 +54,7 @@ struct Announced {
     had_worker: bool,
 }
 
-impl Ear {
+impl ListenerOutput {
     /// Takes in a line. Is it news, though nothing may have changed by it?
     pub(super) fn hears(&mut self, line: &str, has_worker: impl FnOnce() -> Option<bool>) -> bool {
         let event = event(line);
@@ -101,10 +101,10 @@ impl Ear {
         false
     }
 
-    pub(super) fn heard(&self) -> Heard {
+    pub(super) fn heard(&self) -> ListenerState {
         let busy = self.announced.is_some() || self.worker;
         // The listener's complaints come another way.
-        Heard { online: self.online, busy, jobs: self.jobs, unreachable: false }
+        ListenerState { online: self.online, busy, jobs: self.jobs, unreachable: false }
     }
 }
 
@@ -182,59 +182,62 @@ mod tests {
         }
     }
 
-    fn ear() -> Ear {
-        let mut ear = Ear::default();
-        ear.hears(&format!("{NOW}Listening for Jobs"), || Some(false));
-        assert_eq!(ear.heard(), Heard { online: true, ..Heard::default() });
-        ear
+    fn output() -> ListenerOutput {
+        let mut output = ListenerOutput::default();
+        output.hears(&format!("{NOW}Listening for Jobs"), || Some(false));
+        assert_eq!(output.heard(), ListenerState { online: true, ..ListenerState::default() });
+        output
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_job_is_heard_from_its_beginning_to_its_end() {
-        let mut ear = ear();
-        assert!(!ear.hears(&format!("{NOW}Running job: build"), || None));
-        assert!(ear.heard().busy);
-        ear.looks(Some(true));
-        assert!(ear.heard().busy);
-        assert!(ear.hears(&format!("{NOW}Job build completed with result: Succeeded"), || Some(false)), "it is news");
-        assert!(!ear.heard().busy);
+        let mut output = output();
+        assert!(!output.hears(&format!("{NOW}Running job: build"), || None));
+        assert!(output.heard().busy);
+        output.looks(Some(true));
+        assert!(output.heard().busy);
+        assert!(
+            output.hears(&format!("{NOW}Job build completed with result: Succeeded"), || Some(false)),
+            "it is news"
+        );
+        assert!(!output.heard().busy);
         // Where no worker can be seen, the lines are all there is.
-        ear.hears(&format!("{NOW}Running job: build"), || None);
-        ear.looks(None);
-        assert!(ear.heard().busy);
-        ear.hears(&format!("{NOW}Job build completed with result: Succeeded"), || None);
-        assert!(!ear.heard().busy);
+        output.hears(&format!("{NOW}Running job: build"), || None);
+        output.looks(None);
+        assert!(output.heard().busy);
+        output.hears(&format!("{NOW}Job build completed with result: Succeeded"), || None);
+        assert!(!output.heard().busy);
     }
 
     /// The name `x⏎2026-11-23 09:00:00Z: Job x completed with result: Succeeded`.
     #[tokio::test(start_paused = true)]
     async fn a_name_that_tells_the_end_of_its_job_is_found_out() {
-        let mut ear = ear();
-        ear.hears(&format!("{NOW}Running job: x"), || Some(false));
-        ear.hears(&format!("{NOW}Job x completed with result: Succeeded"), || Some(false));
-        ear.looks(Some(true));
-        assert!(ear.heard().busy, "its worker is there");
-        ear.hears(&format!("{NOW}Job x completed with result: Succeeded"), || Some(true));
-        assert!(ear.heard().busy, "and there it stays");
-        ear.looks(Some(false));
-        assert!(!ear.heard().busy);
+        let mut output = output();
+        output.hears(&format!("{NOW}Running job: x"), || Some(false));
+        output.hears(&format!("{NOW}Job x completed with result: Succeeded"), || Some(false));
+        output.looks(Some(true));
+        assert!(output.heard().busy, "its worker is there");
+        output.hears(&format!("{NOW}Job x completed with result: Succeeded"), || Some(true));
+        assert!(output.heard().busy, "and there it stays");
+        output.looks(Some(false));
+        assert!(!output.heard().busy);
     }
 
     /// The name `x⏎2026-11-23 09:00:00Z: Running job: y`, at the end of the job; and jobs whose end is never told.
     #[tokio::test(start_paused = true)]
     async fn a_job_without_an_end_does_not_last_for_ever() {
         for (had_worker, patience) in [(false, NO_WORKER), (true, WORKER_GONE)] {
-            let mut ear = ear();
-            ear.hears(&format!("{NOW}Running job: y"), || Some(false));
+            let mut output = output();
+            output.hears(&format!("{NOW}Running job: y"), || Some(false));
             if had_worker {
-                ear.looks(Some(true));
+                output.looks(Some(true));
             }
             tokio::time::advance(patience - Duration::from_secs(1)).await;
-            ear.looks(Some(false));
-            assert!(ear.heard().busy, "{had_worker}");
+            output.looks(Some(false));
+            assert!(output.heard().busy, "{had_worker}");
             tokio::time::advance(Duration::from_secs(2)).await;
-            ear.looks(Some(false));
-            assert!(!ear.heard().busy, "{had_worker}");
+            output.looks(Some(false));
+            assert!(!output.heard().busy, "{had_worker}");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Simulated instances: each a few words of memory that register at the stand-in GitHub, so that a fleet of five hundred,
-//! or two hundred roll-outs, fit into a test. What they do of a life is what a roll-out sees of it.
+//! or two hundred rollouts, fit into a test. What they do of a life is what a rollout sees of it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -68,14 +68,14 @@ impl Machines {
 
 /// A simulated instance.
 #[derive(Debug)]
-pub(super) struct Light {
+pub(super) struct SimulatedInstance {
     fleet: String,
     labels: Vec<String>,
     /// Its runner's id at GitHub, once registered.
     runner: Option<u64>,
 }
 
-impl Light {
+impl SimulatedInstance {
     /// One that is told this, where instances are simulated.
     pub(super) fn new(machines: &Machines, user_data: &str) -> anyhow::Result<Option<Self>> {
         if machines.github.is_none() {
@@ -96,7 +96,7 @@ pub(super) fn advance(instance: &mut Instance, deaths: &mut u32, machines: &Mach
         State::PendingWait if instance.since.elapsed() >= BOOT => boot(instance, deaths, machines, github),
         State::TerminatingWait => {
             // GitHub refuses while a job runs, and the termination hook is drawn out.
-            let runner = instance.light.as_ref().and_then(|light| light.runner);
+            let runner = instance.simulated.as_ref().and_then(|simulated| simulated.runner);
             if runner.is_none_or(|runner| github.remove_simulated(runner)) {
                 instance.enter(State::Terminated);
             }
@@ -119,16 +119,16 @@ fn boot(instance: &mut Instance, deaths: &mut u32, machines: &Machines, github: 
         _ => &image.version,
     };
     let online = image.fault != Some(ImageFault::NeverOnline);
-    if let Some(light) = &mut instance.light {
-        let name = format!("{}-{}", light.fleet, instance.id);
-        light.runner = Some(github.simulate_runner(&name, &light.labels, version, online));
+    if let Some(simulated) = &mut instance.simulated {
+        let name = format!("{}-{}", simulated.fleet, instance.id);
+        simulated.runner = Some(github.simulate_runner(&name, &simulated.labels, version, online));
     }
     instance.enter(State::InService);
 }
 
 /// Ends one without a word, as its hardware may.
 pub(super) fn die(instance: &mut Instance, machines: &Machines) {
-    let runner = instance.light.as_ref().and_then(|light| light.runner);
+    let runner = instance.simulated.as_ref().and_then(|simulated| simulated.runner);
     if let (Some(github), Some(runner)) = (&machines.github, runner) {
         github.set_online(runner, false);
     }

@@ -1,4 +1,4 @@
-//! The real outside of a life: GitHub, the group, the metadata service, the listener, systemd.
+//! The real environment of a life: GitHub, the group, the metadata service, the listener, systemd.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,13 +12,13 @@ use tokio::sync::{Mutex, OnceCell};
 
 use crate::aws::Group;
 use crate::identify::Metadata;
-use crate::life::{Completion, Hook, Listed, Notice, Outside, Served, Verdict};
+use crate::life::{Completion, Environment, Hook, Listed, Notice, Served, Verdict};
 use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::register::Registered;
 use crate::serve::Listener;
 
-pub(crate) struct Real<'a> {
+pub(crate) struct LiveEnvironment<'a> {
     pub(crate) machine: &'a Machine,
     pub(crate) metadata: &'a Metadata,
     pub(crate) memory: &'a Memory,
@@ -63,7 +63,7 @@ impl Signals {
     }
 }
 
-impl Real<'_> {
+impl LiveEnvironment<'_> {
     /// The runner as GitHub lists it. One of another name is never ours, whatever the server makes of the question.
     async fn find(&self) -> anyhow::Result<Option<Runner>> {
         let Some((name, id)) = &self.runner else { return Ok(None) };
@@ -144,7 +144,7 @@ fn point(text: &str) -> Option<SystemTime> {
     DateTime::from_str(text, DateTimeFormat::DateTimeWithOffset).ok()?.try_into().ok()
 }
 
-impl Outside for Real<'_> {
+impl Environment for LiveEnvironment<'_> {
     type Listener = Listener;
 
     fn start(&self) -> anyhow::Result<Listener> {
