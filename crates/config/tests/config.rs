@@ -357,10 +357,10 @@ fn numbers_have_bounds() {
     ");
     insta::assert_snapshot!(error(&fleet("drain_timeout_secs = 172_801")), @r"
     error: `drain_timeout_secs` is 172801
-      --> kiln.toml:16:20
+      --> kiln.toml:16:22
        |
     16 | drain_timeout_secs = 172_801
-       |                    ^^^^^^^ expected 60 to 172800
+       |                      ^^^^^^^ expected 60 to 172800
     ");
 }
 
@@ -713,14 +713,14 @@ fn a_drain_ends_before_auto_scaling_ends_it() {
        |
        = help: set `termination_heartbeat_timeout_secs` to at least 216, or `drain_timeout_secs` to at most 3000
     ");
-    insta::assert_snapshot!(error(&fleet("termination_heartbeat_timeout_secs = 300\ndrain_limit_secs = 86400")), @r"
+    insta::assert_snapshot!(error(&fleet("termination_heartbeat_timeout_secs = 300\ndrain_timeout_secs = 86400")), @r"
     error: a drain of 86400 s takes more than 100 heartbeats of 300 s
-      --> kiln.toml:17:20
+      --> kiln.toml:17:22
        |
     16 | termination_heartbeat_timeout_secs = 300
-       |                  --- the heartbeat
+       |                                      --- the heartbeat
     17 | drain_timeout_secs = 86400
-       |                    ^^^^^ Auto Scaling would end it after 30000 s
+       |                      ^^^^^ Auto Scaling would end it after 30000 s
        |
        = help: set `termination_heartbeat_timeout_secs` to at least 864, or `drain_timeout_secs` to at most 30000
     ");

@@ -328,8 +328,8 @@ mod tests {
 
     #[test]
     fn an_app_may_be_named_by_its_number() {
-        let text = kiln_toml(&Answers { app: AppId::App(123_456), ..answers() }).expect("a valid kiln.toml");
-        assert_eq!(Config::from_toml("kiln.toml", &text).expect("it is valid").app.id, AppId::App(123_456));
+        let text = kiln_toml(&Answers { app: AppId::App(1_234_567), ..answers() }).expect("a valid kiln.toml");
+        assert_eq!(Config::from_toml("kiln.toml", &text).expect("it is valid").app.id, AppId::App(1_234_567));
     }
 
     #[test]

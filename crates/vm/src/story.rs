@@ -340,20 +340,32 @@ impl<'a> Story<'a> {
         off.with_context(|| format!("not off {} s after the drain:\n{}", OFF_LIMIT.as_secs(), up.machine.console()))?
     }
 
+    /// Waits until systemd shows on the console that it waits for the service to stop.
+    async fn stops_the_service(&self, up: &Up) -> anyhow::Result<()> {
+        const SHOWN: &str = "kiln-bootstrap.service/stop running";
+        let shown = async {
+            while !up.machine.console().contains(SHOWN) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        let shown = tokio::time::timeout(OFF_LIMIT, shown).await;
+        shown.with_context(|| format!("the console does not show `{SHOWN}`:\n{}", up.machine.console()))
+    }
+
     async fn drained(&mut self, up: &Up) -> anyhow::Result<()> {
         let github = &self.github;
         let begin = Instant::now();
         let job = github.queue_job(JobSpec::new(["linux-x64"]).step(Step::Hold).step(Step::Run("true".to_owned())));
         github.wait_job(job, |state| matches!(state, JobState::InProgress { .. }), JOB_LIMIT).await?;
-        // The first one from here on is the question whether the machine may go.
         let asked = github.count("DELETE", "/actions/runners/");
         up.machine.press_power_button().await?;
-        let asks = |github: &GitHub| (github.count("DELETE", "/actions/runners/") > asked).then_some(());
-        github.until(OFF_LIMIT, "the machine to ask whether it may go", asks).await?;
+        self.stops_the_service(up).await?;
         ensure!(
             matches!(github.job(job).state, JobState::InProgress { .. }),
             "the job did not outlast the power button"
         );
+        let deletes = github.count("DELETE", "/actions/runners/");
+        ensure!(deletes == asked, "a runner that runs a job was to be deleted");
         github.release_job(job);
         self.succeeds(job, up).await?;
         let gone = |github: &GitHub| (!github.runners().iter().any(|known| known.name == up.runner)).then_some(());

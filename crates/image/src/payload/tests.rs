@@ -126,7 +126,7 @@ fn the_units_use_what_systemd_219_knows() {
     let own =
         |path: &str| path.ends_with(".service") || path.ends_with(".slice") || path.contains("/docker.service.d/");
     let units: Vec<_> = FILES.iter().filter(|(path, _, _)| own(path)).collect();
-    assert_eq!(units.len(), 6);
+    assert_eq!(units.len(), 7);
     for (path, _, unit) in units {
         let lines = std::str::from_utf8(unit).unwrap().lines();
         for line in lines.filter(|line| !line.starts_with(['#', '[']) && !line.is_empty()) {

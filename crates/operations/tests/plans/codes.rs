@@ -10,6 +10,7 @@ use kiln_operations::{Code, Error};
 
 /// Those that no test makes: what they need can't be had in a test, or takes longer than they are worth.
 const UNTRIED: &[(Code, &str)] = &[
+    (Code::AppNotRegistered, "a person who closes the form, or a code of an hour ago"),
     (Code::ShredFailed, "a disk that fails between two writes"),
     (Code::ToolchainMissing, "a toolchain without a target"),
     (Code::CheckoutNotReady, "a checkout that is not committed"),
@@ -23,6 +24,7 @@ const UNTRIED: &[(Code, &str)] = &[
     (Code::Internal, "what is not expected to happen"),
     // By their exit codes and words in xtask/tests/commands, which run the command itself.
     (Code::UnknownFleet, "bad_input.rs"),
+    (Code::VersionDiffers, "kiln.toml's version, by its message"),
     (Code::RunnerDigestMissing, "plans/ami.rs"),
     (Code::BootConfigTooLarge, "config's own tests"),
     (Code::KeyFileUnreadable, "rotation.rs"),

@@ -16,7 +16,7 @@ use super::{InstanceView, REGION, Shared, lock};
 /// EC2's bounds of a page of instances.
 const PAGES: std::ops::RangeInclusive<usize> = 5..=1000;
 
-/// source: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html
+/// source: <https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_DescribeInstances.html>
 const GROUP_FILTER: &str = "tag:aws:autoscaling:groupName";
 
 /// Answers a call of EC2's: by itself, or by the emulator.

@@ -140,7 +140,7 @@ fn holds(kind: &str, reason: &Reason) -> bool {
 }
 
 /// Which kinds of resources EC2 asks about: those that a call makes, and those that it changes or links.
-/// source: https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html
+/// source: <https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazonec2.html>
 #[rustfmt::skip]
 const EC2: &[(&str, &[&str], &[&str])] = &[
     ("AllocateAddress", &["elastic-ip"], &[]),
@@ -363,7 +363,7 @@ fn a_stack_holds_the_types_of_its_template_alone() {
 }
 
 /// IAM's own limits, which it counts without blanks: 6,144 for a managed policy, 10,240 for all that is written in a role.
-/// source: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html
+/// source: <https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_iam-quotas.html>
 #[test]
 fn the_longest_organizations_policies_fit() {
     let prefix = format!("kiln-{}", "o".repeat(39));
