@@ -14,10 +14,10 @@ use crate::machine::Machine;
 #[command(after_help = "\
 Exit codes:
   0  nothing is wrong
-  1  something is; each line says how to mend it
+  1  something is; each line says how to fix it
   2  wrong usage of the command line")]
 pub(crate) struct Args {
-    /// Print one JSON object instead of a line for each look.
+    /// Print one JSON object instead of a line for each check.
     #[arg(long)]
     json: bool,
 
@@ -59,13 +59,13 @@ enum Check {
     Disk,
 }
 
-/// What a look found.
+/// What a check found.
 #[derive(Debug)]
 enum CheckResult {
     Ok(String),
     Wrong {
         what: String,
-        mend: &'static str,
+        fix: &'static str,
     },
     /// It can't be told here.
     Skipped(&'static str),
@@ -74,21 +74,21 @@ enum CheckResult {
 /// Looks at all of it, and prints what it finds.
 pub(crate) async fn check(machine: &Machine, args: &Args) -> ExitCode {
     let mut found = Vec::new();
-    for look in Check::value_variants() {
-        let what = if args.skip.contains(look) {
+    for check in Check::value_variants() {
+        let what = if args.skip.contains(check) {
             CheckResult::Skipped("as asked")
         } else {
-            checks::look(*look, machine, args).await
+            checks::run(*check, machine, args).await
         };
-        found.push((*look, what));
+        found.push((*check, what));
     }
     let well = !found.iter().any(|(_, found)| matches!(found, CheckResult::Wrong { .. }));
     if args.json {
-        let checks: Vec<_> = found.iter().map(|(look, found)| as_json(*look, found)).collect();
+        let checks: Vec<_> = found.iter().map(|(check, found)| as_json(*check, found)).collect();
         println!("{}", json!({ "ok": well, "checks": checks }));
     } else {
-        for (look, found) in &found {
-            print(*look, found);
+        for (check, found) in &found {
+            print(*check, found);
         }
     }
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -100,24 +100,24 @@ impl Check {
     }
 }
 
-fn as_json(look: Check, found: &CheckResult) -> serde_json::Value {
+fn as_json(check: Check, found: &CheckResult) -> serde_json::Value {
     match found {
-        CheckResult::Ok(what) => json!({ "look": look.name(), "state": "ok", "found": what }),
-        CheckResult::Wrong { what, mend } => {
-            json!({ "look": look.name(), "state": "wrong", "found": what, "mend": mend })
+        CheckResult::Ok(what) => json!({ "check": check.name(), "state": "ok", "found": what }),
+        CheckResult::Wrong { what, fix } => {
+            json!({ "check": check.name(), "state": "wrong", "found": what, "fix": fix })
         }
-        CheckResult::Skipped(why) => json!({ "look": look.name(), "state": "skipped", "found": why }),
+        CheckResult::Skipped(why) => json!({ "check": check.name(), "state": "skipped", "found": why }),
     }
 }
 
-fn print(look: Check, found: &CheckResult) {
+fn print(check: Check, found: &CheckResult) {
     let (state, what) = match found {
         CheckResult::Ok(what) => ("ok", what.as_str()),
         CheckResult::Wrong { what, .. } => ("WRONG", what.as_str()),
         CheckResult::Skipped(why) => ("skip", *why),
     };
-    println!("{state:<5} {:<12} {what}", look.name());
-    if let CheckResult::Wrong { mend, .. } = found {
-        println!("      mend it:     {mend}");
+    println!("{state:<5} {:<12} {what}", check.name());
+    if let CheckResult::Wrong { fix, .. } = found {
+        println!("      fix it:     {fix}");
     }
 }

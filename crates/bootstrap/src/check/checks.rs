@@ -37,9 +37,9 @@ const GIB: u64 = 1 << 30;
 /// What only a running machine shows.
 const NOT_RUNNING: CheckResult = CheckResult::Skipped("the root is a folder, not a running machine");
 
-pub(super) async fn look(look: Check, machine: &Machine, args: &Args) -> CheckResult {
+pub(super) async fn run(check: Check, machine: &Machine, args: &Args) -> CheckResult {
     let user = || machine.user(USER);
-    let (found, mend) = match look {
+    let (found, fix) = match check {
         Check::User => (
             user().map(|user| format!("{USER} has uid {}", user.uid())),
             "make the user: `useradd --create-home --user-group runner`",
@@ -75,7 +75,7 @@ pub(super) async fn look(look: Check, machine: &Machine, args: &Args) -> CheckRe
     };
     match found {
         Ok(what) => CheckResult::Ok(what),
-        Err(error) => CheckResult::Wrong { what: format!("{error:#}"), mend },
+        Err(error) => CheckResult::Wrong { what: format!("{error:#}"), fix },
     }
 }
 

@@ -51,8 +51,8 @@ fn looks(output: &Output) -> Vec<[String; 3]> {
         .unwrap_or_else(|_| panic!("no JSON: {}", String::from_utf8_lossy(&output.stdout)));
     assert_eq!(told["ok"], output.status.success());
     let text = |look: &Value, key: &str| look[key].as_str().unwrap().to_owned();
-    let looks = told["looks"].as_array().unwrap().iter();
-    looks.map(|look| [text(look, "look"), text(look, "state"), text(look, "found")]).collect()
+    let looks = told["checks"].as_array().unwrap().iter();
+    looks.map(|look| [text(look, "check"), text(look, "state"), text(look, "found")]).collect()
 }
 
 fn wrong(output: &Output) -> Vec<[String; 2]> {
@@ -219,8 +219,8 @@ fn a_rule_of_the_guard_that_is_not_in_force_is_told() {
     let said = String::from_utf8_lossy(&output.stdout);
     let guard = said.lines().map(|line| {
         let told: Value = serde_json::from_str(line).unwrap();
-        let looks = told["looks"].as_array().unwrap();
-        let guard = looks.iter().find(|look| look["look"] == "guard").unwrap();
+        let looks = told["checks"].as_array().unwrap();
+        let guard = looks.iter().find(|look| look["check"] == "guard").unwrap();
         format!("{} {}", guard["state"], guard["found"])
     });
     let guard: Vec<String> = guard.collect();

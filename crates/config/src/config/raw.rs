@@ -460,11 +460,11 @@ pub(super) struct RawImage {
     #[serde(default)]
     #[schemars(with = "u32", range(min = IMAGE_VOLUME_GIB, max = 1024), extend("default" = IMAGE_VOLUME_GIB))]
     pub(super) volume_gib: Field<u32>,
-    /// The network that it is built in, in place of the one of [image_defaults].
+    /// The network that it is built in, in place of the one of `[image_defaults]`.
     #[serde(default)]
     #[schemars(with = "RawBakeNetwork")]
     pub(super) network: Field<RawBakeNetwork>,
-    /// Instance types to build it on, in place of those of [image_defaults].
+    /// Instance types to build it on, in place of those of `[image_defaults]`.
     #[serde(default)]
     #[schemars(with = "Vec<String>", inner(regex(pattern = INSTANCE_TYPE)))]
     #[schemars(extend("examples" = [["m6i.large", "m5.large"]], "uniqueItems" = true))]
