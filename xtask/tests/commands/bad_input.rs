@@ -29,7 +29,7 @@ async fn keys_that_are_none_of_this_apps_are_refused_before_anything_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn credentials_and_regions_that_do_not_work_are_told_from_each_other() {
+async fn missing_credentials_and_an_unreachable_region_have_their_own_hints() {
     let world = world().await;
     world.write_config(VERSIONS[0], FLEETS).unwrap();
     let outcome =
@@ -42,7 +42,7 @@ async fn credentials_and_regions_that_do_not_work_are_told_from_each_other() {
     let outcome = world.command(&["deploy"]).env("AWS_ENDPOINT_URL", "http://127.0.0.1:9").output().await.unwrap();
     let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
     assert_eq!(outcome.status.code(), Some(1), "{said}");
-    assert!(said.contains(&format!("is `{}` a region", world.aws.region())), "{said}");
+    assert!(said.contains(&format!("check that `region` in kiln.toml (`{}`)", world.aws.region())), "{said}");
     world.shutdown().await.unwrap();
 }
 

@@ -102,7 +102,7 @@ async fn an_image_of_amazon_linux_2_has_the_pinned_builds_of_node_and_says_what_
 async fn amazon_linux_2_without_a_pinned_node_is_refused_before_anything_is_made() {
     let world = baking("amazon-linux-2").await;
     let text = std::fs::read_to_string(world.config()).unwrap();
-    let (before, after) = (text.find("[runner.node.20]").unwrap(), text.find("[fleet.linux]").unwrap());
+    let (before, after) = (text.find("[runner.node.20]").unwrap(), text.find("[image.it]").unwrap());
     std::fs::write(world.config(), format!("{}{}", &text[..before], &text[after..])).unwrap();
     let said = refused(&world, &["ami"], 3).await;
     assert!(said.contains("cargo xtask pin") && said.contains("glibc 2.28"), "{said}");

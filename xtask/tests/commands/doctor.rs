@@ -143,7 +143,7 @@ async fn what_github_refuses_is_told_with_what_an_owner_does_about_it() {
     look("wrong", "app-permissions", "no access", "read and write").await;
     world.github.grant(true);
     world.github.grant_too("contents", "write");
-    look("note", "app-permissions", "contents: write", "take away").await;
+    look("note", "app-permissions", "contents: write", "remove permissions").await;
     world.github.limit_runner_group("Default", None, true);
     look("note", "runner-groups", "public repositories may use", "disallow").await;
     let refused = world.command(&["deploy"]).output().await.unwrap();
@@ -205,7 +205,7 @@ async fn without_credentials_or_kiln_toml_the_rest_is_said_not_to_be_looked_at()
     let (planted, code) = findings(&world, &nobody).await;
     assert_eq!(code, Some(4));
     found(&planted, "wrong", "credentials", "credentials", "AWS_PROFILE");
-    found(&planted, "unknown", "github", "GitHub", "the same");
+    found(&planted, "unknown", "github", "GitHub", "fix the credentials first");
 
     std::fs::write(world.config(), "organization = 7\n").unwrap();
     let (planted, code) = findings(&world, &[]).await;

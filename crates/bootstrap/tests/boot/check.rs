@@ -171,7 +171,7 @@ async fn the_runners_check_leaves_its_folder_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_person_reads_a_line_for_each_look_and_how_to_mend_it() {
+async fn a_person_reads_a_line_for_each_check_and_how_to_fix_it() {
     let machine = baked().await;
     bash(&machine.path(""), "rm -r etc/systemd");
     let output = check(&machine, &["--skip", "disk"]);
@@ -182,7 +182,7 @@ async fn a_person_reads_a_line_for_each_look_and_how_to_mend_it() {
     assert!(line(" user ").starts_with("ok    user         runner has uid "));
     assert!(line(" disk ").starts_with("skip  disk         as asked"));
     assert!(line(" units ").starts_with("WRONG units        kiln-metadata-guard.service is not enabled"));
-    assert!(line("mend it").contains("systemctl enable kiln-metadata-guard.service"));
+    assert!(line("fix it").contains("systemctl enable kiln-metadata-guard.service"));
 }
 
 /// The whole machine, but for a unit and a user that are put over its own, in namespaces.

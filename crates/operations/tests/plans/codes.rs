@@ -37,6 +37,7 @@ const UNTRIED: &[(Code, &str)] = &[
     (Code::FileExists, "init.rs"),
     (Code::FileUnwritable, "pin.rs"),
     (Code::BootstrapInvalid, "bad_input.rs"),
+    (Code::BootstrapMissing, "a kiln without the binaries, outside of a checkout"),
     (Code::KeyUnproved, "rotation.rs"),
     (Code::ImageUnavailable, "deploy.rs"),
     (Code::BakeNetworkNotUsable, "a subnet of an account"),
