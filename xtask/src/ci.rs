@@ -203,7 +203,7 @@ fn pipelines(shell: &Shell, tools: &tools::Tools) -> anyhow::Result<()> {
     cmd!(shell, "{actionlint} docs/pipelines/*.yml").env("PATH", &path).run()?;
     // Without asking GitHub whether a pinned action is still what it was.
     let zizmor = tools.infra_bin()?.join("zizmor");
-    Ok(cmd!(shell, "{zizmor} --offline --no-progress --quiet {workflows...}").run()?)
+    Ok(cmd!(shell, "{zizmor} --offline --no-progress --quiet --config xtask/zizmor.yml {workflows...}").run()?)
 }
 
 /// Builds for every architecture, and for the first once more from another directory: the digests must be equal.

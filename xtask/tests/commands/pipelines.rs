@@ -261,6 +261,8 @@ fn no_job_builds_and_each_role_has_an_environment() {
                 let uses = step["uses"].as_str().unwrap_or_default();
                 if uses.starts_with("actions/checkout@") {
                     assert_eq!(step["with"]["persist-credentials"], false, "{job}");
+                    // The workflow's own commit, so that the action that is used is the workflow's, too.
+                    assert!(step["with"]["repository"].is_null() && step["with"]["ref"].is_null(), "{job}");
                 }
                 assert!(
                     uses.is_empty() || uses == SETUP || uses.split('@').nth(1).is_some_and(|commit| commit.len() == 40),
