@@ -267,6 +267,10 @@ impl<'a> Story<'a> {
                 self.runners(fleet, VERSIONS[1]).into_iter().find(|name| !name.contains(&instance))
             });
             let after = after.await?;
+            // A runner is online before its group has the instance in service.
+            let id = instance_of(&after)?;
+            let serves = || self.world.aws.instances().into_iter().find(|one| one.id == id && one.state == "InService");
+            self.wait("the new instance to be in service", serves).await?;
             self.timeline.add(begin.elapsed(), format!("{after} came up with the new key, the old one revoked"));
         }
         Ok(pem)
