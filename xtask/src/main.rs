@@ -108,7 +108,8 @@ mod tests {
 
     fn understands(place: &str, line: &str) {
         // Beyond a gap is what it is good for.
-        let line = line.split("  ").next().and_then(|line| line.split([')', '|', '>', '#', ';', '\\', '`']).next());
+        let line =
+            line.split("  ").next().and_then(|line| line.split([')', '|', '<', '>', '#', ';', '\\', '`']).next());
         let line = line.unwrap_or_default();
         let arguments = std::iter::once("xtask").chain(line.split_whitespace());
         let arguments: Vec<_> = arguments.map(Into::into).collect();
