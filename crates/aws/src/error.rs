@@ -23,7 +23,7 @@ impl Aws {
         let kind = kind_of(&error);
         let source: Box<dyn std::error::Error + Send + Sync> = match error.code() {
             Some(code) => Box::new(Said(format!("{code}: {}", error.message().unwrap_or("no message")))),
-            // The SDK's own chain is told to whoever follows the calls.
+            // `--verbose` shows the SDK's own chain of causes.
             None if matches!(kind, CloudErrorKind::Credentials | CloudErrorKind::Unreachable) => {
                 let chain = chain(&error);
                 tracing::debug!(target: CALLS, "aws: {}", chain.join(": "));

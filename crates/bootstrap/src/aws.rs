@@ -241,7 +241,7 @@ impl Group {
         self.complete(&self.lifecycle.termination_hook, Verdict::Continue).await
     }
 
-    /// An instance environment its hook's wait (before it and after it, a group without hooks) has nothing to complete.
+    /// An instance outside its hook's wait (before it and after it, a group without hooks) has nothing to complete.
     async fn complete(&self, hook: &str, verdict: Verdict) -> Completion {
         let answer = self
             .client

@@ -398,7 +398,7 @@ mod tests {
         ];
         let left = leftovers(&all, &cleaner, Some(121));
         assert_eq!(left.iter().map(|process| process.id).collect::<Vec<_>>(), [130, 131, 132, 133]);
-        // Who asks from environment is spared itself, and nothing else for it.
+        // A process that asks from outside is spared itself, and nothing else for it.
         let left = leftovers(&all, &cleaner, Some(130));
         assert_eq!(left.iter().map(|process| process.id).collect::<Vec<_>>(), [120, 121, 131, 132, 133]);
         // Without a hook, nothing is ended while there is a worker.

@@ -1,7 +1,7 @@
 //! A runner's life after registration: it serves, and leaves without losing a job.
 //!
 //! What this machine knows itself counts for more than what GitHub says: while a job is known to run here, nothing is
-//! deleted or stopped. GitHub's answers lag, and one of them is never the truth. Everything environment is behind [`Environment`],
+//! deleted or stopped. GitHub's answers lag, and one of them is never the truth. Everything outside is behind [`Environment`],
 //! so that a test can live through thousands of lives.
 
 mod leave;

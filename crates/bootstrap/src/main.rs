@@ -1,6 +1,6 @@
 //! The binary on the instance: identify → configure → mint → register → serve → drain.
 //!
-//! It is told what it is by the BootConfig in its user data and by nothing else. Its environment world is HTTP endpoints, each
+//! It is told what it is by the BootConfig in its user data and by nothing else. Its outside world is HTTP endpoints, each
 //! of which the ecosystem's own variables or BootConfig can point elsewhere, so that tests run this very binary.
 
 mod aws;

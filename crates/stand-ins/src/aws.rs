@@ -391,7 +391,7 @@ impl Aws {
         lock(&self.shared.image_builder).replace_component(name, document);
     }
 
-    /// The next build fails at this step: `PHASE/DOCUMENT/STEP`, or its name single_instance where that is the only one of it.
+    /// The next build fails at this step: `PHASE/DOCUMENT/STEP`, or its name alone where that is the only one of it.
     pub fn fail_build_step(&self, step: &str) {
         lock(&self.shared.image_builder).fail_step = Some(step.to_owned());
     }

@@ -1,11 +1,11 @@
-//! A boot as a boot_chart: a bar for each stage, service and phase, along the time since the kernel's start.
+//! A boot as a picture: a bar for each stage, service and phase, along the time since the kernel's start.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::phases::{Boot, Span, UNIT};
 
-/// In the boot_chart's own units, a pixel each unless it is scaled.
+/// In the picture's own units, a pixel each unless it is scaled.
 const WIDTH: f64 = 1000.0;
 const MARGIN: f64 = 20.0;
 const LABELS: f64 = 260.0;
@@ -15,7 +15,7 @@ const TOP: f64 = 80.0;
 /// So many services fit, the ones that took longest; the others took next to nothing.
 const MOST_UNITS: usize = 14;
 
-/// The boot_chart, as SVG.
+/// The picture, as SVG.
 pub(super) fn svg(boot: &Boot, title: &str) -> String {
     let rows = rows(boot);
     let end = rows.iter().map(|row| row.span.end).max().unwrap_or_default().max(Duration::from_millis(1));
@@ -161,7 +161,7 @@ mod tests {
             .map(|node| (number(node, "x"), number(node, "x") + number(node, "width")))
             .collect();
         assert_eq!(bars.len(), 2 + 2 + 6);
-        // The services begin where the kernel ends; nothing is outside the boot_chart.
+        // The services begin where the kernel ends; nothing is outside the picture.
         assert!((bars[0].1 - bars[1].0).abs() < 0.2, "{bars:?}");
         assert!(bars.iter().all(|(begin, end)| *begin >= LABELS && *end <= WIDTH), "{bars:?}");
     }

@@ -104,7 +104,7 @@ impl fmt::Display for RunReport {
             boot.config_sh().as_secs_f64()
         )?;
         writeln!(f, "this machine's load meanwhile: {load} (a minute's average of running processes)")?;
-        writeln!(f, "a boot_chart of it: {}", boot_chart.display())
+        writeln!(f, "a picture of it: {}", boot_chart.display())
     }
 }
 

@@ -17,7 +17,7 @@ use crate::faults::converge;
 
 const TEMPLATE: &str = include_str!("upgrade/fleet.yaml");
 
-/// What was sent to the stack then, by name: the settings of the env's kiln.toml.
+/// What was sent to the stack then, by name: the settings of the kiln.toml of `RolloutEnv`.
 fn former(world: &RolloutEnv, ami: &str, version: &str) -> StackRequest {
     let boot_config = json!({
         "version": 1,

@@ -210,7 +210,7 @@ mod tests {
             std::fs::create_dir_all(path(name).parent().unwrap()).unwrap();
             std::fs::write(path(name), "x").unwrap();
         };
-        write("environment/kept");
+        write("outside/kept");
         write("runner/bin/Runner.Listener");
         write("runner/_work/r/r/.git/objects/a");
         write("runner/_work/r/r/read-only/a");
@@ -220,9 +220,9 @@ mod tests {
         write("runner/_work/_temp/_github_home/.cache/a");
         write("runner/_work/_temp/_runner_file_commands/set_env");
         write("runner/_work/_temp/step.sh");
-        symlink(path("environment"), path("runner/_work/r/r/link")).unwrap();
-        symlink(path("environment"), path("runner/_work/other")).unwrap();
-        symlink(path("environment"), path("runner/_work/_temp/link")).unwrap();
+        symlink(path("outside"), path("runner/_work/r/r/link")).unwrap();
+        symlink(path("outside"), path("runner/_work/other")).unwrap();
+        symlink(path("outside"), path("runner/_work/_temp/link")).unwrap();
         let mut deep = path("runner/_work/r/r/deep");
         for _ in 0..(3 * DEEPEST) {
             deep.push("d");
@@ -235,7 +235,7 @@ mod tests {
         // Who is not root gets into no read-only folder.
         let expected: &[String] = if own == 0 { &[] } else { &problems };
         assert_eq!(problems, expected);
-        assert!(path("environment/kept").exists() && path("runner/bin/Runner.Listener").exists());
+        assert!(path("outside/kept").exists() && path("runner/bin/Runner.Listener").exists());
         if own == 0 {
             assert_eq!(std::fs::read_dir(path("runner/_work/r/r")).unwrap().count(), 0);
         }
@@ -253,13 +253,13 @@ mod tests {
         // A link in the place of the whole folder leads nowhere.
         std::fs::remove_dir_all(path("runner/_work")).ok();
         let _ = std::fs::rename(path("runner/_work"), path("runner/moved"));
-        symlink(path("environment"), path("runner/_work")).unwrap();
+        symlink(path("outside"), path("runner/_work")).unwrap();
         assert_eq!(clean_work(&path("runner"), own, Moment::Completed).len(), 1);
-        assert!(path("environment/kept").exists());
+        assert!(path("outside/kept").exists());
 
-        assert_eq!(clean_shared(&path("environment"), own + 1), Vec::<String>::new());
-        assert!(path("environment/kept").exists(), "another user's");
-        clean_shared(&path("environment"), own);
-        assert!(!path("environment/kept").exists());
+        assert_eq!(clean_shared(&path("outside"), own + 1), Vec::<String>::new());
+        assert!(path("outside/kept").exists(), "another user's");
+        clean_shared(&path("outside"), own);
+        assert!(!path("outside/kept").exists());
     }
 }

@@ -22,7 +22,7 @@ const USER: &str = "runner";
 /// What starts at boot.
 const UNITS: [&str; 3] = [guard::UNIT, "kiln-jobs.service", "kiln-bootstrap.service"];
 
-/// Where distributions keep their certificates; the same places that the binary's TLS checks at.
+/// Where distributions keep their certificates; the same places that the binary's TLS looks at.
 const CERTIFICATES: [&str; 3] =
     ["/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem"];
 

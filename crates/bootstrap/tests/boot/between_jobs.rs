@@ -38,8 +38,8 @@ async fn a_job_begins_with_an_empty_workspace_whoever_wrote_to_it() {
     let fixture = with_hooks().await;
     let mut booted = fixture.boot(&fixture.config()).await;
     booted.online().await;
-    let environment = fixture.path("environment");
-    fixture.write("environment/kept", "x", 0o644);
+    let environment = fixture.path("outside");
+    fixture.write("outside/kept", "x", 0o644);
     for turn in 0..5 {
         let dirty = format!(
             "[[ -z $(ls -A) ]] || {{ ls -lA; exit 1; }}; mkdir -p a/b && echo x >a/b/c && chmod 500 a/b; \

@@ -54,7 +54,7 @@ pub(super) struct Baking {
     pub(super) kms_key: Option<String>,
     /// Where it is built.
     pub(super) infrastructure: Json,
-    /// `PHASE/DOCUMENT/STEP`, or a step's name single_instance.
+    /// `PHASE/DOCUMENT/STEP`, or a step's name alone.
     pub(super) fail_step: Option<String>,
 }
 

@@ -263,7 +263,7 @@ fn s3_error(status: StatusCode, code: &str) -> Response {
     (status, [(header::CONTENT_TYPE, "application/xml")], body).into_response()
 }
 
-/// An object's version, of its content single_instance.
+/// An object's version, of its content alone.
 fn etag(bytes: &[u8]) -> String {
     format!("\"{}\"", &kiln_image::payload::sha256(bytes).as_str()[..32])
 }

@@ -699,7 +699,7 @@ fn refresh(group: &mut Group, instances: &mut [&mut Instance], desired: usize, p
         .iter()
         .any(|i| i.failed && i.version == refresh.to && i.state == State::Terminated && i.since > refresh.begun);
     // assumption: AWS's guide speaks of an hour for what keeps a refresh from going on, and of the scaling activities for why
-    // instances are not launched; a failed launch single_instance does not end it.
+    // instances are not launched; a failed launch alone does not end it.
     let given_up = broken && refresh.begun.elapsed() >= pace.patience;
     if given_up && refresh.status == "InProgress" && refresh.from != refresh.to {
         refresh.reason = "a new instance did not complete its launch lifecycle action".to_owned();

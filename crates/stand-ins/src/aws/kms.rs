@@ -2,7 +2,7 @@
 //!
 //! source: <https://docs.aws.amazon.com/kms/latest/developerguide/alias-authorization.html>: tag and alias changes take up to
 //! five minutes to affect authorization, and may be visible in operations before that. What is modelled is a role that may
-//! sign by `kms:ResourceAliases` single_instance: it may use a key that had an alias of Kiln's so long ago.
+//! sign by `kms:ResourceAliases` alone: it may use a key that had an alias of Kiln's so long ago.
 
 use std::time::{Duration, Instant};
 

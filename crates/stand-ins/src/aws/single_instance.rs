@@ -1,4 +1,4 @@
-//! AWS as one instance sees it: its group, and itself. Without the emulator, for tests of the binary single_instance.
+//! AWS as one instance sees it: its group, and itself. Without the emulator, for tests of the binary alone.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
