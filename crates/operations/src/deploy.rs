@@ -29,7 +29,7 @@ pub use apply::{apply, run};
 pub use lock::{Held, LockOwner, held};
 pub(crate) use lock::{Lock, bucket};
 pub use observe::{Observed, observe, require_key};
-pub(crate) use observe::{available, found, recorded_image, version_in};
+pub(crate) use observe::{found, recorded_image, tags_of, version_in};
 pub use plan::{plan, resume_command};
 pub(crate) use record::forget;
 pub use record::{Record, TargetImage};

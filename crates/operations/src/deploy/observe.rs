@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::freshness::{self, Lifetime, Urgency};
 use crate::launches::{BeyondStack, LaunchWatch};
 use crate::pin::RUNNER_VERSION_TAG;
-use crate::ports::{Ami, Cloud, Group, Images, Inventory, LaunchTemplateVersion, Progress, Refresh, Stack};
+use crate::ports::{Ami, Caller, Cloud, Group, Images, Inventory, LaunchTemplateVersion, Progress, Refresh, Stack};
 use crate::stacks::{self, DeadStack, Found};
 use crate::{on_demand, orphans};
 
@@ -95,13 +95,7 @@ pub async fn observe(
     let record = Record::read(config, &fleet.name, cloud).await?;
     let asked_for = stack.as_ref().and_then(|stack| stack.parameters.get("AmiId")?.parse::<AmiId>().ok());
     let aim = record.aim(request.target, &baked.id, asked_for.as_ref())?;
-    let tags = if aim.ami == baked.id {
-        baked.tags
-    } else {
-        let former = available(&aim.ami, cloud).await?;
-        ami::require_any_of_ours(config, &fleet.image, &former, &caller)?;
-        former.tags
-    };
+    let tags = tags_of(&aim.ami, baked, (config, fleet), &caller, cloud).await?;
     let tags_now = match asked_for {
         Some(now) if now != aim.ami => cloud.ami(&now).await?.map(|ami| ami.tags).unwrap_or_default(),
         _ => BTreeMap::new(),
@@ -173,8 +167,27 @@ pub(crate) async fn recorded_image(request: &Request<'_>, cloud: &impl Cloud) ->
     available(&id, cloud).await
 }
 
+/// The tags of the image to deploy: the baked one, or an earlier one of ours.
+///
+/// # Errors
+/// [`crate::Kind::Precondition`] if the image is gone or is not ours.
+pub(crate) async fn tags_of(
+    ami: &AmiId,
+    baked: Ami,
+    (config, fleet): (&Config, &Fleet),
+    caller: &Caller,
+    cloud: &impl Images,
+) -> Result<BTreeMap<String, String>> {
+    if *ami == baked.id {
+        return Ok(baked.tags);
+    }
+    let former = available(ami, cloud).await?;
+    ami::require_any_of_ours(config, &fleet.image, &former, caller)?;
+    Ok(former.tags)
+}
+
 /// An image that instances can be launched from.
-pub(crate) async fn available(id: &AmiId, cloud: &impl Images) -> Result<Ami> {
+async fn available(id: &AmiId, cloud: &impl Images) -> Result<Ami> {
     match cloud.ami(id).await? {
         Some(ami) if ami.state == "available" => Ok(ami),
         found => {

@@ -12,7 +12,7 @@ use kiln_github::OrgClient;
 use super::{control_bucket, read_control, read_status, require_kind};
 use crate::ami;
 use crate::code::Code;
-use crate::deploy::{Record, Request, TargetImage, available, found, recorded_image, version_in};
+use crate::deploy::{Record, Request, TargetImage, found, recorded_image, tags_of, version_in};
 use crate::error::{Error, Result};
 use crate::ports::{Cloud, Group, Progress, Stack};
 use crate::stacks::{self, DeadStack};
@@ -93,13 +93,7 @@ pub async fn observe(
     let record = Record::read(config, &fleet.name, cloud).await?;
     let asked_for = stack.as_ref().and_then(|stack| stack.parameters.get("AmiId")?.parse().ok());
     let aim = record.aim(request.target, &baked.id, asked_for.as_ref())?;
-    let tags = if aim.ami == baked.id {
-        baked.tags
-    } else {
-        let former = available(&aim.ami, cloud).await?;
-        ami::require_any_of_ours(config, &fleet.image, &former, &caller)?;
-        former.tags
-    };
+    let tags = tags_of(&aim.ami, baked, (config, fleet), &caller, cloud).await?;
     let bucket = control_bucket(config, &caller);
     let (control, status) = match controller {
         Some(_) => (read_control(&bucket, cloud).await?.document, read_status(&bucket, cloud).await?),
